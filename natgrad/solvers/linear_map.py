@@ -1,0 +1,75 @@
+"""Whatever a caller has for a matrix, as a function on torch vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class SupportsMatmul(Protocol):
+    """Anything with ``A @ v``: our operators, torch and NumPy matrices, SciPy's operators."""
+
+    def __matmul__(self, vector: Any, /) -> Any: ...
+
+
+LinearMap = SupportsMatmul | Callable[[Any], Any]
+Multiply = Callable[[Tensor], Tensor]
+
+
+def as_multiply(operator: LinearMap, like: Tensor, *, numpy_caller: bool, name: str) -> Multiply:
+    """v ↦ A v on torch vectors shaped like ``like``, from any :data:`LinearMap`.
+
+    NumPy arrays, and SciPy operators and sparse matrices, are handed NumPy vectors; torch matrices
+    and our operators torch ones; a plain function gets the kind that the solver's caller used.
+    Each product is checked once for shape and dtype: broadcasting would hide a wrong one.
+    """
+    shape = getattr(operator, "shape", None)
+    if shape is not None and tuple(shape) != (len(like), len(like)):
+        raise ValueError(
+            f"{name} has shape {tuple(shape)}, but b has {len(like)} elements; "
+            f"expected ({len(like)}, {len(like)})"
+        )
+    if isinstance(operator, Tensor) and operator.dtype != like.dtype:
+        raise ValueError(f"{name} is {operator.dtype} but b is {like.dtype}; convert one of them")
+    if hasattr(operator, "__matmul__"):
+        apply: Callable[[Any], Any] = operator.__matmul__
+        is_scipy = type(operator).__module__.split(".")[0] == "scipy"
+        wants_numpy = isinstance(operator, np.ndarray) or is_scipy
+    elif callable(operator):
+        apply, wants_numpy = operator, numpy_caller
+    else:
+        raise TypeError(
+            f"{name} must support `{name} @ v` or be a function v ↦ {name} v, "
+            f"got {type(operator).__name__}"
+        )
+
+    def multiply(vector: Tensor) -> Tensor:
+        product = apply(vector.cpu().numpy() if wants_numpy else vector)
+        if not isinstance(product, Tensor):
+            product = torch.as_tensor(np.asarray(product), dtype=like.dtype, device=like.device)
+        if product.shape != like.shape or product.dtype != like.dtype:
+            raise ValueError(
+                f"{name} maps a vector of shape {tuple(like.shape)} and {like.dtype} to shape "
+                f"{tuple(product.shape)} and {product.dtype}; expected the same shape and dtype"
+            )
+        return product.detach()
+
+    return multiply
+
+
+def as_tensor(vector: Tensor | NDArray[Any], name: str) -> Tensor:
+    """A detached float32 or float64 vector (n,); NumPy arrays share memory."""
+    if not isinstance(vector, (Tensor, np.ndarray)):
+        raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {type(vector)}")
+    tensor = torch.from_numpy(vector) if isinstance(vector, np.ndarray) else vector.detach()
+    if tensor.ndim != 1 or tensor.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{name} must be a vector (n,) of float32 or float64, got shape {tuple(tensor.shape)} "
+            f"of {tensor.dtype}; half precision cannot carry a recurrence, convert it first"
+        )
+    return tensor

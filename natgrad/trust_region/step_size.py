@@ -1,0 +1,60 @@
+"""The longest step along s whose quadratic distance stays within δ."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class StepSizeStatus(Enum):
+    """Whether there is a step size; the value says what the caller can do about it."""
+
+    OK = "½ (αs)ᵀK(αs) = δ"
+    NONPOSITIVE_CURVATURE = (
+        "sᵀK s <= 0: the metric is not positive along s (or s is zero); add damping to the solve, "
+        "or build K so that it is positive semidefinite"
+    )
+    NONFINITE = "sᵀK s is NaN or infinite: the gradient or the metric overflowed"
+
+
+class StepSize(NamedTuple):
+    """``alpha`` (0-d float64 where sKs is a tensor, else float) and how it came about."""
+
+    alpha: Tensor | float
+    status: StepSizeStatus
+
+
+def step_size(sKs: Tensor | float, delta: float) -> StepSize:
+    """α = √(2 δ / sᵀK s), so that ½ (αs)ᵀK(αs) = δ; 0 and a status where there is none.
+
+    ``sKs`` is a number or a 0-d tensor, ``delta`` the bound δ > 0. With s from a solver,
+    sᵀK s is ``solution.x @ solution.Ax``: no further product. Computed in float64 as
+    √(2 δ) / √(sᵀK s), which neither overflows nor underflows where the quotient would.
+
+    Raises ``ValueError`` where δ is not positive and finite.
+
+    Source: Schulman et al., "Trust region policy optimization", 2015, appendix C.
+
+    >>> step_size(8.0, 0.01).alpha
+    0.05
+    """
+    if not (math.isfinite(delta) and delta > 0):
+        raise ValueError(f"delta must be positive and finite, got {delta}")
+    curvature = torch.as_tensor(sKs, dtype=torch.float64)
+    if curvature.ndim:
+        raise ValueError(f"sKs must be a scalar, got shape {tuple(curvature.shape)}")
+    status = StepSizeStatus.OK
+    if not bool(torch.isfinite(curvature)):
+        status = StepSizeStatus.NONFINITE
+    elif not bool(curvature > 0):
+        status = StepSizeStatus.NONPOSITIVE_CURVATURE
+    alpha = (
+        math.sqrt(2 * delta) / curvature.sqrt()
+        if status is StepSizeStatus.OK
+        else torch.zeros_like(curvature)
+    )
+    return StepSize(alpha if isinstance(sKs, Tensor) else alpha.item(), status)
