@@ -1,0 +1,90 @@
+"""What the training loop knows of an algorithm, and where it finds one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+from gymnasium import Space
+from torch import Tensor
+from torch.distributions import Distribution
+
+from rl_plugins.errors import UsageError, suggestion
+
+ENTRY_POINTS = "rl_plugins"
+
+
+class Plugin(Protocol):
+    """An algorithm. Third parties register theirs in the entry-point group ``rl_plugins``.
+
+    ``policy`` maps observations to a torch Distribution: what the collector draws actions from and
+    the evaluation takes the mode of. ``Config`` is a dataclass, whose fields are the options of
+    the command line; ``update`` returns a dataclass, whose fields are the columns of
+    ``progress.csv``.
+    """
+
+    collects: ClassVar[Literal["rollouts", "transitions"]]
+    Config: ClassVar[type]
+    config: Any
+
+    @classmethod
+    def build(
+        cls,
+        observation_space: Space[Any],
+        action_space: Space[Any],
+        config: Any,
+        generator: torch.Generator,
+    ) -> Plugin: ...
+
+    @property
+    def policy(self) -> PolicyModule: ...
+
+    def update(self, batch: Any) -> StepReport: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class PolicyModule(Protocol):
+    """Observations (B, *shape) -> a distribution with batch shape (B,)."""
+
+    def __call__(self, observations: Tensor, /) -> Distribution: ...
+
+
+class StepReport(Protocol):
+    """A dataclass of numbers and enums; ``summary`` is the part of a line worth watching."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def summary(self) -> str: ...
+
+
+def find_plugin(name: str) -> type[Plugin]:
+    """The plugin class registered under ``name``. Raises :class:`UsageError` for an unknown one."""
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name not in found:
+        raise UsageError(f"unknown algorithm {name!r}; {suggestion(name, found)}")
+    plugin: type[Plugin] = found[name].load()
+    return plugin
+
+
+ConfigType = TypeVar("ConfigType")
+
+
+def configure(config: type[ConfigType], settings: Mapping[str, Any]) -> ConfigType:
+    """A config dataclass from settings by name. Raises :class:`UsageError` for an unknown name."""
+    known = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+    for name in settings:
+        if name not in known:
+            raise UsageError(
+                f"unknown setting {name!r} of {config.__name__}; {suggestion(name, known)}"
+            )
+    try:
+        return config(**settings)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,39 @@
+"""Draws from a distribution with an explicit generator, which ``Distribution.sample`` lacks."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, Independent, Normal
+
+
+@singledispatch
+def sample(distribution: Distribution, generator: torch.Generator) -> Tensor:
+    """One draw for each element of the batch; ``sample.register`` adds a family."""
+    raise TypeError(
+        f"cannot sample {type(distribution).__name__} with a generator; "
+        "register the family with rl_plugins.policies.sample.register"
+    )
+
+
+@sample.register(Normal)
+def _normal(distribution: Normal, generator: torch.Generator) -> Tensor:
+    location = distribution.loc
+    noise = torch.randn(
+        location.shape, generator=generator, dtype=location.dtype, device=location.device
+    )
+    return torch.addcmul(location, distribution.scale, noise)
+
+
+@sample.register(Categorical)
+def _categorical(distribution: Categorical, generator: torch.Generator) -> Tensor:
+    probabilities = distribution.probs.flatten(0, -2)
+    draws = torch.multinomial(probabilities, 1, replacement=True, generator=generator)
+    return draws.view(distribution.batch_shape)
+
+
+@sample.register(Independent)
+def _independent(distribution: Independent[Distribution], generator: torch.Generator) -> Tensor:
+    return sample(distribution.base_dist, generator)

@@ -1,0 +1,126 @@
+"""The run directory: what a run leaves behind, valid at every moment.
+
+    config.json       what was run: algorithm, task, every setting, versions
+    progress.csv      one row per update, flushed as it is written
+    evaluations.csv   one row per evaluation
+    events.*          the same numbers for TensorBoard
+    checkpoint.pt     the agent's state, loadable with ``weights_only=True``
+    outcome.json      how the run ended: finished or interrupted, steps, seconds
+    curve.png         the learning curve
+
+Files that are rewritten are written beside their place and moved into it, so that a crash leaves
+the old one or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from rl_plugins.errors import UsageError
+
+Row = Mapping[str, Any]
+
+
+class RunDirectory:
+    """Writes a run. A context manager: leaving it closes the files, whatever happened."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        """Create the directory. Raises :class:`UsageError` where it exists and is not empty."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(
+                f"the run directory {path} exists and is not empty; choose another --run-dir, "
+                "a run is never overwritten"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        # Imported here: it takes a second, and a mistyped command should not.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.path = path
+        self.write_json("config.json", config)
+        self._progress = _Table(path / "progress.csv")
+        self._evaluations = _Table(path / "evaluations.csv")
+        self._events = SummaryWriter(str(path))
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.close()
+        self._evaluations.close()
+        self._events.close()
+
+    def log_progress(self, row: Row) -> None:
+        """Append an update. Every row has the columns of the first."""
+        self._progress.append(row)
+        self._log_events(row)
+
+    def log_evaluation(self, row: Row) -> None:
+        """Append an evaluation."""
+        self._evaluations.append(row)
+        self._log_events({f"evaluation/{name}": value for name, value in row.items()}, row["steps"])
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        text = json.dumps(content, indent=2) + "\n"
+        _replace(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        _replace(self.path / "checkpoint.pt", lambda path: torch.save(dict(state), path))
+
+    def _log_events(self, row: Row, steps: int | None = None) -> None:
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                self._events.add_scalar(name, value, row["steps"] if steps is None else steps)
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a run. Raises :class:`UsageError` where the directory holds no run."""
+    try:
+        content: dict[str, Any] = json.loads((path / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} is not a run directory: it holds no {name}") from error
+    return content
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The agent's state. Raises :class:`UsageError` where the run has not written one yet."""
+    if not (path / "checkpoint.pt").is_file():
+        raise UsageError(f"{path} holds no checkpoint.pt yet")
+    state: dict[str, Any] = torch.load(path / "checkpoint.pt", weights_only=True)
+    return state
+
+
+class _Table:
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("w", newline="", encoding="utf-8")
+        self._writer: csv.DictWriter[str] | None = None
+
+    def append(self, row: Row) -> None:
+        if self._writer is None:
+            self._writer = csv.DictWriter(self._file, list(row))
+            self._writer.writeheader()
+        self._writer.writerow({name: _cell(value) for name, value in row.items()})
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name.lower()
+    return repr(value) if isinstance(value, float) else value
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    beside = path.with_name(path.name + ".part")
+    write(beside)
+    os.replace(beside, path)

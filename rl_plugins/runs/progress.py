@@ -1,0 +1,43 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class ProgressDisplay:
+    """A live line on a terminal; elsewhere (a log, a pipe) one plain line per evaluation."""
+
+    def __init__(self, console: Console, total_steps: int) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+            BarColumn(bar_width=20),
+            TextColumn("return {task.fields[episode_return]}"),
+            TextColumn("{task.fields[summary]}"),
+            TextColumn("{task.fields[speed]:,.0f} steps/s"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._bar = self._progress.add_task(
+            "", total=total_steps, episode_return="–", summary="", speed=0.0
+        )
+
+    def __enter__(self) -> ProgressDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def update(self, steps: int, episode_return: float | None, summary: str, speed: float) -> None:
+        """Show an update; where no episode ended (None) the last return stays in view."""
+        if episode_return is not None:
+            self._progress.update(self._bar, episode_return=f"{episode_return:,.1f}")
+        self._progress.update(self._bar, completed=steps, summary=summary, speed=speed)
+
+    def line(self, text: str) -> None:
+        """A line that stays, above the live one."""
+        self._console.print(text, highlight=False)

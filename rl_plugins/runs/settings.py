@@ -1,0 +1,81 @@
+"""What a run is made of: the loop's own settings, the algorithm's, and where each came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from rl_plugins.errors import UsageError
+from rl_plugins.plugin import Plugin, configure
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of the training loop."""
+
+    total_steps: int = 100_000
+    """Environment steps, all environments together."""
+    seed: int = 0
+    """Seed of the environments, the initial weights, the actions and the minibatches."""
+    environments: int = 8
+    """Copies of the task that are stepped together."""
+    rollout_length: int = 256
+    """Steps of each copy between two updates."""
+    evaluations: int = 4
+    """Evaluations during training, evenly spaced; the final one comes on top."""
+    evaluation_episodes: int = 20
+    """Episodes of the final evaluation, with the mode of the policy; those before take 5."""
+    threads: int = 1
+    """Threads of torch; small networks are faster with one."""
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "environments", "rollout_length", "evaluation_episodes",
+                     "threads"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.evaluations < 0 or self.seed < 0:
+            raise ValueError("evaluations and seed must be at least 0")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that determines a run, and ``tuned``: whether the settings file has the task."""
+
+    algorithm: str
+    task: str
+    run: RunSettings
+    config: Any
+    tuned: bool
+
+
+def tuned_settings(algorithm: str, task: str) -> dict[str, Any]:
+    """The settings file's entry for an algorithm on a task; empty where it has none."""
+    text = files("rl_plugins.runs").joinpath("settings.toml").read_text(encoding="utf-8")
+    return dict(tomllib.loads(text).get(algorithm, {}).get(task, {}))
+
+
+def resolve(
+    algorithm: str, plugin: type[Plugin], task: str, overrides: Mapping[str, Any]
+) -> Settings:
+    """Defaults, then the settings file, then ``overrides`` by name.
+
+    Raises :class:`UsageError` for a name that neither the loop nor the algorithm has.
+    """
+    tuned = tuned_settings(algorithm, task)
+    merged = {**tuned, **overrides}
+    run_names = {field.name for field in dataclasses.fields(RunSettings)}
+    config_names = {field.name for field in dataclasses.fields(plugin.Config)}
+    if clash := run_names & config_names:
+        raise UsageError(f"{algorithm} redefines settings of the training loop: {sorted(clash)}")
+    run = configure(RunSettings, {k: v for k, v in merged.items() if k in run_names})
+    config: Any = configure(plugin.Config, {k: v for k, v in merged.items() if k not in run_names})
+    return Settings(algorithm, task, run, config, tuned=bool(tuned))
