@@ -45,8 +45,9 @@ def cg(
 
     - b, and A by its first product, are scaled by powers of two: with A and b multiplied by any
       powers of two, x is the same bit for bit.
-    - CONVERGED is claimed by the recursive residual but granted by the true one. A refused claim
-      restarts from the true residual, at most 3 times, as long as it halves.
+    - CONVERGED is claimed by the recursive residual but granted by the true one, to which the
+      rounding error of computing it is added: eps (‖A‖ ‖x‖ + ‖b‖), ‖A‖ estimated by the products
+      taken. A refused claim restarts from the true residual, at most 3 times, while it halves.
     - Curvature counts as nonpositive where pᵀAp <= eps ‖p‖ ‖Ap‖, a test free of scale. No positive
       definite matrix of condition below 1 / eps² fails it (Kantorovich's inequality).
     - Dot products are summed in float64.
@@ -95,7 +96,9 @@ def cg(
         return solution(Status.NONFINITE, 0)
     if not bool(rhs.any()):
         return solution(Status.ZERO_RHS, 0)
-    tolerance = torch.maximum(rtol * _norm(b_hat), atol / b_scale.double())
+    b_norm = _norm(b_hat)
+    tolerance = torch.maximum(rtol * b_norm, atol / b_scale.double())
+    eps = torch.finfo(rhs.dtype).eps
     if start is not None:
         guess = start / b_scale
         Ax = multiply(guess)
@@ -104,7 +107,7 @@ def cg(
             return solution(Status.NONFINITE, 0)
         A_scale = _power_of_two(Ax) / _power_of_two(guess)
         x, r = guess * A_scale, b_hat - Ax
-        if bool(_norm(r) <= tolerance):
+        if bool(_norm(r) <= tolerance - eps * (_norm(Ax) + b_norm)):
             return solution(Status.CONVERGED, 0)
 
     z = precondition(r)
@@ -113,10 +116,9 @@ def cg(
     p, rz = z, _dot(r, z)
     if not bool(torch.isfinite(rz)):
         return solution(Status.NONFINITE, 0)
-    eps = torch.finfo(rhs.dtype).eps
     running = torch.ones((), dtype=torch.bool, device=rhs.device)
     nonfinite, indefinite = ~running, ~running
-    restarts, last_true_norm = 0, _norm(b_hat)
+    restarts, last_true_norm, claim, A_norm = 0, b_norm, tolerance, torch.zeros_like(b_norm)
 
     # All in tensors: one read-back every `check_every` iterations. Once `running` is False, every
     # update below is masked, so that x, r and p stay those of the iteration that ended the run.
@@ -126,18 +128,19 @@ def cg(
             first_scale = _power_of_two(Ap) / _power_of_two(p)
             A_scale, Ap = first_scale, Ap / first_scale
         products += 1
-        curvature = _dot(p, Ap)
+        curvature, p_norm, Ap_norm = _dot(p, Ap), _norm(p), _norm(Ap)
         finite = torch.isfinite(curvature)
-        definite = (curvature > eps * _norm(p) * _norm(Ap)) & (rz > 0)
+        definite = (curvature > eps * p_norm * Ap_norm) & (rz > 0)
         nonfinite = nonfinite | (running & ~finite)
         indefinite = indefinite | (running & finite & ~definite)
         running = running & finite & definite
+        A_norm = torch.where(running, torch.maximum(A_norm, Ap_norm / p_norm), A_norm)
 
         step = torch.where(running, rz / curvature, 0.0)
         x = torch.addcmul(x, p, step)
         r = torch.where(running, torch.addcmul(r, Ap, -step), r)
         r_norm = _norm(r)
-        running = running & (r_norm > tolerance)
+        running = running & (r_norm > claim)
 
         z = precondition(r) / P_scale
         rz_next = _dot(r, z)
@@ -156,9 +159,11 @@ def cg(
         r = b_hat - multiply(x) / A_scale
         products += 1
         true_norm = _norm(r)
-        if bool(true_norm <= tolerance):
+        claim = tolerance - eps * (A_norm * _norm(x) + b_norm)
+        if bool(true_norm <= claim):
             return solution(Status.CONVERGED, iteration)
-        if restarts == MAX_RESTARTS or not bool(true_norm < 0.5 * last_true_norm):
+        progress = (claim > 0) & (true_norm < 0.5 * last_true_norm)
+        if restarts == MAX_RESTARTS or not bool(progress):
             return solution(Status.STAGNATED, iteration)
         restarts, last_true_norm = restarts + 1, true_norm
         z = precondition(r) / P_scale

@@ -57,10 +57,10 @@ class Settings:
     tuned: bool
 
 
-def tuned_settings(algorithm: str, task: str) -> dict[str, Any]:
-    """The settings file's entry for an algorithm on a task; empty where it has none."""
+def tuned_settings(algorithm: str) -> dict[str, dict[str, Any]]:
+    """The settings file's entries for an algorithm, by task; empty where it has none."""
     text = files("rl_plugins.runs").joinpath("settings.toml").read_text(encoding="utf-8")
-    return dict(tomllib.loads(text).get(algorithm, {}).get(task, {}))
+    return dict(tomllib.loads(text).get(algorithm, {}))
 
 
 def resolve(
@@ -70,7 +70,7 @@ def resolve(
 
     Raises :class:`UsageError` for a name that neither the loop nor the algorithm has.
     """
-    tuned = tuned_settings(algorithm, task)
+    tuned = tuned_settings(algorithm).get(task, {})
     merged = {**tuned, **overrides}
     run_names = {field.name for field in dataclasses.fields(RunSettings)}
     config_names = {field.name for field in dataclasses.fields(plugin.Config)}

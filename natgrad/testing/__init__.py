@@ -1,0 +1,1 @@
+"""Properties that mathematics guarantees, for anyone's solver or operator. Needs Hypothesis."""

@@ -1,0 +1,166 @@
+"""The command line: ``rl-plugins train | evaluate | list``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from rl_plugins.errors import UsageError
+from rl_plugins.plugin import ENTRY_POINTS, find_plugin
+from rl_plugins.runs import Outcome, evaluate_run, resolve, train, tuned_settings
+
+USAGE_STATUS = 2
+INTERRUPTED_STATUS = 130
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an algorithm on a Gymnasium task; its options follow the two names."""
+
+    algorithm: tyro.conf.Positional[str]
+    """Name of an algorithm: see `rl-plugins list`."""
+    task: tyro.conf.Positional[str]
+    """Name of a Gymnasium task, such as CartPole-v1."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Play episodes with the mode of a trained policy."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Directory of a run."""
+    episodes: int = 20
+    """Episodes to play."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+
+
+@dataclass(frozen=True)
+class List:
+    """Name the algorithms and the tasks that they have tuned settings for."""
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for bad usage, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except UsageError as error:
+        print(f"rl-plugins: {error}", file=sys.stderr)
+        return USAGE_STATUS
+    except KeyboardInterrupt:
+        return INTERRUPTED_STATUS
+
+
+def _run(arguments: list[str]) -> int:
+    # The options of `train` depend on its algorithm and their defaults on its task, so that the
+    # two names are read first and leave the rest, --help included, to the second parser.
+    names_come_first = arguments[:1] == ["train"] and len(arguments) > 2
+    command, rest = _parse(
+        Command, arguments, "rl-plugins", return_unknown_args=True, add_help=not names_come_first
+    )
+    if isinstance(command, Train):
+        return _train(command, rest)
+    if rest:
+        raise UsageError(f"unknown option {rest[0]}; see rl-plugins {arguments[0]} --help")
+    return _evaluate(command) if isinstance(command, Evaluate) else _list()
+
+
+def _train(command: Train, rest: list[str]) -> int:
+    plugin = find_plugin(command.algorithm)
+    defaults = resolve(command.algorithm, plugin, command.task, {})
+    options_type = dataclasses.make_dataclass(
+        "Options",
+        [
+            ("run", type(defaults.run), dataclasses.field(default=defaults.run)),
+            ("config", plugin.Config, dataclasses.field(default=defaults.config)),
+            ("run_dir", Path | None, dataclasses.field(default=None)),
+        ],
+    )
+    prog = f"rl-plugins train {command.algorithm} {command.task}"
+    options = _parse(options_type, rest, prog, config=(tyro.conf.OmitArgPrefixes,))
+    console = Console()
+    overrides = {**_fields(options.run), **_fields(options.config)}
+    source = "tuned settings" if defaults.tuned else "default settings (none tuned for this task)"
+    console.print(
+        f"{command.algorithm} on {command.task}, seed {options.run.seed}, "
+        f"{options.run.total_steps:,} steps, {source}",
+        highlight=False,
+    )
+    run = train(
+        command.algorithm, command.task, run_dir=options.run_dir, console=console, **overrides
+    )
+    console.print(f"{run.steps / run.seconds:,.0f} steps/s over the whole run", highlight=False)
+    console.print(f"run: {run.directory}", highlight=False, soft_wrap=True)
+    console.print(f"curve: {run.directory / 'curve.png'}", highlight=False, soft_wrap=True)
+    if run.outcome is Outcome.INTERRUPTED:
+        console.print(f"interrupted after {run.steps:,} steps", highlight=False)
+        return INTERRUPTED_STATUS
+    return 0
+
+
+def _evaluate(command: Evaluate) -> int:
+    evaluation = evaluate_run(command.run_dir, episodes=command.episodes)
+    if command.json:
+        record = {
+            "episodes": len(evaluation.returns),
+            "mean_return": evaluation.mean,
+            "deviation": evaluation.deviation,
+            "returns": evaluation.returns,
+            "lengths": evaluation.lengths,
+        }
+        print(json.dumps(record))
+    else:
+        print(
+            f"{evaluation.mean:,.1f} ± {evaluation.deviation:,.1f} "
+            f"over {len(evaluation.returns)} episodes"
+        )
+    return 0
+
+
+def _list() -> int:
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        tasks = ", ".join(tuned_settings(point.name)) or "none"
+        print(f"{point.name:8}{point.value}  tuned for: {tasks}")
+    return 0
+
+
+def _fields(instance: Any) -> dict[str, Any]:
+    return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
+
+
+def _parse(target: Any, arguments: list[str], prog: str, **options: Any) -> Any:
+    """tyro's parser, with its framed report of an error folded into one line."""
+    report = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(report):
+            return tyro.cli(target, args=arguments, prog=prog, **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_line(report.getvalue())) from None
+
+
+def _one_line(report: str) -> str:
+    # A frame of box-drawing characters, with paragraphs parted by rules and the title on its top.
+    lines = [line.strip("│ ") for line in report.splitlines() if not line.startswith(("╭", "╰"))]
+    paragraphs = " ".join(lines).split("─")
+    return "; ".join(" ".join(part.split()) for part in paragraphs if part.strip())

@@ -1,0 +1,24 @@
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Same examples in every CI run; no deadline, which would make a test a timing.
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_no_trace_in_the_global_generator():
+    """Small networks are faster with one thread; nothing of ours may use the global generator."""
+    torch.set_num_threads(1)
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), before), "the global random state was advanced"
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
