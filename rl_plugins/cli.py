@@ -58,6 +58,11 @@ Command = (
 )
 
 
+RunDirectoryOption = Annotated[
+    Path | None, tyro.conf.arg(help="New directory for the run; unset: one below runs/.")
+]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad usage, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -92,19 +97,13 @@ def _train(command: Train, rest: list[str]) -> int:
         [
             ("run", type(defaults.run), dataclasses.field(default=defaults.run)),
             ("config", plugin.Config, dataclasses.field(default=defaults.config)),
-            ("run_dir", Path | None, dataclasses.field(default=None)),
+            ("run_dir", RunDirectoryOption, dataclasses.field(default=None)),
         ],
     )
     prog = f"rl-plugins train {command.algorithm} {command.task}"
     options = _parse(options_type, rest, prog, config=(tyro.conf.OmitArgPrefixes,))
     console = Console()
     overrides = {**_fields(options.run), **_fields(options.config)}
-    source = "tuned settings" if defaults.tuned else "default settings (none tuned for this task)"
-    console.print(
-        f"{command.algorithm} on {command.task}, seed {options.run.seed}, "
-        f"{options.run.total_steps:,} steps, {source}",
-        highlight=False,
-    )
     run = train(
         command.algorithm, command.task, run_dir=options.run_dir, console=console, **overrides
     )

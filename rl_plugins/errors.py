@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
 
 class UsageError(ValueError):
     """An unknown name, an unsupported space or a setting out of range, in one line."""
+
+
+def require_least(settings: Any, least: float, *names: str, exclusive: bool = False) -> None:
+    """Raise ``ValueError`` unless the named settings are finite and >= least (> if exclusive)."""
+    for name in names:
+        value = getattr(settings, name)
+        if not math.isfinite(value) or value < least or (exclusive and value == least):
+            relation = "above" if exclusive else "at least"
+            raise ValueError(f"{name} must be {relation} {least}, got {value}")
+
+
+def require_between(settings: Any, low: float, high: float, *names: str) -> None:
+    """Raise ``ValueError`` unless the named settings lie in [low, high]."""
+    for name in names:
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

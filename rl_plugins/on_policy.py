@@ -18,6 +18,7 @@ from rl_plugins.critics import (
     explained_variance,
 )
 from rl_plugins.data import Rollout
+from rl_plugins.errors import require_between, require_least
 from rl_plugins.policies import ObservationNormaliser, build_policy, mlp, observation_shape
 
 
@@ -41,7 +42,7 @@ class OnPolicyConfig:
     """Gauss-Newton steps an update."""
     critic_cg_iterations: int = 10
     """Conjugate-gradient iterations a Gauss-Newton step."""
-    critic_damping: float = 1e-2
+    critic_damping: float = 0.1
     """Damping of the Gauss-Newton matrix, for targets of unit variance."""
     critic_epochs: int = 20
     """Adam's passes over the rollout an update."""
@@ -49,6 +50,17 @@ class OnPolicyConfig:
     """Adam's minibatch."""
     critic_learning_rate: float = 1e-3
     """Adam's learning rate."""
+
+    def __post_init__(self) -> None:
+        if self.critic not in ("gauss-newton", "adam"):
+            raise ValueError(f"critic must be 'gauss-newton' or 'adam', got {self.critic!r}")
+        if any(size < 1 for size in self.hidden_sizes):
+            raise ValueError(f"hidden_sizes must be at least 1, got {self.hidden_sizes}")
+        require_between(self, 0, 1, "discount", "decay")
+        require_least(self, 1, "critic_steps", "critic_cg_iterations")
+        require_least(self, 1, "critic_epochs", "critic_batch_size")
+        require_least(self, 0, "critic_damping")
+        require_least(self, 0, "critic_learning_rate", exclusive=True)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from natgrad import (
 )
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins.data import Rollout
+from rl_plugins.errors import require_between, require_least
 from rl_plugins.on_policy import ActorCritic, OnPolicyConfig
 from rl_plugins.plugin import configure
 
@@ -67,6 +68,15 @@ class TRPOConfig(OnPolicyConfig):
     """Factor from one candidate of the line search to the next."""
     max_backtracks: int = 10
     """Candidates after the first before the update is refused."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_least(self, 0, "max_kl", "shrink", exclusive=True)
+        require_least(self, 0, "damping", "cg_tolerance", "max_backtracks")
+        require_least(self, 1, "cg_iterations", "fisher_stride")
+        require_between(self, 0, 0.999, "accept_ratio", "shrink")
+        if self.fisher_chunk_size is not None:
+            require_least(self, 1, "fisher_chunk_size")
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,7 @@ class TRPO:
             # A copy: a distribution may share memory with a parameter that the search overwrites.
             pi_old = copy.deepcopy(self.policy(observations))
             log_prob_old = pi_old.log_prob(actions)
+            entropy = pi_old.entropy().mean()
 
         def surrogate(pi: Distribution) -> Tensor:
             ratio = torch.exp(pi.log_prob(actions) - log_prob_old)
@@ -181,7 +192,7 @@ class TRPO:
             max_backtracks=config.max_backtracks,
         )
         assign(parameters, search.theta)
-        return _report(config.max_kl, g, s, step, search, pi_old.entropy().mean())
+        return _report(config.max_kl, g, s, step, search, entropy)
 
     def state_dict(self) -> dict[str, Any]:
         return self._require_critic().state_dict()

@@ -62,5 +62,5 @@ def _with_spectrum(eigenvalues: Tensor, seed: int, dtype: torch.dtype) -> Tensor
     generator = torch.Generator().manual_seed(seed)
     n = len(eigenvalues)
     basis, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
-    matrix = (basis * eigenvalues) @ basis.mT
-    return ((matrix + matrix.mT) / 2).to(dtype)
+    matrix: Tensor = (basis * eigenvalues) @ basis.mT
+    return (matrix + matrix.mT).div(2).to(dtype)

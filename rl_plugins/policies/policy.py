@@ -99,8 +99,8 @@ def to_environment(space: Space[Any]) -> Callable[[Tensor], NDArray[Any]]:
     assert isinstance(space, spaces.Box)
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     bounded = np.isfinite(low) & np.isfinite(high)
-    middle = np.where(bounded, (low + high) / 2, 0.0)
-    half_range = np.where(bounded, (high - low) / 2, 1.0)
+    least, most = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    middle, half_range = (least + most) / 2, (most - least) / 2
 
     def stretch(actions: Tensor) -> NDArray[Any]:
         wanted = actions.numpy().reshape(-1, *space.shape) * half_range + middle

@@ -40,4 +40,4 @@ class ProgressDisplay:
 
     def line(self, text: str) -> None:
         """A line that stays, above the live one."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)

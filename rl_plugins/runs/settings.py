@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from rl_plugins.errors import UsageError
+from rl_plugins.errors import UsageError, require_least
 from rl_plugins.plugin import Plugin, configure
 
 if sys.version_info >= (3, 11):
@@ -38,12 +38,9 @@ class RunSettings:
     """Threads of torch; small networks are faster with one."""
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "environments", "rollout_length", "evaluation_episodes",
-                     "threads"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.evaluations < 0 or self.seed < 0:
-            raise ValueError("evaluations and seed must be at least 0")
+        require_least(self, 1, "total_steps", "environments", "rollout_length")
+        require_least(self, 1, "evaluation_episodes", "threads")
+        require_least(self, 0, "seed", "evaluations")
 
 
 @dataclass(frozen=True)

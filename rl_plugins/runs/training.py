@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from rl_plugins.plugin import Plugin, find_plugin
 from rl_plugins.runs.curve import draw_curve
 from rl_plugins.runs.directory import RunDirectory, load_checkpoint, read_json
 from rl_plugins.runs.evaluation import Evaluation, evaluate
+from rl_plugins.runs.interrupt import interrupt_as_request
 from rl_plugins.runs.progress import ProgressDisplay
 from rl_plugins.runs.settings import Settings, resolve
 
@@ -93,6 +95,7 @@ def train(
             RunDirectory(path, _describe(settings)) as directory,
             ProgressDisplay(console, settings.run.total_steps) as display,
         ):
+            display.line(_headline(settings))
             return _Training(settings, plugin, collector, directory, display).run()
     finally:
         environments.close()
@@ -114,11 +117,12 @@ class _Training:
 
     def run(self) -> Run:
         outcome, final = Outcome.FINISHED, None
-        try:
-            self._loop()
-            final = self._evaluate(self._settings.run.evaluation_episodes)
-        except KeyboardInterrupt:
-            outcome = Outcome.INTERRUPTED
+        with interrupt_as_request() as stop:
+            self._loop(stop)
+            if stop.is_set():
+                outcome = Outcome.INTERRUPTED
+            else:
+                final = self._evaluate(self._settings.run.evaluation_episodes)
         seconds = time.perf_counter() - self._start
         self._directory.save_checkpoint({"agent": self._plugin.state_dict(), "steps": self._steps})
         self._directory.write_json(
@@ -137,7 +141,7 @@ class _Training:
         draw_curve(path, path / "curve.png", title)
         return Run(path, outcome, self._steps, seconds, final)
 
-    def _loop(self) -> None:
+    def _loop(self, stop: threading.Event) -> None:
         run = self._settings.run
         per_update = run.environments * run.rollout_length
         updates = math.ceil(run.total_steps / per_update)
@@ -148,6 +152,8 @@ class _Training:
             # The last rollout is as short as total_steps asks.
             missing = math.ceil((run.total_steps - self._steps) / run.environments)
             self._update(update, min(run.rollout_length, missing))
+            if stop.is_set():
+                return
             if update in evaluate_after and update < updates:
                 self._evaluate(min(PASSING_EVALUATION_EPISODES, run.evaluation_episodes))
 
@@ -237,6 +243,14 @@ def _describe(settings: Settings) -> dict[str, Any]:
             **{name: version(name) for name in ("torch", "numpy", "gymnasium")},
         },
     }
+
+
+def _headline(settings: Settings) -> str:
+    source = "tuned settings" if settings.tuned else "default settings, none tuned for this task"
+    return (
+        f"{settings.algorithm} on {settings.task}, seed {settings.run.seed}, "
+        f"{settings.run.total_steps:,} steps ({source})"
+    )
 
 
 def _new_directory(settings: Settings) -> Path:

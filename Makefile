@@ -1,0 +1,55 @@
+# make train   trains TRPO on CartPole-v1; ALGO=, TASK=, STEPS=, SEED= and ARGS= choose otherwise
+# make test    lints, type-checks and tests
+# Each installs what it needs into .venv the first time, and nothing after that.
+
+PYTHON ?= python3
+ALGO ?= trpo
+TASK ?= CartPole-v1
+SEED ?= 0
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: train test test-slow bench docs clean
+
+train: .venv/.rl
+	@$(BIN)/rl-plugins train $(ALGO) $(TASK) --seed $(SEED) $(if $(STEPS),--total-steps $(STEPS)) $(ARGS)
+
+test: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+test-slow: .venv/.dev
+	$(BIN)/pytest -m slow
+
+bench: .venv/.bench
+	$(BIN)/pytest bench --benchmark-enable --benchmark-only --override-ini=addopts=
+	$(BIN)/python bench/trpo_throughput.py
+
+docs: .venv/.dev
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis site
+
+.venv/.created:
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.rl: pyproject.toml constraints.txt | .venv/.created
+	@echo "installing into .venv, once: torch, gymnasium, MuJoCo and what they need"
+	$(INSTALL) --editable '.[rl]'
+	@touch $@
+
+.venv/.dev: .venv/.rl
+	@echo "installing into .venv, once: what checks and tests need"
+	$(INSTALL) --editable '.[rl,testing,dev]'
+	@touch $@
+
+.venv/.bench: .venv/.dev
+	@echo "installing into .venv, once: the peers that the benchmarks run against"
+	$(INSTALL) --editable '.[rl,testing,dev,bench]'
+	@touch $@

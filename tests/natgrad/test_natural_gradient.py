@@ -1,0 +1,87 @@
+"""The three answers together: operator, solver, step (theory, lines 5 to 8)."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributions import Categorical, kl_divergence
+
+import natgrad
+from natgrad.testing.strategies import spd_matrices, vectors_like
+
+
+@given(spd_matrices(max_size=8, dtypes=(torch.float64,)), st.integers(0, 999))
+def test_the_natural_direction_beats_random_feasible_ones(K, seed):
+    """max gᵀd subject to dᵀKd <= 2δ is attained by d ∝ K⁻¹g."""
+    delta = 0.01
+    g = vectors_like(K, seed=seed)
+    s = natgrad.cg(K, g, rtol=1e-10)
+    alpha, _ = natgrad.step_size(s.x @ s.Ax, delta)
+    best = alpha * g @ s.x
+    generator = torch.Generator().manual_seed(seed)
+    rivals = torch.randn(1000, len(K), generator=generator, dtype=torch.float64)
+    rivals *= ((2 * delta) / ((rivals @ K) * rivals).sum(dim=1)).sqrt()[:, None]
+    assert torch.allclose(((rivals @ K) * rivals).sum(dim=1), torch.tensor(2 * delta).double())
+    assert (rivals @ g <= best * (1 + 1e-9)).all()
+
+
+@given(spd_matrices(max_size=6, dtypes=(torch.float64,)), st.integers(0, 999))
+def test_the_step_does_not_depend_on_the_coordinates(K, seed):
+    """In θ = B ξ the metric is BᵀKB and the gradient Bᵀg: the same step in θ."""
+    g = vectors_like(K, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    B = torch.eye(len(K)).double() + 0.3 * torch.tril(
+        torch.randn(len(K), len(K), generator=generator, dtype=torch.float64)
+    )
+    if torch.linalg.cond(B) > 100:
+        return
+
+    def step(metric, gradient):
+        s = natgrad.cg(metric, gradient, rtol=1e-12)
+        alpha, _ = natgrad.step_size(s.x @ s.Ax, 0.01)
+        return alpha * s.x
+
+    expected, transformed = step(K, g), B @ step(B.mT @ K @ B, B.mT @ g)
+    assert torch.allclose(expected, transformed, rtol=1e-5, atol=1e-6 * float(expected.norm()))
+
+
+def test_a_step_on_logits_has_the_kl_that_was_asked_for(generator):
+    """With the exact metric the KL of the whole step is δ to the order that δ neglects."""
+    logits = torch.randn(5, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    # A shift of all logits of a row changes nothing: the gradient of any objective is free of it.
+    g = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    g = (g - g.mean(dim=1, keepdim=True)).flatten()
+    old = Categorical(logits=logits.detach().clone())
+    K = natgrad.Fisher(Categorical(logits=logits), [logits])
+    s = natgrad.cg(K.damped(1e-8), g, max_iterations=100)
+    alpha, _ = natgrad.step_size(s.x @ s.Ax, 1e-6)
+    new = Categorical(logits=logits.detach() + (alpha * s.x).view(5, 4))
+    kl = kl_divergence(old, new).mean()
+    assert abs(float(kl) / 1e-6 - 1) < 0.02
+
+
+def test_the_readme_loop_in_five_lines_lowers_the_loss(generator):
+    x = torch.randn(64, 3, generator=generator)
+    y = (x[:, 0] > 0).long()
+    weight = torch.zeros(3, 2, requires_grad=True)
+
+    def loss_at(theta):
+        natgrad.flat.assign([weight], theta)
+        new = Categorical(logits=x @ weight)
+        return -new.log_prob(y).mean(), kl_divergence(old, new).mean()
+
+    losses = []
+    for _ in range(5):
+        old = Categorical(logits=(x @ weight).detach())
+        loss = -Categorical(logits=x @ weight).log_prob(y).mean()
+        losses.append(float(loss))
+        g = natgrad.flat.gradient(loss, [weight])
+        K = natgrad.Fisher(Categorical(logits=x @ weight), [weight])
+        s = natgrad.cg(K.damped(1e-3), -g)
+        alpha, _ = natgrad.step_size(s.x @ s.Ax, 0.05)
+        theta = natgrad.flat.flatten([weight])
+        search = natgrad.backtracking(loss_at, theta, alpha * s.x, bound=0.05)
+        natgrad.flat.assign([weight], search.theta)
+        assert search.accepted
+        assert search.constraint <= 0.05
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.6 * losses[0]

@@ -1,0 +1,108 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from rl_plugins.cli import main
+
+QUICK = ["--total-steps", "256", "--environments", "2", "--rollout-length", "64",
+         "--hidden-sizes", "8", "--evaluations", "0", "--evaluation-episodes", "3"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "Expected one of {train, evaluate, list}"),
+        ("trian trpo CartPole-v1", "Expected one of {train, evaluate, list}"),
+        ("train", "Name of an algorithm"),
+        ("train trpo", "Name of a Gymnasium task"),
+        ("train trop CartPole-v1", "unknown algorithm 'trop'; did you mean 'trpo'?"),
+        ("train trpo CartPol-v1", "Did you mean: `CartPole`?"),
+        ("train trpo CartPole-v9", "CartPole"),
+        ("train trpo CartPole-v1 --max-kll 0.1", "Perhaps you meant: --max-kl"),
+        ("train trpo CartPole-v1 --max-kl small", "could not convert string to float: 'small'"),
+        ("train trpo CartPole-v1 --environments 0", "environments must be at least 1, got 0"),
+        ("train trpo CartPole-v1 --critic newton", "newton"),
+        ("train trpo CartPole-v1 --max-kl -1", "max_kl must be above 0, got -1.0"),
+        ("train trpo CartPole-v1 --discount 1.5", "discount must lie in [0, 1], got 1.5"),
+        ("train trpo CartPole-v1 --fisher-stride 0", "fisher_stride must be at least 1, got 0"),
+        ("train trpo FrozenLake-v1", "FlattenObservation"),
+        ("evaluate nowhere", "nowhere is not a run directory"),
+        ("evaluate nowhere --episode 3", "unknown option --episode"),
+        ("list --all", "unknown option --all"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_status_2(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert err.startswith("rl-plugins: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_then_evaluate(tmp_path, capsys):
+    directory = tmp_path / "run"
+    assert main(["train", "trpo", "CartPole-v1", *QUICK, "--run-dir", str(directory)]) == 0
+    out = capsys.readouterr().out
+    assert "trpo on CartPole-v1, seed 0, 256 steps (tuned settings)" in out
+    assert f"run: {directory}" in out
+    assert f"curve: {directory / 'curve.png'}" in out
+
+    assert main(["evaluate", str(directory), "--episodes", "3", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    outcome = json.loads((directory / "outcome.json").read_text())
+    assert record["mean_return"] == outcome["mean_return"]
+    assert len(record["returns"]) == len(record["lengths"]) == record["episodes"] == 3
+
+    assert main(["evaluate", str(directory), "--episodes", "2"]) == 0
+    assert "over 2 episodes" in capsys.readouterr().out
+
+
+def test_a_second_run_into_the_same_directory_is_refused(tmp_path, capsys):
+    (tmp_path / "precious").write_text("data")
+    assert main(["train", "trpo", "CartPole-v1", *QUICK, "--run-dir", str(tmp_path)]) == 2
+    assert "never overwritten" in capsys.readouterr().err
+
+
+def test_runs_go_below_runs_unless_told_otherwise(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "trpo", "CartPole-v1", *QUICK, "--seed", "4"]) == 0
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert directory.name.startswith("trpo-CartPole-v1-seed4-")
+    assert str(directory.name) in capsys.readouterr().out
+
+
+def test_list_names_algorithms_and_tuned_tasks(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "trpo" in out
+    assert "HalfCheetah-v5" in out
+
+
+def test_help_shows_every_option_with_its_meaning(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "trpo", "HalfCheetah-v5", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("--total-steps", "--max-kl", "--run-dir", "--critic", "--seed"):
+        assert option in out
+    assert "in nats" in out
+    assert "0.04" in out  # the tuned default of this task, not the algorithm's
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "rl_plugins", "train", "trpo", "NoSuchTask-v0"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
