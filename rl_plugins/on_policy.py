@@ -44,6 +44,8 @@ class OnPolicyConfig:
     """Conjugate-gradient iterations a Gauss-Newton step."""
     critic_damping: float = 0.1
     """Damping of the Gauss-Newton matrix, for targets of unit variance."""
+    critic_stride: int = 1
+    """Estimate the Gauss-Newton matrix on every k-th state; the gradient uses all."""
     critic_epochs: int = 20
     """Adam's passes over the rollout an update."""
     critic_batch_size: int = 128
@@ -57,7 +59,7 @@ class OnPolicyConfig:
         if any(size < 1 for size in self.hidden_sizes):
             raise ValueError(f"hidden_sizes must be at least 1, got {self.hidden_sizes}")
         require_between(self, 0, 1, "discount", "decay")
-        require_least(self, 1, "critic_steps", "critic_cg_iterations")
+        require_least(self, 1, "critic_steps", "critic_cg_iterations", "critic_stride")
         require_least(self, 1, "critic_epochs", "critic_batch_size")
         require_least(self, 0, "critic_damping")
         require_least(self, 0, "critic_learning_rate", exclusive=True)
@@ -99,7 +101,10 @@ class ActorCritic:
         inputs = int(torch.Size(shape).numel())
         network = mlp(inputs, config.hidden_sizes, 1, output_gain=1.0, generator=generator)
         regression: Regression = GaussNewtonRegression(
-            config.critic_steps, config.critic_cg_iterations, config.critic_damping
+            config.critic_steps,
+            config.critic_cg_iterations,
+            config.critic_damping,
+            config.critic_stride,
         )
         if config.critic == "adam":
             regression = AdamRegression(

@@ -38,7 +38,7 @@ def cg(
     ``ValueError`` or ``TypeError`` for wrong shapes, dtypes and settings.
 
     Cost: one product an iteration, one more to verify a claim of convergence, one more for x0;
-    memory of eight vectors. 1 dot product, 3 norms and 3 vector updates an iteration.
+    memory of nine vectors. 4 dot products, 3 vector updates and one scaling an iteration.
 
     Source: Hestenes & Stiefel 1952; Saad, *Iterative Methods for Sparse Linear Systems*, 2003,
     algorithm 9.1. How it differs from them:
@@ -50,7 +50,7 @@ def cg(
       taken. A refused claim restarts from the true residual, at most 3 times, while it halves.
     - Curvature counts as nonpositive where pᵀAp <= eps ‖p‖ ‖Ap‖, a test free of scale. No positive
       definite matrix of condition below 1 / eps² fails it (Kantorovich's inequality).
-    - Dot products are summed in float64.
+    - The norms that decide on convergence are summed in float64.
 
     >>> cg(torch.diag(torch.tensor([1.0, 2.0, 4.0])), torch.ones(3)).x
     tensor([1.0000, 0.5000, 0.2500])
@@ -113,53 +113,60 @@ def cg(
     z = precondition(r)
     P_scale = _power_of_two(z)
     z = z / P_scale
-    p, rz = z, _dot(r, z)
-    if not bool(torch.isfinite(rz)):
-        return solution(Status.NONFINITE, 0)
-    running = torch.ones((), dtype=torch.bool, device=rhs.device)
-    nonfinite, indefinite = ~running, ~running
-    restarts, last_true_norm, claim, A_norm = 0, b_norm, tolerance, torch.zeros_like(b_norm)
+    p, rz = z, torch.dot(r, z)
+    if not bool(rz > 0):
+        finite = bool(torch.isfinite(rz))
+        return solution(Status.NEGATIVE_CURVATURE if finite else Status.NONFINITE, 0)
+    restarts, last_true_norm, claim = 0, b_norm, tolerance
+    A_norm_squared = torch.zeros_like(rz)
+    alive = torch.ones((), dtype=torch.bool, device=rhs.device)
+    positive, claimed, curvature, r_before, p_before = alive, ~alive, rz, r, p
 
-    # All in tensors: one read-back every `check_every` iterations. Once `running` is False, every
-    # update below is masked, so that x, r and p stay those of the iteration that ended the run.
+    def keep(new: Tensor, old: Tensor) -> Tensor:
+        # Between two read-backs a finished solve idles: nothing it found may change any more.
+        return torch.where(alive, new, old) if check_every > 1 else new
+
+    # All in tensors: one read-back every `check_every` iterations.
     for iteration in range(1, limit + 1):
         Ap = multiply(p) / A_scale
         if products == 0:
             first_scale = _power_of_two(Ap) / _power_of_two(p)
             A_scale, Ap = first_scale, Ap / first_scale
         products += 1
-        curvature, p_norm, Ap_norm = _dot(p, Ap), _norm(p), _norm(Ap)
-        finite = torch.isfinite(curvature)
-        definite = (curvature > eps * p_norm * Ap_norm) & (rz > 0)
-        nonfinite = nonfinite | (running & ~finite)
-        indefinite = indefinite | (running & finite & ~definite)
-        running = running & finite & definite
-        A_norm = torch.where(running, torch.maximum(A_norm, Ap_norm / p_norm), A_norm)
+        pp, ApAp = torch.dot(p, p), torch.dot(Ap, Ap)
+        curvature = keep(torch.dot(p, Ap), curvature)
+        # False where Ap holds a NaN and, since ‖Ap‖ is infinite then, where it holds an infinity.
+        positive = keep(curvature > eps * torch.sqrt(pp * ApAp), positive)
+        A_norm_squared = torch.maximum(A_norm_squared, ApAp / pp)
 
-        step = torch.where(running, rz / curvature, 0.0)
-        x = torch.addcmul(x, p, step)
-        r = torch.where(running, torch.addcmul(r, Ap, -step), r)
-        r_norm = _norm(r)
-        running = running & (r_norm > claim)
+        step = torch.where(positive, rz / curvature, 0.0)
+        r_before, p_before = keep(r, r_before), keep(p, p_before)
+        x = keep(torch.addcmul(x, p, step), x)
+        r = keep(torch.addcmul(r, Ap, -step), r)
 
-        z = precondition(r) / P_scale
-        rz_next = _dot(r, z)
-        nonfinite = nonfinite | (running & ~torch.isfinite(rz_next))
-        running = running & torch.isfinite(rz_next)
-        p = torch.where(running, torch.addcmul(z, p, rz_next / rz), p)
-        rz = torch.where(running, rz_next, rz)
+        z = r if precondition is _identity else precondition(r) / P_scale
+        rz_next = torch.dot(r, z)
+        r_norm = rz_next.sqrt() if precondition is _identity else _norm(r)
+        claimed = keep(r_norm <= claim, claimed)
+        p = keep(torch.addcmul(z, p, rz_next / rz), p)
+        rz = keep(rz_next, rz)
+        alive = alive & positive & ~claimed & (rz > 0)
 
-        if (iteration % check_every and iteration < limit) or bool(running):
+        if (iteration % check_every and iteration < limit) or bool(alive):
             continue
-        if bool(nonfinite):
+        if not bool(positive):
+            r = r_before
+            if bool(torch.isfinite(curvature)):
+                return solution(Status.NEGATIVE_CURVATURE, iteration, direction=p_before)
             return solution(Status.NONFINITE, iteration)
-        if bool(indefinite):
-            return solution(Status.NEGATIVE_CURVATURE, iteration, direction=p)
+        if not bool(claimed):  # rᵀz <= 0 or NaN: the preconditioner's doing
+            finite = bool(torch.isfinite(rz))
+            return solution(Status.NEGATIVE_CURVATURE if finite else Status.NONFINITE, iteration)
         # Convergence is claimed: verify it on the true residual.
         r = b_hat - multiply(x) / A_scale
         products += 1
         true_norm = _norm(r)
-        claim = tolerance - eps * (A_norm * _norm(x) + b_norm)
+        claim = tolerance - eps * (A_norm_squared.sqrt() * _norm(x) + b_norm)
         if bool(true_norm <= claim):
             return solution(Status.CONVERGED, iteration)
         progress = (claim > 0) & (true_norm < 0.5 * last_true_norm)
@@ -167,7 +174,7 @@ def cg(
             return solution(Status.STAGNATED, iteration)
         restarts, last_true_norm = restarts + 1, true_norm
         z = precondition(r) / P_scale
-        p, rz, running = z, _dot(r, z), ~running
+        p, rz, alive = z, torch.dot(r, z), ~alive
     return solution(Status.MAX_ITERATIONS, limit)
 
 
@@ -197,10 +204,6 @@ def _limit(max_iterations: int | None, rhs: Tensor) -> int:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return torch.mul(x, y).sum(dtype=torch.float64)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def test_the_readme_loop_in_five_lines_lowers_the_loss(generator):
     for _ in range(5):
         old = Categorical(logits=(x @ weight).detach())
         loss = -Categorical(logits=x @ weight).log_prob(y).mean()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         g = natgrad.flat.gradient(loss, [weight])
         K = natgrad.Fisher(Categorical(logits=x @ weight), [weight])
         s = natgrad.cg(K.damped(1e-3), -g)
