@@ -27,7 +27,7 @@ class Plugin(Protocol):
     """
 
     collects: ClassVar[Literal["rollouts", "transitions"]]
-    Config: ClassVar[type]
+    Config: ClassVar[type[Any]]
     config: Any
 
     @classmethod
@@ -42,7 +42,7 @@ class Plugin(Protocol):
     @property
     def policy(self) -> PolicyModule: ...
 
-    def update(self, batch: Any) -> StepReport: ...
+    def update(self, batch: Any) -> Report: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -55,7 +55,7 @@ class PolicyModule(Protocol):
     def __call__(self, observations: Tensor, /) -> Distribution: ...
 
 
-class StepReport(Protocol):
+class Report(Protocol):
     """A dataclass of numbers and enums; ``summary`` is the part of a line worth watching."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]

@@ -28,26 +28,18 @@ from gymnasium import Space
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from natgrad import (
-    Fisher,
-    LineSearchResult,
-    LineSearchStatus,
-    Solution,
-    Status,
-    backtracking,
-    cg,
-    step_size,
-)
+from natgrad import Fisher, backtracking, cg, step_size
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins.data import Rollout
 from rl_plugins.errors import require_between, require_least
 from rl_plugins.on_policy import ActorCritic, OnPolicyConfig
 from rl_plugins.plugin import configure
+from rl_plugins.reports import StepReport
 
 
 @dataclass(frozen=True)
-class TRPOConfig(OnPolicyConfig):
-    """Settings of TRPO."""
+class TRPOSettings:
+    """Settings of one trust-region step."""
 
     max_kl: float = 0.01
     """δ, the bound on E[KL(π_old ‖ π_θ)] of one update, in nats."""
@@ -70,7 +62,6 @@ class TRPOConfig(OnPolicyConfig):
     """Candidates after the first before the update is refused."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require_least(self, 0, "max_kl", "shrink", exclusive=True)
         require_least(self, 0, "damping", "cg_tolerance", "max_backtracks")
         require_least(self, 1, "cg_iterations", "fisher_stride")
@@ -80,43 +71,28 @@ class TRPOConfig(OnPolicyConfig):
 
 
 @dataclass(frozen=True)
-class TRPOReport:
-    """One update: ``kl`` is that of the accepted candidate, or of the last refused one."""
+class TRPOConfig(TRPOSettings, OnPolicyConfig):
+    """Settings of TRPO with the policy and the critic that the training loop builds for it."""
 
-    status: LineSearchStatus
-    kl: float
-    max_kl: float
-    entropy: float
-    improvement: float
-    expected_improvement: float
-    step_fraction: float
-    evaluations: int
-    gradient_norm: float
-    cg_status: Status
-    cg_iterations: int
-    cg_residual: float
-    explained_variance: float = float("nan")
-
-    @property
-    def summary(self) -> str:
-        outcome = self.status.name.lower().replace("_", " ")
-        return f"KL {self.kl:.4f} of {self.max_kl:g}  {outcome} ×{self.step_fraction:.2f}"
+    def __post_init__(self) -> None:
+        TRPOSettings.__post_init__(self)
+        OnPolicyConfig.__post_init__(self)
 
 
 class TRPO:
     """TRPO for any module that maps observations to a torch Distribution.
 
     ``TRPO(policy, max_kl=0.01).step(observations, actions, advantages)`` is all that own rollouts
-    need. The training loop builds one with critic and normaliser by :meth:`build` and calls
-    ``update``.
+    need; its settings are the fields of :class:`TRPOSettings`. The training loop builds one with
+    critic and normaliser by :meth:`build` and calls ``update``.
     """
 
-    collects: ClassVar[Literal["rollouts"]] = "rollouts"
-    Config = TRPOConfig
+    collects: ClassVar[Literal["rollouts", "transitions"]] = "rollouts"
+    Config: ClassVar[type[TRPOConfig]] = TRPOConfig
 
     def __init__(self, policy: nn.Module, **settings: Any) -> None:
         self.policy = policy
-        self.config = configure(TRPOConfig, settings)
+        self.config = configure(TRPOSettings, settings)
         self._actor_critic: ActorCritic | None = None
 
     @classmethod
@@ -133,7 +109,7 @@ class TRPO:
         plugin.config, plugin._actor_critic = config, actor_critic
         return plugin
 
-    def update(self, batch: Rollout) -> TRPOReport:
+    def update(self, batch: Rollout) -> StepReport:
         """One iteration from a rollout: advantages, the step, the fit of the critic."""
         actor_critic = self._require_critic()
         learning = actor_critic.learning_batch(batch)
@@ -141,10 +117,13 @@ class TRPO:
         actor_critic.finish_update(learning)
         return replace(report, explained_variance=learning.explained_variance)
 
-    def step(self, observations: Tensor, actions: Tensor, advantages: Tensor) -> TRPOReport:
+    def step(self, observations: Tensor, actions: Tensor, advantages: Tensor) -> StepReport:
         """One trust-region step from B states, actions and advantages (B,); no critic needed.
 
-        The policy's parameters change only if the step is accepted.
+        ``policy(observations)`` must have batch shape (B,), so that ``log_prob`` is one number a
+        state. The policy's parameters change only if the step is accepted. Raises ``ValueError``
+        where the shapes do not fit. Cost: ``cg_iterations`` Fisher products, two gradients, and a
+        forward pass for every candidate of the line search.
         """
         config = self.config
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
@@ -153,6 +132,13 @@ class TRPO:
             # A copy: a distribution may share memory with a parameter that the search overwrites.
             pi_old = copy.deepcopy(self.policy(observations))
             log_prob_old = pi_old.log_prob(actions)
+            if log_prob_old.shape != advantages.shape:
+                # Broadcasting would make a (B, B) matrix of it, and a wrong step, in silence.
+                raise ValueError(
+                    f"log_prob of the actions has shape {tuple(log_prob_old.shape)}, the "
+                    f"advantages {tuple(advantages.shape)}; both must be (B,). Wrap a distribution "
+                    "over several action dimensions in torch.distributions.Independent(..., 1)"
+                )
             entropy = pi_old.entropy().mean()
 
         def surrogate(pi: Distribution) -> Tensor:
@@ -192,7 +178,7 @@ class TRPO:
             max_backtracks=config.max_backtracks,
         )
         assign(parameters, search.theta)
-        return _report(config.max_kl, g, s, step, search, entropy)
+        return StepReport.of(g, s, step, search, max_kl=config.max_kl, entropy=entropy)
 
     def state_dict(self) -> dict[str, Any]:
         return self._require_critic().state_dict()
@@ -207,28 +193,3 @@ class TRPO:
                 "step(observations, actions, advantages), or make it by TRPO.build(...)"
             )
         return self._actor_critic
-
-
-def _report(
-    max_kl: float,
-    g: Tensor,
-    s: Solution[Tensor],
-    step: Tensor,
-    search: LineSearchResult,
-    entropy: Tensor,
-) -> TRPOReport:
-    norm = float(torch.linalg.vector_norm(g))
-    return TRPOReport(
-        status=search.status,
-        kl=search.constraint,
-        max_kl=max_kl,
-        entropy=float(entropy),
-        improvement=search.improvement,
-        expected_improvement=float(g @ step),
-        step_fraction=search.fraction,
-        evaluations=search.evaluations,
-        gradient_norm=norm,
-        cg_status=s.status,
-        cg_iterations=s.iterations,
-        cg_residual=s.residual_norm / norm if norm > 0 else 0.0,
-    )

@@ -194,6 +194,19 @@ def test_a_typo_in_a_setting_is_named(policy):
         TRPO(policy, max_kll=0.1)
 
 
+def test_settings_that_a_policy_of_ones_own_would_ignore_are_refused(policy):
+    with pytest.raises(UsageError, match="unknown setting 'hidden_sizes'"):
+        TRPO(policy, hidden_sizes=(8,))
+
+
+def test_shapes_that_would_broadcast_are_refused(policy, generator):
+    x, actions, advantages = batch(policy, generator)
+    with pytest.raises(ValueError, match=r"advantages \(64, 1\); both must be \(B,\)"):
+        TRPO(policy).step(x, actions, advantages[:, None])
+    with pytest.raises(ValueError, match="Independent"):
+        TRPO(policy).step(x, actions, advantages[:1])
+
+
 def test_update_without_a_critic_says_what_to_call(policy):
     with pytest.raises(ValueError, match="step\\(observations, actions, advantages\\)"):
         TRPO(policy).update(None)
