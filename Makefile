@@ -30,7 +30,7 @@ bench: .venv/.bench
 	$(BIN)/python bench/trpo_throughput.py
 
 docs: .venv/.dev
-	$(BIN)/mkdocs build --strict
+	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis site
