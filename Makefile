@@ -8,7 +8,7 @@ TASK ?= CartPole-v1
 SEED ?= 0
 
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .PHONY: train test test-slow bench docs clean
 
