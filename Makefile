@@ -26,7 +26,8 @@ test-slow: .venv/.dev
 	$(BIN)/pytest -m slow
 
 bench: .venv/.bench
-	$(BIN)/pytest bench --benchmark-enable --benchmark-only --override-ini=addopts=
+	$(BIN)/pytest bench --override-ini=addopts= --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name \
+		--benchmark-json=bench/results/primitives.json
 	$(BIN)/python bench/trpo_throughput.py
 
 docs: .venv/.dev

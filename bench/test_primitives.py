@@ -1,0 +1,122 @@
+"""The primitives against their yardsticks, on one thread: `make bench`.
+
+Each group has a yardstick: one gradient of the same model and batch for the Fisher products,
+the bare loop of conjugate gradients for `cg`. Read the ratios inside a group, never the times.
+"""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Independent, Normal, kl_divergence
+
+import natgrad
+from natgrad.flat import flatten, unflatten
+
+BATCH = 2048
+NETWORKS = {"17-64-64-6": (17, 64, 64, 6), "17-256-256-6": (17, 256, 256, 6)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+class Policy(nn.Module):
+    def __init__(self, sizes):
+        super().__init__()
+        layers = []
+        for inputs, outputs in itertools.pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), nn.Tanh()]
+        self.network = nn.Sequential(*layers[:-1])
+        self.log_std = nn.Parameter(torch.zeros(sizes[-1]))
+
+    def forward(self, x):
+        mean = self.network(x)
+        scale = self.log_std.exp().expand_as(mean)
+        return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+
+
+@pytest.fixture(params=NETWORKS)
+def problem(request):
+    policy = Policy(NETWORKS[request.param])
+    x = torch.randn(BATCH, 17)
+    parameters = list(policy.parameters())
+    return request.param, policy, parameters, x, torch.randn_like(flatten(parameters))
+
+
+def test_gradient(benchmark, problem):
+    name, policy, parameters, x, _ = problem
+    actions = policy(x).sample()
+    benchmark.group = f"Fisher {name}"
+    benchmark(lambda: torch.autograd.grad(policy(x).log_prob(actions).mean(), parameters))
+
+
+def test_fisher_set_up(benchmark, problem):
+    name, policy, parameters, x, _ = problem
+    benchmark.group = f"Fisher {name}"
+    benchmark(lambda: natgrad.Fisher(policy, parameters, data=x))
+
+
+def test_fisher_product(benchmark, problem):
+    name, policy, parameters, x, v = problem
+    F = natgrad.Fisher(policy, parameters, data=x)
+    benchmark.group = f"Fisher {name}"
+    benchmark(lambda: F @ v)
+
+
+def test_fisher_product_in_chunks_of_256(benchmark, problem):
+    name, policy, parameters, x, v = problem
+    F = natgrad.Fisher(policy, parameters, data=x, chunk_size=256)
+    benchmark.group = f"Fisher {name}"
+    benchmark(lambda: F @ v)
+
+
+def test_double_backward_of_the_kl_with_its_graph_kept(benchmark, problem):
+    """The field's form, at its best: one graph of the KL's gradient for all products."""
+    name, policy, parameters, x, v = problem
+    with torch.no_grad():
+        old = policy(x)
+    kl = kl_divergence(old, policy(x)).mean()
+    gradients = torch.autograd.grad(kl, parameters, create_graph=True)
+    pieces = unflatten(v, parameters)
+    benchmark.group = f"Fisher {name}"
+    benchmark(
+        lambda: flatten(torch.autograd.grad(gradients, parameters, pieces, retain_graph=True))
+    )
+
+
+@pytest.fixture
+def system():
+    n = 1500
+    basis, _ = torch.linalg.qr(torch.randn(n, n))
+    A = (basis * torch.logspace(0, -2, n)) @ basis.mT
+    return (A + A.mT) / 2, torch.randn(n)
+
+
+def test_bare_conjugate_gradients(benchmark, system):
+    A, b = system
+
+    def bare():
+        x, r = torch.zeros_like(b), b
+        p, rr = r, r @ r
+        for _ in range(20):
+            Ap = A @ p
+            alpha = rr / (p @ Ap)
+            x, r = x + alpha * p, r - alpha * Ap
+            rr_next = r @ r
+            if rr_next < 1e-20:
+                break
+            p, rr = r + rr_next / rr * p, rr_next
+        return x
+
+    benchmark.group = "20 iterations of conjugate gradients, dense, n = 1,500"
+    benchmark(bare)
+
+
+def test_natgrad_cg(benchmark, system):
+    A, b = system
+    benchmark.group = "20 iterations of conjugate gradients, dense, n = 1,500"
+    benchmark(lambda: natgrad.cg(A, b, rtol=0.0, max_iterations=20))
