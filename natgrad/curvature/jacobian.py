@@ -24,12 +24,14 @@ class Jacobian:
     """J = ∂outputs/∂parameters, known by ``forward`` (J v) and ``transpose`` (Jᵀ u).
 
     Frozen and unused parameters have zero columns, outputs without a graph zero rows.
-    Raises ``ValueError`` where no output depends on any of the parameters.
+    Raises ``ValueError`` where no output depends on any of the parameters, or one is named twice.
     """
 
     def __init__(self, outputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
         self._outputs = tuple(outputs)
         self._parameters = tuple(parameters)
+        if len(set(map(id, self._parameters))) != len(self._parameters):
+            raise ValueError("a parameter is listed twice; list a tied parameter once")
         self._live_outputs = [output for output in self._outputs if output.requires_grad]
         trained = [parameter for parameter in self._parameters if parameter.requires_grad]
         if not self._live_outputs or not trained:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rl_plugins.policies import sample, to_environment
@@ -114,6 +116,6 @@ class RolloutCollector:
         )
 
 
-def _tensor(observations: np.ndarray) -> Tensor:
+def _tensor(observations: NDArray[Any]) -> Tensor:
     # A copy: vector environments may hand out a buffer that the next step overwrites.
     return torch.from_numpy(np.array(observations, dtype=np.float32))

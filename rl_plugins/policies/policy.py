@@ -105,7 +105,8 @@ def to_environment(space: Space[Any]) -> Callable[[Tensor], NDArray[Any]]:
     def stretch(actions: Tensor) -> NDArray[Any]:
         wanted = actions.numpy().reshape(-1, *space.shape) * half_range + middle
         # Two ufuncs: np.clip costs three times as much on arrays this small.
-        return np.minimum(np.maximum(wanted, low), high).astype(space.dtype)
+        actual: NDArray[Any] = np.minimum(np.maximum(wanted, low), high).astype(space.dtype)
+        return actual
 
     return stretch
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rl_plugins.data import make_environments
 from rl_plugins.data.rollouts import Policy
@@ -52,7 +54,7 @@ def evaluate(policy: Policy, task: str, *, episodes: int, seed: int) -> Evaluati
 
 
 @torch.no_grad()
-def _play(policy: Policy, task: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _play(policy: Policy, task: str, count: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
     environments = make_environments(task, count)
     try:
         act = to_environment(environments.single_action_space)

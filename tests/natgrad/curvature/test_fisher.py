@@ -338,6 +338,7 @@ def test_a_freed_graph_is_refused_with_the_cure(x, generator):
         (lambda n, x: Fisher(normal(n, x[:0]), n.parameters()), ValueError, "empty"),
         (lambda n, x: Fisher(n.body, n.parameters(), data=x), TypeError, "must return a torch"),
         (lambda n, x: Fisher(n(x), []), ValueError, "no tensors"),
+        (lambda n, x: Fisher(n(x), [*n.parameters()] * 2), ValueError, "listed twice"),
         (lambda n, x: Fisher(n(x), [torch.ones(2, requires_grad=True)]), ValueError, "none of"),
         (lambda n, x: Fisher(n(x), [torch.ones(2)]), ValueError, "requires_grad=True"),
     ],
