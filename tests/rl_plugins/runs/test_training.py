@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_the_configuration_holds_every_setting(run):
     assert config["run"]["seed"] == 7
     assert set(config["run"]) == set(RunSettings.__dataclass_fields__)
     assert set(config["config"]) == set(TRPOConfig.__dataclass_fields__)
-    assert config["versions"]["torch"] == torch.__version__
+    assert config["versions"]["torch"] == version("torch")
 
 
 def test_progress_has_a_row_per_update_and_the_last_rollout_is_as_short_as_asked(run):
