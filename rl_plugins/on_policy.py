@@ -67,13 +67,17 @@ class OnPolicyConfig:
 
 @dataclass(frozen=True)
 class LearningBatch:
-    """A flattened rollout of B = T · N steps; advantages standardised, targets not."""
+    """A flattened rollout of B = T · N steps; advantages standardised, targets not.
+
+    ``already_seen`` says that the normaliser has taken these observations in.
+    """
 
     observations: Tensor
     actions: Tensor
     advantages: Tensor
     targets: Tensor
     explained_variance: float
+    already_seen: bool
 
 
 class ActorCritic:
@@ -87,13 +91,12 @@ class ActorCritic:
         generator: torch.Generator,
     ) -> None:
         shape = observation_shape(observation_space)
-        self.normaliser = (
-            ObservationNormaliser(shape) if config.normalise_observations else nn.Identity()
-        )
+        self.normaliser = ObservationNormaliser(shape) if config.normalise_observations else None
+        standardised = self.normaliser or nn.Identity()
         self.policy = build_policy(
             observation_space,
             action_space,
-            self.normaliser,
+            standardised,
             hidden_sizes=config.hidden_sizes,
             initial_log_std=config.initial_log_std,
             generator=generator,
@@ -114,18 +117,17 @@ class ActorCritic:
                 learning_rate=config.critic_learning_rate,
                 generator=generator,
             )
-        self.critic = Critic(self.normaliser, network, regression)
+        self.critic = Critic(standardised, network, regression)
         self._discount, self._decay = config.discount, config.decay
 
     @torch.no_grad()
     def learning_batch(self, rollout: Rollout) -> LearningBatch:
         """Advantages by GAE, and the λ-returns that the critic regresses on."""
         observations = rollout.observations.flatten(0, 1)
-        if isinstance(self.normaliser, ObservationNormaliser) and not bool(
-            self.normaliser.moments.count
-        ):
-            # The first rollout primes the statistics. The policy's mean is near 0 whatever it
-            # sees then; every later rollout is judged by exactly the function that collected it.
+        # The first rollout primes the statistics before its update. The policy's mean is near 0
+        # then, whatever it sees; every later rollout is judged by the function that collected it.
+        primes = self.normaliser is not None and not bool(self.normaliser.moments.count)
+        if self.normaliser is not None and primes:
             self.normaliser.update(observations)
         values = self.critic(observations).view(rollout.rewards.shape)
         advantages = gae(
@@ -144,12 +146,13 @@ class ActorCritic:
             standardise(advantages.flatten()),
             targets.flatten(),
             explained_variance(values, targets),
+            already_seen=primes,
         )
 
     def finish_update(self, batch: LearningBatch) -> None:
         """Fit the critic; then, and only then, move the normaliser on to the new observations."""
         self.critic.fit(batch.observations, batch.targets)
-        if isinstance(self.normaliser, ObservationNormaliser):
+        if self.normaliser is not None and not batch.already_seen:
             self.normaliser.update(batch.observations)
 
     def state_dict(self) -> dict[str, Any]:

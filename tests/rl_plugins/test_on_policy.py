@@ -1,0 +1,79 @@
+"""From a rollout to what an update learns from."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from rl_plugins.data import RolloutCollector, make_environments
+from rl_plugins.on_policy import ActorCritic, OnPolicyConfig, standardise
+
+BOX = spaces.Box(-np.inf, np.inf, (4,), np.float32)
+
+
+def actor_critic(generator, **settings):
+    config = OnPolicyConfig(hidden_sizes=(8,), **settings)
+    return ActorCritic(BOX, spaces.Discrete(2), config, generator)
+
+
+@pytest.fixture
+def collector(generator):
+    return RolloutCollector(make_environments("CartPole-v1", 3), seed=0, generator=generator)
+
+
+def test_the_normaliser_sees_every_observation_once_and_moves_only_between_updates(
+    collector, generator
+):
+    agent = actor_critic(generator)
+    seen = []
+    for _ in range(4):
+        rollout = collector.collect(agent.policy, 20)
+        batch = agent.learning_batch(rollout)
+        seen.append(batch.observations)
+        during = agent.normaliser.shift.clone()
+        agent.critic.fit(batch.observations, batch.targets)
+        assert torch.equal(agent.normaliser.shift, during)
+        agent.finish_update(batch)
+        everything = torch.cat(seen).double()
+        assert float(agent.normaliser.moments.count) == len(everything)
+        assert torch.allclose(agent.normaliser.moments.mean, everything.mean(dim=0))
+
+
+def test_policy_and_critic_see_through_one_normaliser_and_its_absence_is_the_identity(generator):
+    agent = actor_critic(generator)
+    assert agent.policy.normaliser is agent.critic.normaliser is agent.normaliser
+    plain = actor_critic(generator, normalise_observations=False)
+    assert plain.normaliser is None
+    x = torch.randn(5, 4, generator=generator)
+    assert torch.equal(plain.policy.normaliser(x), x)
+
+
+def test_targets_are_lambda_returns_and_advantages_are_standardised(collector, generator):
+    agent = actor_critic(generator, discount=0.9, decay=1.0)
+    rollout = collector.collect(agent.policy, 30)
+    batch = agent.learning_batch(rollout)
+    assert batch.observations.shape == (90, 4)
+    assert abs(float(batch.advantages.mean())) < 1e-6
+    assert abs(float(batch.advantages.std(correction=0)) - 1) < 1e-5
+    # With λ = 1 a target is the discounted reward to the end plus the bootstrap of a cut.
+    targets = batch.targets.view(30, 3)
+    for n in range(3):
+        ends = rollout.terminated[:, n].nonzero().flatten()
+        for t in ends:
+            assert abs(float(targets[t, n]) - 1.0) < 1e-4
+            if t > 0 and not rollout.terminated[t - 1, n]:
+                assert abs(float(targets[t - 1, n]) - 1.9) < 1e-4
+
+
+def test_the_state_of_an_agent_is_all_of_it(collector, generator):
+    first, second = actor_critic(generator), actor_critic(generator)
+    batch = first.learning_batch(collector.collect(first.policy, 20))
+    first.finish_update(batch)
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(5, 4, generator=generator)
+    assert torch.equal(first.policy(x).logits, second.policy(x).logits)
+    assert torch.equal(first.critic(x), second.critic(x))
+
+
+def test_equal_advantages_stay_finite():
+    assert torch.equal(standardise(torch.full((5,), 3.0)), torch.zeros(5))
