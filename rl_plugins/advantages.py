@@ -37,16 +37,21 @@ def gae(
     shapes = {tuple(t.shape) for t in (rewards, values, next_values, terminated, truncated)}
     if len(shapes) != 1 or rewards.ndim != 2:
         raise ValueError(f"expected five tensors of one shape (T, N), got shapes {sorted(shapes)}")
+    if terminated.dtype != torch.bool or truncated.dtype != torch.bool:
+        raise ValueError(
+            f"terminated and truncated must be bool, got {terminated.dtype} and {truncated.dtype}"
+        )
     for name, number in (("discount", discount), ("decay", decay)):
         if not 0 <= number <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {number}")
     bootstrap = torch.where(terminated, torch.zeros_like(next_values), next_values)
     errors = rewards + discount * bootstrap - values
     ended = terminated | truncated
-    carry = torch.where(ended, torch.zeros_like(errors), discount * decay)
     advantages = torch.empty_like(errors)
     following = errors.new_zeros(errors.shape[1])
     for t in reversed(range(len(errors))):
-        following = torch.addcmul(errors[t], carry[t], following)
+        # A choice, not a product with 0: a NaN behind the end of an episode stays behind it.
+        going_on = torch.add(errors[t], following, alpha=discount * decay)
+        following = torch.where(ended[t], errors[t], going_on)
         advantages[t] = following
     return advantages

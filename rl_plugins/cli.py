@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from rl_plugins.errors import UsageError
+from rl_plugins.errors import ExperienceError, UsageError
 from rl_plugins.plugin import ENTRY_POINTS, find_plugin
 from rl_plugins.runs import Outcome, evaluate_run, resolve, train, tuned_settings
 
+FAILURE_STATUS = 1
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130
 
@@ -64,13 +65,17 @@ RunDirectoryOption = Annotated[
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for bad usage, 130 for Ctrl-C."""
+    """Run a command; returns the exit status: 0, 1 for a task that fails, 2 for bad usage, 130 for
+    Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(arguments)
     except UsageError as error:
         print(f"rl-plugins: {error}", file=sys.stderr)
         return USAGE_STATUS
+    except ExperienceError as error:
+        print(f"rl-plugins: {error}", file=sys.stderr)
+        return FAILURE_STATUS
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
 
@@ -78,7 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     # The options of `train` depend on its algorithm and their defaults on its task, so that the
     # two names are read first and leave the rest, --help included, to the second parser.
-    names_come_first = arguments[:1] == ["train"] and len(arguments) > 2
+    names = arguments[1:3] if arguments[:1] == ["train"] else []
+    asks_help = any(name in ("-h", "--help") for name in names)
+    if not asks_help and any(name.startswith("-") for name in names):
+        raise UsageError("name the two first: rl-plugins train ALGORITHM TASK [options]")
+    names_come_first = len(names) == 2 and not asks_help
     command, rest = _parse(
         Command, arguments, "rl-plugins", return_unknown_args=True, add_help=not names_come_first
     )

@@ -12,6 +12,10 @@ class UsageError(ValueError):
     """An unknown name, an unsupported space or a setting out of range, in one line."""
 
 
+class ExperienceError(RuntimeError):
+    """An environment returned something that nothing can be learnt from, in one line."""
+
+
 def require_least(settings: Any, least: float, *names: str, exclusive: bool = False) -> None:
     """Raise ``ValueError`` unless the named settings are finite and >= least (> if exclusive)."""
     for name in names:

@@ -59,6 +59,7 @@ class OnPolicyConfig:
         if any(size < 1 for size in self.hidden_sizes):
             raise ValueError(f"hidden_sizes must be at least 1, got {self.hidden_sizes}")
         require_between(self, 0, 1, "discount", "decay")
+        require_between(self, -20, 5, "initial_log_std")
         require_least(self, 1, "critic_steps", "critic_cg_iterations", "critic_stride")
         require_least(self, 1, "critic_epochs", "critic_batch_size")
         require_least(self, 0, "critic_damping")
@@ -150,10 +151,15 @@ class ActorCritic:
         )
 
     def finish_update(self, batch: LearningBatch) -> None:
-        """Fit the critic; then, and only then, move the normaliser on to the new observations."""
+        """Fit the critic; then, and only then, move the normaliser on to the new observations.
+
+        The layers that read it are changed so that policy and critic stay the functions they are:
+        otherwise the move would take the policy further than the bound on its KL allows.
+        """
         self.critic.fit(batch.observations, batch.targets)
         if self.normaliser is not None and not batch.already_seen:
-            self.normaliser.update(batch.observations)
+            first_layers = [self.policy.network[0], self.critic.network[0]]
+            self.normaliser.update(batch.observations, readers=first_layers)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -172,4 +178,6 @@ def standardise(advantages: Tensor) -> Tensor:
     """Zero mean and unit standard deviation; only centred where all are equal."""
     centred = advantages - advantages.mean()
     deviation = centred.double().square().mean().sqrt().to(centred.dtype)
-    return centred / torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    # Below rounding of the mean the advantages are equal: their deviation is that rounding.
+    noise = 4 * torch.finfo(centred.dtype).eps * advantages.abs().amax()
+    return centred / torch.where(deviation > noise, deviation, torch.ones_like(deviation))

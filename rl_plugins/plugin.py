@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -76,15 +77,35 @@ def find_plugin(name: str) -> type[Plugin]:
 ConfigType = TypeVar("ConfigType")
 
 
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """The value as the type of the setting's default, so that it also writes to JSON."""
+    if isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+    elif isinstance(default, int):
+        if isinstance(value, numbers.Integral):
+            return int(value)
+    elif isinstance(default, float):
+        if isinstance(value, numbers.Real):
+            return float(value)
+    elif isinstance(default, tuple):
+        return tuple(_typed(name, element, default[0]) for element in value)
+    elif isinstance(default, type(value)) or default is None:
+        return value
+    raise TypeError(f"{name} must be a {type(default).__name__}, got {value!r}")
+
+
 def configure(config: type[ConfigType], settings: Mapping[str, Any]) -> ConfigType:
     """A config dataclass from settings by name. Raises :class:`UsageError` for an unknown name."""
-    known = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     for name in settings:
-        if name not in known:
+        if name not in fields:
             raise UsageError(
-                f"unknown setting {name!r} of {config.__name__}; {suggestion(name, known)}"
+                f"unknown setting {name!r} of {config.__name__}; {suggestion(name, fields)}"
             )
     try:
-        return config(**settings)
+        return config(
+            **{name: _typed(name, value, fields[name].default) for name, value in settings.items()}
+        )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error

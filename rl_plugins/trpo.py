@@ -126,6 +126,10 @@ class TRPO:
         forward pass for every candidate of the line search.
         """
         config = self.config
+        # A critic that shares layers with the policy, or a reparametrised draw, must not pull g.
+        actions, advantages = actions.detach(), advantages.detach()
+        if not len(advantages):
+            raise ValueError("the batch is empty: a step needs at least one state")
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         theta_old = flatten(parameters)
         with torch.no_grad():
@@ -166,18 +170,22 @@ class TRPO:
             pi = self.policy(observations)
             return -surrogate(pi), kl_divergence(pi_old, pi).mean(dtype=torch.float64)
 
-        search = backtracking(
-            evaluate,
-            theta_old,
-            step,
-            bound=config.max_kl,
-            start_objective=-objective.detach(),
-            expected_improvement=g @ step,
-            accept_ratio=config.accept_ratio,
-            shrink=config.shrink,
-            max_backtracks=config.max_backtracks,
-        )
-        assign(parameters, search.theta)
+        theta_new = theta_old
+        try:
+            search = backtracking(
+                evaluate,
+                theta_old,
+                step,
+                bound=config.max_kl,
+                start_objective=-objective.detach(),
+                expected_improvement=g @ step,
+                accept_ratio=config.accept_ratio,
+                shrink=config.shrink,
+                max_backtracks=config.max_backtracks,
+            )
+            theta_new = search.theta
+        finally:  # whatever happens in the policy, no candidate is left behind in it
+            assign(parameters, theta_new)
         return StepReport.of(g, s, step, search, max_kl=config.max_kl, entropy=entropy)
 
     def state_dict(self) -> dict[str, Any]:

@@ -154,9 +154,12 @@ class _BatchFisher:
 
 
 def _length(data: Any) -> int:
-    while not isinstance(data, Tensor):
-        data = next(iter(data.values() if isinstance(data, Mapping) else data))
-    return data.shape[0]
+    if isinstance(data, Tensor):
+        return data.shape[0]
+    lengths = {_length(part) for part in (data.values() if isinstance(data, Mapping) else data)}
+    if len(lengths) != 1:
+        raise ValueError(f"all tensors of the data must have one length, got {sorted(lengths)}")
+    return lengths.pop()
 
 
 def _chunk(data: Any, start: int, stop: int) -> Any:

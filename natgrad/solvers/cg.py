@@ -50,7 +50,7 @@ def cg(
       taken. A refused claim restarts from the true residual, at most 3 times, while it halves.
     - Curvature counts as nonpositive where pᵀAp <= eps ‖p‖ ‖Ap‖, a test free of scale. No positive
       definite matrix of condition below 1 / eps² fails it (Kantorovich's inequality).
-    - The norms that decide on convergence are summed in float64.
+    - The norms that grant convergence are summed in float64.
 
     >>> cg(torch.diag(torch.tensor([1.0, 2.0, 4.0])), torch.ones(3)).x
     tensor([1.0000, 0.5000, 0.2500])
@@ -76,12 +76,15 @@ def cg(
     x = torch.zeros_like(rhs)
     r = b_hat
     products = 0
+    eps = torch.finfo(rhs.dtype).eps
 
     def solution(status: Status, iterations: int, direction: Tensor | None = None) -> Solution[V]:
         answer = x * (b_scale.double() / A_scale.double())
         product = (b_hat - r) * b_scale
         residual_norm = float(_norm(rhs - product))
-        if not (math.isfinite(residual_norm) and bool(torch.isfinite(answer).all())):
+        # Scales are powers of two: scaling back loses only what leaves the range of the dtype.
+        lost = answer * (A_scale.double() / b_scale.double()) - x
+        if not math.isfinite(residual_norm) or not bool(_norm(lost) <= eps * _norm(x)):
             status = Status.NONFINITE
 
         def give(vector: Tensor) -> V:
@@ -98,7 +101,6 @@ def cg(
         return solution(Status.ZERO_RHS, 0)
     b_norm = _norm(b_hat)
     tolerance = torch.maximum(rtol * b_norm, atol / b_scale.double())
-    eps = torch.finfo(rhs.dtype).eps
     if start is not None:
         guess = start / b_scale
         Ax = multiply(guess)
@@ -109,6 +111,8 @@ def cg(
         x, r = guess * A_scale, b_hat - Ax
         if bool(_norm(r) <= tolerance - eps * (_norm(Ax) + b_norm)):
             return solution(Status.CONVERGED, 0)
+        if not bool(r.any()):  # solved, but beyond what rounding lets anyone certify
+            return solution(Status.STAGNATED, 0)
 
     z = precondition(r)
     P_scale = _power_of_two(z)
@@ -137,7 +141,7 @@ def cg(
         curvature = keep(torch.dot(p, Ap), curvature)
         # False where Ap holds a NaN and, since ‖Ap‖ is infinite then, where it holds an infinity.
         positive = keep(curvature > eps * torch.sqrt(pp * ApAp), positive)
-        A_norm_squared = torch.maximum(A_norm_squared, ApAp / pp)
+        A_norm_squared = keep(torch.maximum(A_norm_squared, ApAp / pp), A_norm_squared)
 
         step = torch.where(positive, rz / curvature, 0.0)
         r_before, p_before = keep(r, r_before), keep(p, p_before)
@@ -212,8 +216,8 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _power_of_two(vector: Tensor) -> Tensor:
-    """The power of two just above the largest |entry|, exact; 1 if that is 0, NaN or infinite."""
+    """The power of two at or below the largest |entry|, exact; 1 for 0, NaN and infinity."""
     magnitude = vector.abs().amax() if vector.numel() else vector.new_zeros(())
     mantissa, _ = torch.frexp(magnitude)
     usable = (magnitude > 0) & torch.isfinite(magnitude)
-    return torch.where(usable, magnitude / mantissa, torch.ones_like(magnitude))
+    return torch.where(usable, magnitude / (2 * mantissa), torch.ones_like(magnitude))

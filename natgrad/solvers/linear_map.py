@@ -39,7 +39,9 @@ def as_multiply(operator: LinearMap, like: Tensor, *, numpy_caller: bool, name: 
     if hasattr(operator, "__matmul__"):
         apply: Callable[[Any], Any] = operator.__matmul__
         is_scipy = type(operator).__module__.split(".")[0] == "scipy"
-        wants_numpy = isinstance(operator, np.ndarray) or is_scipy
+        # What has no device is no torch operator: it speaks its caller's kind.
+        foreign = numpy_caller and not hasattr(operator, "device")
+        wants_numpy = isinstance(operator, np.ndarray) or is_scipy or foreign
     elif callable(operator):
         apply, wants_numpy = operator, numpy_caller
     else:
@@ -51,6 +53,8 @@ def as_multiply(operator: LinearMap, like: Tensor, *, numpy_caller: bool, name: 
     def multiply(vector: Tensor) -> Tensor:
         product = apply(vector.cpu().numpy() if wants_numpy else vector)
         if not isinstance(product, Tensor):
+            if np.iscomplexobj(product):
+                raise TypeError(f"{name} is complex; only real symmetric operators are supported")
             product = torch.as_tensor(np.asarray(product), dtype=like.dtype, device=like.device)
         if product.shape != like.shape or product.dtype != like.dtype:
             raise ValueError(
@@ -63,10 +67,15 @@ def as_multiply(operator: LinearMap, like: Tensor, *, numpy_caller: bool, name: 
 
 
 def as_tensor(vector: Tensor | NDArray[Any], name: str) -> Tensor:
-    """A detached float32 or float64 vector (n,); NumPy arrays share memory."""
-    if not isinstance(vector, (Tensor, np.ndarray)):
+    """A detached float32 or float64 vector (n,); NumPy arrays are copied."""
+    if isinstance(vector, np.ndarray):
+        # A copy in native byte order: torch takes no negative strides, nor read-only memory.
+        native = vector.dtype.newbyteorder("=")
+        tensor = torch.from_numpy(np.array(vector, dtype=native, order="C"))
+    elif isinstance(vector, Tensor):
+        tensor = vector.detach()
+    else:
         raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {type(vector)}")
-    tensor = torch.from_numpy(vector) if isinstance(vector, np.ndarray) else vector.detach()
     if tensor.ndim != 1 or tensor.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"{name} must be a vector (n,) of float32 or float64, got shape {tuple(tensor.shape)} "

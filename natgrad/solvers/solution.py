@@ -32,7 +32,7 @@ class Status(Enum):
     )
     NONFINITE = (
         "NaN or infinity in A, b, x0 or the preconditioner, or a solution outside the dtype's "
-        "range; x is the last finite iterate"
+        "range; x is the last iterate before it"
     )
     ZERO_RHS = "b is exactly zero, and so is x"
 
@@ -42,8 +42,8 @@ class Solution(Generic[V]):
     """``x`` with A x ≈ b, (n,), in the kind, dtype and device of b.
 
     ``Ax`` is A x: xᵀA x is ``x @ Ax``, at no further product. Where the status is CONVERGED or
-    STAGNATED it is the operator's own product, otherwise b minus the recursive residual, equal to
-    rounding. ``residual_norm`` is ‖b − Ax‖₂ of that ``Ax``. ``products`` counts products with A.
+    STAGNATED it is the operator's own product to rounding, otherwise b minus the recursive
+    residual. ``residual_norm`` is ‖b − Ax‖₂ of that ``Ax``. ``products`` counts products with A.
     ``direction`` is a direction of nonpositive curvature where one was met, else None.
     """
 

@@ -72,7 +72,8 @@ def backtracking(
     more than 0 if not.
 
     A rejected search leaves ``start`` bitwise as it was and returns it. Where ``evaluate`` writes
-    its argument into a model, write ``result.theta`` back into it afterwards, whatever the status.
+    its argument into a model, write ``result.theta`` back into it afterwards, whatever the status,
+    and ``start`` where an exception comes out of it.
 
     Gradients are off inside ``evaluate``. Cost: at most max_backtracks + 1 evaluations, one more
     where ``start_objective`` is None. One read-back from the device an evaluation: the decision
@@ -87,7 +88,7 @@ def backtracking(
     >>> result.theta.item(), result.fraction                    # 1 - 3 is worse, 1 - 1.5 is better
     (-0.5, 0.5)
     """
-    _check(start, step, shrink, accept_ratio, max_backtracks)
+    _check(start, step, bound, shrink, accept_ratio, max_backtracks)
     nan = float("nan")
     if not bool(torch.isfinite(step).all()) or not bool(step.any()):
         return LineSearchResult(start, LineSearchStatus.ZERO_STEP, 0.0, nan, nan, nan, 0)
@@ -134,8 +135,15 @@ def _number(value: Scalar) -> float:
 
 
 def _check(
-    start: Tensor, step: Tensor, shrink: float, accept_ratio: float, max_backtracks: int
+    start: Tensor,
+    step: Tensor,
+    bound: float,
+    shrink: float,
+    accept_ratio: float,
+    max_backtracks: int,
 ) -> None:
+    if math.isnan(bound):
+        raise ValueError("bound must be a number, got nan; infinity means no constraint")
     if start.shape != step.shape or start.dtype != step.dtype:
         raise ValueError(
             f"start and step must be alike, got {tuple(start.shape)} {start.dtype} and "

@@ -53,7 +53,7 @@ def step_size(sKs: Tensor | float, delta: float) -> StepSize:
     elif not bool(curvature > 0):
         status = StepSizeStatus.NONPOSITIVE_CURVATURE
     alpha = (
-        math.sqrt(2 * delta) / curvature.sqrt()
+        2 * math.sqrt(delta / 2) / curvature.sqrt()
         if status is StepSizeStatus.OK
         else torch.zeros_like(curvature)
     )

@@ -22,25 +22,29 @@ class Regression(Protocol):
 
 
 class Critic(nn.Module):
-    """V(s) = σ · network(normaliser(s)), with σ the running standard deviation of the targets.
+    """V(s) = μ + σ · network(normaliser(s)), with μ and σ the running moments of the targets.
 
-    The network sees targets of order one whatever the task pays, while rewards, returns and
-    advantages stay in the task's own units. When σ moves, the last layer is rescaled by the
-    inverse, so that V itself does not (van Hasselt et al., "Learning values across many orders of
-    magnitude", 2016, section 2.2; here for the scale only).
+    The network sees targets of mean 0 and deviation 1 whatever the task pays, while rewards,
+    returns and advantages stay in the task's own units. When μ and σ move, the last layer is
+    changed by the inverse, so that V itself does not.
+
+    Source: van Hasselt et al., "Learning values across many orders of magnitude", 2016, section 2.
     """
 
+    shift: Tensor
     scale: Tensor
 
     def __init__(self, normaliser: nn.Module, network: nn.Sequential, regression: Regression):
         super().__init__()
         self.normaliser, self.network, self.regression = normaliser, network, regression
         self.moments = RunningMoments()
+        self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, observations: Tensor) -> Tensor:
         """V, (B,), of observations (B, *shape)."""
-        values: Tensor = self.scale * self.network(self._features(observations)).squeeze(-1)
+        standardised = self.network(self._features(observations)).squeeze(-1)
+        values: Tensor = self.shift + self.scale * standardised
         return values
 
     def fit(self, observations: Tensor, targets: Tensor) -> None:
@@ -49,22 +53,28 @@ class Critic(nn.Module):
         self._rescale(targets)
         with torch.no_grad():
             features = self._features(observations)
-        self.regression.fit(self.network, features, targets / self.scale)
+        self.regression.fit(self.network, features, (targets - self.shift) / self.scale)
 
     @torch.no_grad()
     def _rescale(self, targets: Tensor) -> None:
+        untrained = not bool(self.moments.count)
         self.moments.update(targets)
-        deviation = self.moments.variance.sqrt().to(self.scale.dtype)
-        if not bool(torch.isfinite(deviation)) or not bool(deviation > 0):
-            return  # constant targets (a task that pays nothing yet): keep the units
-        last = self.network[-1]
-        for parameter in last.parameters():
-            parameter.mul_(self.scale / deviation)
-        self.scale.copy_(deviation)
+        shift = self.moments.mean.to(self.shift.dtype)
+        deviation = self.moments.variance.sqrt()
+        # Targets that are equal but for rounding (a task that pays nothing yet) keep the unit.
+        noise = torch.finfo(self.scale.dtype).eps * self.moments.mean.abs()
+        scale = torch.where(deviation > noise, deviation, self.scale).to(self.scale.dtype)
+        if not untrained:  # the values of a network that has seen nothing are not worth keeping
+            last = self.network[-1]
+            assert isinstance(last, nn.Linear)
+            last.weight.mul_(self.scale / scale)
+            last.bias.mul_(self.scale).add_(self.shift - shift).div_(scale)
+        self.shift.copy_(shift)
+        self.scale.copy_(scale)
 
     def _features(self, observations: Tensor) -> Tensor:
         features: Tensor = self.normaliser(observations)
-        return features.flatten(1)
+        return features.reshape(len(observations), -1)
 
 
 def explained_variance(values: Tensor, targets: Tensor) -> float:

@@ -26,7 +26,7 @@ def make_environments(task: str, count: int) -> SyncVectorEnv:
         # The checker wraps every step with assertions; a task is checked by its own tests.
         environments = [lambda: gym.make(task, disable_env_checker=True) for _ in range(count)]
         return SyncVectorEnv(environments, autoreset_mode=AutoresetMode.SAME_STEP)
-    except gym.error.Error as error:
+    except (gym.error.Error, ImportError) as error:
         raise UsageError(
             f"cannot make the task {task!r}: {' '.join(str(error).split())}"
         ) from error

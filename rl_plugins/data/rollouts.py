@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl_plugins.errors import ExperienceError
 from rl_plugins.policies import sample, to_environment
 
 Policy = Callable[[Tensor], torch.distributions.Distribution]
@@ -69,7 +71,10 @@ class RolloutCollector:
         self._lengths = np.zeros(environments.num_envs, dtype=np.int64)
 
     def collect(self, policy: Policy, steps: int) -> Rollout:
-        """``steps`` steps of every environment, actions drawn from ``policy(observations)``."""
+        """``steps`` steps of every environment, actions drawn from ``policy(observations)``.
+
+        Raises :class:`ExperienceError` where an observation or a reward is NaN or infinite.
+        """
         count = self._environments.num_envs
         observations = torch.empty((steps, *self._observations.shape))
         rewards = np.empty((steps, count), dtype=np.float32)
@@ -89,6 +94,7 @@ class RolloutCollector:
                 self._to_environment(action)
             )
             self._observations = _tensor(following)
+            _check(self._observations, reward)
             rewards[t] = reward
             self._returns += reward
             self._lengths += 1
@@ -114,6 +120,17 @@ class RolloutCollector:
             episode_returns=episode_returns,
             episode_lengths=episode_lengths,
         )
+
+
+def _check(observations: Tensor, rewards: NDArray[Any]) -> None:
+    # A sum is finite only if its terms are (short of overflow, which is no data either): one pass.
+    if math.isfinite(float(observations.sum())) and math.isfinite(float(rewards.sum())):
+        return
+    sound = torch.isfinite(observations.flatten(1)).all(dim=1).numpy() & np.isfinite(rewards)
+    raise ExperienceError(
+        f"environment {np.flatnonzero(~sound).tolist()} returned a NaN or an infinity as "
+        "observation or reward; mend the task, or bound what it returns with a Gymnasium wrapper"
+    )
 
 
 def _tensor(observations: NDArray[Any]) -> Tensor:

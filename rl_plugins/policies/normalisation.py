@@ -70,8 +70,22 @@ class ObservationNormaliser(nn.Module):
         return standardised.clamp(-self.clip, self.clip)
 
     @torch.no_grad()
-    def update(self, observations: Tensor) -> None:
-        """Take a batch (B, *shape) into the statistics."""
+    def update(self, observations: Tensor, readers: Sequence[nn.Module] = ()) -> None:
+        """Take a batch (B, *shape) into the statistics.
+
+        ``readers`` are layers that take the flattened output. Their weights and biases change so
+        that each remains the same function of the observation, the clipping aside:
+        W (x − m) s + b = W (s/s′) (x − m′) s′ + b + W (m′ − m) s.
+        """
+        old_shift, old_scale = self.shift.flatten().clone(), self.scale.flatten().clone()
+        self._move(observations)
+        shift, scale = self.shift.flatten(), self.scale.flatten()
+        for layer in readers:
+            assert isinstance(layer, nn.Linear)
+            layer.bias.add_(layer.weight @ ((shift - old_shift) * old_scale))
+            layer.weight.mul_(old_scale / scale)
+
+    def _move(self, observations: Tensor) -> None:
         self.moments.update(observations)
         variance = self.moments.variance
         # Below rounding of the mean a component is constant; 1/std would amplify noise.

@@ -16,17 +16,18 @@ from rl_plugins.errors import UsageError
 from rl_plugins.policies.networks import mlp
 
 POLICY_OUTPUT_GAIN = 0.01
+UNBOUNDED = 1e6
 
 
 class CategoricalPolicy(nn.Module):
     """Observations (B, *shape) -> ``Categorical`` over the actions of a Discrete space."""
 
-    def __init__(self, normaliser: nn.Module, network: nn.Module) -> None:
+    def __init__(self, normaliser: nn.Module, network: nn.Sequential) -> None:
         super().__init__()
         self.normaliser, self.network = normaliser, network
 
     def forward(self, observations: Tensor) -> Distribution:
-        features = self.normaliser(observations).flatten(1)
+        features = self.normaliser(observations).reshape(len(observations), -1)
         return Categorical(logits=self.network(features), validate_args=False)
 
 
@@ -37,14 +38,14 @@ class GaussianPolicy(nn.Module):
     """
 
     def __init__(
-        self, normaliser: nn.Module, network: nn.Module, dimensions: int, initial_log_std: float
+        self, normaliser: nn.Module, network: nn.Sequential, dimensions: int, initial_log_std: float
     ) -> None:
         super().__init__()
         self.normaliser, self.network = normaliser, network
         self.log_std = nn.Parameter(torch.full((dimensions,), initial_log_std))
 
     def forward(self, observations: Tensor) -> Distribution:
-        mean = self.network(self.normaliser(observations).flatten(1))
+        mean = self.network(self.normaliser(observations).reshape(len(observations), -1))
         scale = self.log_std.exp().expand_as(mean)
         return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
 
@@ -98,7 +99,8 @@ def to_environment(space: Space[Any]) -> Callable[[Tensor], NDArray[Any]]:
     _box_dimensions(space)
     assert isinstance(space, spaces.Box)
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    bounded = np.isfinite(low) & np.isfinite(high)
+    # Bounds such as ±3e38 are none that an action could be stretched to.
+    bounded = (low > -UNBOUNDED) & (high < UNBOUNDED)
     least, most = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
     middle, half_range = (least + most) / 2, (most - least) / 2
 

@@ -29,7 +29,7 @@ def _normal(distribution: Normal, generator: torch.Generator) -> Tensor:
 
 @sample.register(Categorical)
 def _categorical(distribution: Categorical, generator: torch.Generator) -> Tensor:
-    probabilities = distribution.probs.flatten(0, -2)
+    probabilities = distribution.probs.reshape(-1, distribution.probs.shape[-1])
     draws = torch.multinomial(probabilities, 1, replacement=True, generator=generator)
     return draws.view(distribution.batch_shape)
 

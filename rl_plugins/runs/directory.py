@@ -5,7 +5,7 @@
     evaluations.csv   one row per evaluation
     events.*          the same numbers for TensorBoard
     checkpoint.pt     the agent's state, loadable with ``weights_only=True``
-    outcome.json      how the run ended: finished or interrupted, steps, seconds
+    outcome.json      how the run ended: finished, interrupted or failed, steps, seconds
     curve.png         the learning curve
 
 Files that are rewritten are written beside their place and moved into it, so that a crash leaves
@@ -18,6 +18,7 @@ import csv
 import json
 import math
 import os
+import pickle
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -35,12 +36,15 @@ class RunDirectory:
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         """Create the directory. Raises :class:`UsageError` where it exists and is not empty."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(
-                f"the run directory {path} exists and is not empty; choose another --run-dir, "
-                "a run is never overwritten"
-            )
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise UsageError(
+                    f"the run directory {path} exists and is not empty; choose another --run-dir, "
+                    "a run is never overwritten"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot make the run directory {path}: {error.strerror}") from error
         # Imported here: it takes a second, and a mistyped command should not.
         from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -82,19 +86,26 @@ class RunDirectory:
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a run. Raises :class:`UsageError` where the directory holds no run."""
+    """A JSON object of a run. Raises :class:`UsageError` where the directory holds no run."""
     try:
-        content: dict[str, Any] = json.loads((path / name).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        content = json.loads((path / name).read_text(encoding="utf-8"))
+    except OSError as error:
         raise UsageError(f"{path} is not a run directory: it holds no {name}") from error
+    except ValueError as error:
+        raise UsageError(f"{path / name} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path / name} is damaged: expected a JSON object")
     return content
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The agent's state. Raises :class:`UsageError` where the run has not written one yet."""
+    """The agent's state. Raises :class:`UsageError` where there is none that can be read."""
     if not (path / "checkpoint.pt").is_file():
         raise UsageError(f"{path} holds no checkpoint.pt yet")
-    state: dict[str, Any] = torch.load(path / "checkpoint.pt", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path / "checkpoint.pt", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UsageError(f"{path / 'checkpoint.pt'} is damaged and cannot be read") from error
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,25 +37,38 @@ class Evaluation:
         return float(np.std(self.returns))
 
 
-def evaluate(policy: Policy, task: str, *, episodes: int, seed: int) -> Evaluation:
+def evaluate(
+    policy: Policy,
+    task: str,
+    *,
+    episodes: int,
+    seed: int,
+    stop: threading.Event | None = None,
+) -> Evaluation | None:
     """``episodes`` episodes with the mode of the policy's distribution.
 
     Every environment plays exactly one episode: counting whichever episodes end first would favour
     short ones. An episode longer than 100,000 steps is cut there. The environments' seeds are
-    those of evaluations (1,000,000 + seed + index), never those of training.
+    those of evaluations (1,000,000 + 1,000 · seed + index), never those of training. None where
+    ``stop`` was set before all episodes had ended.
     """
     returns: list[float] = []
     lengths: list[int] = []
     for first in range(0, episodes, MOST_ENVIRONMENTS):
         count = min(MOST_ENVIRONMENTS, episodes - first)
-        batch_returns, batch_lengths = _play(policy, task, count, EVALUATION_SEED + seed + first)
-        returns += batch_returns.tolist()
-        lengths += batch_lengths.tolist()
+        start = EVALUATION_SEED + 1000 * seed + first
+        played = _play(policy, task, count, start, stop or threading.Event())
+        if played is None:
+            return None
+        returns += played[0].tolist()
+        lengths += played[1].tolist()
     return Evaluation(tuple(returns), tuple(lengths))
 
 
 @torch.no_grad()
-def _play(policy: Policy, task: str, count: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def _play(
+    policy: Policy, task: str, count: int, seed: int, stop: threading.Event
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
     environments = make_environments(task, count)
     try:
         act = to_environment(environments.single_action_space)
@@ -71,6 +85,8 @@ def _play(policy: Policy, task: str, count: int, seed: int) -> tuple[NDArray[Any
             playing &= ~(terminated | truncated)
             if not playing.any():
                 break
+            if stop.is_set():
+                return None
         return returns, lengths
     finally:
         environments.close()

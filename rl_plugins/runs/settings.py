@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from rl_plugins.errors import UsageError, require_least
+from rl_plugins.errors import UsageError, require_between, require_least
 from rl_plugins.plugin import Plugin, configure
 
 if sys.version_info >= (3, 11):
@@ -41,6 +41,7 @@ class RunSettings:
         require_least(self, 1, "total_steps", "environments", "rollout_length")
         require_least(self, 1, "evaluation_episodes", "threads")
         require_least(self, 0, "seed", "evaluations")
+        require_between(self, 0, 2**32 - 1, "seed")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Outcome(Enum):
 
     FINISHED = "all steps were taken"
     INTERRUPTED = "stopped by Ctrl-C; the files hold everything up to then"
+    FAILED = "an error ended it; the files hold everything up to then"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def train(
     columns whose names contain ``second``.
 
     Raises :class:`UsageError` for an unknown algorithm, task or setting, an unsupported space, or
-    a run directory that is not empty.
+    a run directory that is not empty; :class:`ExperienceError` where an environment returns a NaN
+    or an infinity, after writing down that the run failed.
     """
     plugin_class = find_plugin(algorithm)
     settings = resolve(algorithm, plugin_class, task, overrides)
@@ -113,18 +115,25 @@ class _Training:
         self._settings, self._plugin, self._collector = settings, plugin, collector
         self._directory, self._display = directory, display
         self._steps = 0
+        self._stop = threading.Event()
         self._start = time.perf_counter()
 
     def run(self) -> Run:
-        outcome, final = Outcome.FINISHED, None
-        with interrupt_as_request() as stop:
-            self._loop(stop)
-            if stop.is_set():
-                outcome = Outcome.INTERRUPTED
-            else:
-                final = self._evaluate(self._settings.run.evaluation_episodes)
+        final = None
+        try:
+            with interrupt_as_request() as self._stop:
+                self._loop()
+                self._save()
+                if not self._stop.is_set():
+                    final = self._evaluate(self._settings.run.evaluation_episodes)
+        except BaseException:
+            # A second Ctrl-C, or an error: what was logged stays, and says that the run failed.
+            self._conclude(Outcome.FAILED, None)
+            raise
+        return self._conclude(Outcome.FINISHED if final else Outcome.INTERRUPTED, final)
+
+    def _conclude(self, outcome: Outcome, final: Evaluation | None) -> Run:
         seconds = time.perf_counter() - self._start
-        self._directory.save_checkpoint({"agent": self._plugin.state_dict(), "steps": self._steps})
         self._directory.write_json(
             "outcome.json",
             {
@@ -135,13 +144,16 @@ class _Training:
                 "episodes": len(final.returns) if final else 0,
             },
         )
-        path = self._directory.path
-        settings = self._settings
-        title = f"{settings.algorithm} on {settings.task}, seed {settings.run.seed}"
-        draw_curve(path, path / "curve.png", title)
+        path, settings = self._directory.path, self._settings
+        if self._steps:
+            title = f"{settings.algorithm} on {settings.task}, seed {settings.run.seed}"
+            draw_curve(path, path / "curve.png", title)
         return Run(path, outcome, self._steps, seconds, final)
 
-    def _loop(self, stop: threading.Event) -> None:
+    def _save(self) -> None:
+        self._directory.save_checkpoint({"agent": self._plugin.state_dict(), "steps": self._steps})
+
+    def _loop(self) -> None:
         run = self._settings.run
         per_update = run.environments * run.rollout_length
         updates = math.ceil(run.total_steps / per_update)
@@ -149,12 +161,13 @@ class _Training:
             updates * k // (run.evaluations + 1) for k in range(1, run.evaluations + 1)
         }
         for update in range(1, updates + 1):
+            if self._stop.is_set():
+                return
             # The last rollout is as short as total_steps asks.
             missing = math.ceil((run.total_steps - self._steps) / run.environments)
             self._update(update, min(run.rollout_length, missing))
-            if stop.is_set():
-                return
             if update in evaluate_after and update < updates:
+                self._save()
                 self._evaluate(min(PASSING_EVALUATION_EPISODES, run.evaluation_episodes))
 
     def _update(self, update: int, length: int) -> None:
@@ -183,11 +196,13 @@ class _Training:
         )
         self._display.update(self._steps, episode_return, report.summary, speed)
 
-    def _evaluate(self, episodes: int) -> Evaluation:
-        settings = self._settings
+    def _evaluate(self, episodes: int) -> Evaluation | None:
+        run, task = self._settings.run, self._settings.task
         evaluation = evaluate(
-            self._plugin.policy, settings.task, episodes=episodes, seed=settings.run.seed
+            self._plugin.policy, task, episodes=episodes, seed=run.seed, stop=self._stop
         )
+        if evaluation is None:
+            return None
         self._directory.log_evaluation(
             {
                 "steps": self._steps,
@@ -199,7 +214,6 @@ class _Training:
                 "seconds": time.perf_counter() - self._start,
             }
         )
-        self._directory.save_checkpoint({"agent": self._plugin.state_dict(), "steps": self._steps})
         self._display.line(
             f"{self._steps:>9,} steps  evaluation {evaluation.mean:,.1f} ± "
             f"{evaluation.deviation:,.1f} over {episodes} episodes"
@@ -213,10 +227,12 @@ def evaluate_run(run_dir: Path | str, *, episodes: int = 20) -> Evaluation:
     config = read_json(path, "config.json")
     if episodes < 1:
         raise UsageError(f"episodes must be at least 1, got {episodes}")
-    plugin_class = find_plugin(config["algorithm"])
-    settings = resolve(
-        config["algorithm"], plugin_class, config["task"], {**config["run"], **config["config"]}
-    )
+    try:
+        plugin_class = find_plugin(config["algorithm"])
+        overrides = {**config["run"], **config["config"]}
+        settings = resolve(config["algorithm"], plugin_class, config["task"], overrides)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path / 'config.json'} is damaged: it holds no run") from error
     environments = make_environments(settings.task, 1)
     plugin = plugin_class.build(
         environments.single_observation_space,
@@ -225,9 +241,18 @@ def evaluate_run(run_dir: Path | str, *, episodes: int = 20) -> Evaluation:
         torch.Generator().manual_seed(settings.run.seed),
     )
     environments.close()
-    plugin.load_state_dict(load_checkpoint(path)["agent"])
+    try:
+        plugin.load_state_dict(load_checkpoint(path)["agent"])
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path / 'checkpoint.pt'} does not fit config.json: it is of another run"
+        ) from error
     with _torch_threads(settings.run.threads):
-        return evaluate(plugin.policy, settings.task, episodes=episodes, seed=settings.run.seed)
+        evaluation = evaluate(
+            plugin.policy, settings.task, episodes=episodes, seed=settings.run.seed
+        )
+    assert evaluation is not None  # nothing could stop it
+    return evaluation
 
 
 def _describe(settings: Settings) -> dict[str, Any]:

@@ -115,6 +115,9 @@ def test_nothing_leaks_backwards_over_the_end_of_an_episode():
     after = gae(rewards, values, next_values, terminated, truncated, discount=0.9, decay=0.9)
     assert torch.equal(before[:5], after[:5])
     assert not torch.equal(before[5:], after[5:])
+    rewards[6] = float("nan")
+    poisoned = gae(rewards, values, next_values, terminated, truncated, discount=0.9, decay=0.9)
+    assert torch.equal(before[:5], poisoned[:5])
 
 
 def test_the_result_of_no_steps_is_empty():
@@ -129,5 +132,7 @@ def test_wrong_shapes_and_settings_are_refused():
         gae(data[0][:-1], *data[1:], discount=0.9, decay=0.9)
     with pytest.raises(ValueError, match=r"discount must lie in \[0, 1\], got 1.1"):
         gae(*data, discount=1.1, decay=0.9)
+    with pytest.raises(ValueError, match="must be bool"):
+        gae(*data[:3], data[3].float(), data[4], discount=0.9, decay=0.9)
     with pytest.raises(ValueError, match="decay"):
         gae(*data, discount=0.9, decay=float("nan"))

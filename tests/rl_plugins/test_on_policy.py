@@ -75,5 +75,30 @@ def test_the_state_of_an_agent_is_all_of_it(collector, generator):
     assert torch.equal(first.critic(x), second.critic(x))
 
 
-def test_equal_advantages_stay_finite():
-    assert torch.equal(standardise(torch.full((5,), 3.0)), torch.zeros(5))
+@pytest.mark.parametrize("value", [0.0, 0.1, -0.3, 3.0, 1e6, 1e-20])
+def test_equal_advantages_are_only_centred(value):
+    """Their deviation is the rounding of their mean; divided by it they would all be one."""
+    assert standardise(torch.full((100,), value)).abs().max() <= 1e-6 * abs(value)
+
+
+def test_an_update_of_the_statistics_leaves_policy_and_critic_the_functions_they_are(
+    collector, generator
+):
+    class Idle:
+        def fit(self, network, features, targets):
+            pass
+
+    agent = actor_critic(generator)
+    for _ in range(3):
+        rollout = collector.collect(agent.policy, 40)
+        batch = agent.learning_batch(rollout)
+        before = agent.policy(batch.observations).logits.detach()
+        agent.critic.regression = Idle()
+        agent.critic._rescale = lambda _: None
+        values = agent.critic(batch.observations).detach()
+        moved = agent.normaliser.shift.clone()
+        agent.finish_update(batch)
+        if not batch.already_seen:
+            assert not torch.equal(agent.normaliser.shift, moved)
+        assert torch.allclose(agent.policy(batch.observations).logits, before, atol=1e-6)
+        assert torch.allclose(agent.critic(batch.observations), values, atol=1e-5)

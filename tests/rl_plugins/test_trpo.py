@@ -189,6 +189,39 @@ def test_no_gradients_are_left_behind(policy, generator):
     assert all(parameter.grad is None for parameter in policy.parameters())
 
 
+def test_an_error_in_the_policy_during_the_search_leaves_no_candidate_behind(policy, generator):
+    x, actions, advantages = batch(policy, generator)
+    before = flatten(policy.parameters())
+    calls = 0
+
+    def fail(module, inputs):
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # π_old, the surrogate, the Fisher matrix, the first candidate
+            raise KeyboardInterrupt
+
+    policy.register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        TRPO(policy).step(x, actions, advantages)
+    assert torch.equal(flatten(policy.parameters()), before)
+
+
+def test_no_gradient_comes_in_through_advantages_or_actions(policy, generator):
+    x, actions, advantages = batch(policy, generator)
+    start = {k: v.clone() for k, v in policy.state_dict().items()}
+    expected = TRPO(policy).step(x, actions, advantages)
+    policy.load_state_dict(start)
+    shared = next(policy.parameters()).sum()
+    attached = TRPO(policy).step(x, actions, advantages + 0 * shared + shared - shared.detach())
+    assert attached.gradient_norm == expected.gradient_norm
+
+
+def test_an_empty_batch_is_refused(policy, generator):
+    x, actions, advantages = batch(policy, generator)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        TRPO(policy).step(x[:0], actions[:0], advantages[:0])
+
+
 def test_a_typo_in_a_setting_is_named(policy):
     with pytest.raises(UsageError, match=r"unknown setting 'max_kll'.*did you mean 'max_kl'"):
         TRPO(policy, max_kll=0.1)

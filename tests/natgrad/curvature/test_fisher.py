@@ -334,6 +334,11 @@ def test_a_freed_graph_is_refused_with_the_cure(x, generator):
         (lambda n, x: Fisher(n, n.parameters()), ValueError, "needs data=x"),
         (lambda n, x: Fisher(n(x), n.parameters(), data=x), ValueError, "forward function"),
         (lambda n, x: Fisher(n, n.parameters(), data=x, chunk_size=0), ValueError, "at least 1"),
+        (
+            lambda n, x: Fisher(n, n.parameters(), data=(x, x[:2]), chunk_size=2),
+            ValueError,
+            r"one length, got \[2, 7\]",
+        ),
         (lambda n, x: Fisher(n, n.parameters(), data=x[:0], chunk_size=2), ValueError, "empty"),
         (lambda n, x: Fisher(normal(n, x[:0]), n.parameters()), ValueError, "empty"),
         (lambda n, x: Fisher(n.body, n.parameters(), data=x), TypeError, "must return a torch"),

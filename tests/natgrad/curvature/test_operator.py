@@ -79,6 +79,8 @@ def test_results_carry_no_graph():
         (lambda A: Dense(torch.ones(2, 3)), ValueError, "square"),
         (lambda A: Dense(torch.eye(2).long()), TypeError, "floating-point"),
         (lambda A: Dense(torch.tensor([[1.0, 1], [0, 1]])), ValueError, "symmetric"),
+        (lambda A: Dense(torch.tensor([[0.0, 1e-30], [0, 0]])), ValueError, "symmetric"),
+        (lambda A: Dense(torch.tensor([[0.0, 1e30], [0, 0]])), ValueError, "symmetric"),
     ],
 )
 def test_errors_say_what_came_and_what_was_wanted(call, error, message):

@@ -318,6 +318,48 @@ def test_errors_say_what_came_and_what_was_wanted(call, error, message):
         call()
 
 
+@pytest.mark.parametrize(("scale", "b_scale"), [(1e30, 1e-30), (1e25, 1e-19), (1e-30, 1e30)])
+def test_a_solution_outside_the_range_of_the_dtype_is_never_called_converged(scale, b_scale):
+    s = cg(torch.eye(3) * scale, torch.tensor([1.0, 0.3, 0.7]) * b_scale)
+    assert s.status is Status.NONFINITE
+
+
+@pytest.mark.parametrize("largest", [2.0**127, 3e38])
+def test_a_right_hand_side_at_the_edge_of_the_range_is_solved(largest):
+    s = cg(torch.eye(3), torch.full((3,), largest))
+    assert s.status is Status.CONVERGED
+    assert torch.equal(s.x, torch.full((3,), largest))
+
+
+@pytest.mark.parametrize("check_every", [1, 2, 5])
+def test_exact_convergence_survives_idle_iterations(check_every):
+    assert cg(torch.eye(3), torch.ones(3), check_every=check_every).status is Status.CONVERGED
+
+
+def test_an_exact_start_beyond_certification_stagnates_and_accuses_nothing():
+    s = cg(2 * torch.eye(3), torch.ones(3), x0=torch.full((3,), 0.5), rtol=1e-7)
+    assert s.status is Status.STAGNATED
+    assert torch.equal(s.x, torch.full((3,), 0.5))
+
+
+def test_numpy_vectors_of_any_layout_are_taken():
+    A = np.diag([1.0, 2.0, 4.0])
+    expected = cg(A, np.array([3.0, 2.0, 1.0])).x
+    read_only = np.array([3.0, 2.0, 1.0])
+    read_only.flags.writeable = False
+    for b in (np.array([1.0, 2.0, 3.0])[::-1], np.array([3.0, 2.0, 1.0], ">f8"), read_only):
+        assert np.array_equal(cg(A, b).x, expected)
+
+    class Foreign:
+        def __matmul__(self, vector):
+            assert isinstance(vector, np.ndarray)
+            return A @ vector
+
+    assert np.array_equal(cg(Foreign(), np.array([3.0, 2.0, 1.0])).x, expected)
+    with pytest.raises(TypeError, match="complex"):
+        cg(A.astype(complex), np.ones(3))
+
+
 def test_an_empty_system_is_solved():
     s = cg(torch.zeros(0, 0), torch.zeros(0))
     assert s.status is Status.ZERO_RHS

@@ -138,6 +138,7 @@ def test_gradients_are_off_inside_evaluate():
         ({"shrink": 0.0}, "shrink .* got 0.0"),
         ({"accept_ratio": 1.0}, "accept_ratio .* got 1.0"),
         ({"max_backtracks": -1}, "got -1"),
+        ({"bound": NAN}, "bound must be a number"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
