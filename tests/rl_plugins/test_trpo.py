@@ -7,7 +7,8 @@ from torch.distributions import Categorical, Independent, Normal
 
 from natgrad import Fisher, LineSearchStatus, Status
 from natgrad.flat import flatten, gradient
-from rl_plugins import TRPO, UsageError, train
+from rl_plugins import TRPO, TRPOConfig, UsageError, train
+from rl_plugins.data import RolloutCollector, make_environments
 from rl_plugins.policies import mlp
 
 
@@ -256,3 +257,22 @@ def test_the_identity_task_is_learnt(task, best, slack, critic, tmp_path):
         rollout_length=64, max_kl=0.05, hidden_sizes=(16,), evaluations=0, critic=critic,
     )  # fmt: skip
     assert run.evaluation.mean >= best - slack
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
+def test_a_whole_update_keeps_the_bound_the_move_of_the_statistics_included(task, generator):
+    """KL(the policy that acted ‖ the policy after ``update``), on the rollout it acted in."""
+    environments = make_environments(task, 4)
+    spaces = environments.single_observation_space, environments.single_action_space
+    trpo = TRPO.build(*spaces, TRPOConfig(hidden_sizes=(16,)), generator)
+    collector = RolloutCollector(environments, seed=0, generator=generator)
+    for update in range(6):
+        rollout = collector.collect(trpo.policy, 100)
+        x = rollout.observations.flatten(0, 1)
+        acted = frozen(trpo.policy(x))
+        report = trpo.update(rollout)
+        if update:  # the first rollout primes the statistics
+            kl = float(kl_old_new(acted, frozen(trpo.policy(x))))
+            assert kl <= report.max_kl * (1 + 1e-3)
+            if report.status is LineSearchStatus.ACCEPTED:
+                assert abs(kl - report.kl) < 1e-3 * report.max_kl
