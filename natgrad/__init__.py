@@ -13,7 +13,10 @@ from natgrad.trust_region import (
     StepSize,
     StepSizeStatus,
     backtracking,
+    reduction_ratio,
     step_size,
+    update_damping,
+    update_radius,
 )
 
 __version__ = "0.1.0"
@@ -31,8 +34,11 @@ __all__ = [
     "cg",
     "curvature",
     "flat",
+    "reduction_ratio",
     "register_metric",
     "solvers",
     "step_size",
     "trust_region",
+    "update_damping",
+    "update_radius",
 ]

@@ -1,6 +1,9 @@
-"""How far? Step sizes and line searches: a step that keeps its bound, or no step."""
+"""How far? Step sizes, line searches and radii: a step that keeps its bound, or no step."""
 
 from natgrad.trust_region.backtracking import LineSearchResult, LineSearchStatus, backtracking
+from natgrad.trust_region.damping import update_damping
+from natgrad.trust_region.radius import update_radius
+from natgrad.trust_region.reduction_ratio import reduction_ratio
 from natgrad.trust_region.step_size import StepSize, StepSizeStatus, step_size
 
 __all__ = [
@@ -9,5 +12,8 @@ __all__ = [
     "StepSize",
     "StepSizeStatus",
     "backtracking",
+    "reduction_ratio",
     "step_size",
+    "update_damping",
+    "update_radius",
 ]

@@ -1,0 +1,41 @@
+"""How a trust-region radius follows the reduction ratio."""
+
+from __future__ import annotations
+
+import math
+
+
+def update_radius(
+    radius: float,
+    ratio: float,
+    *,
+    at_boundary: bool = True,
+    low: float = 0.25,
+    high: float = 0.75,
+    shrink: float = 0.25,
+    growth: float = 2.0,
+    maximum: float = math.inf,
+) -> float:
+    """The radius of the next step: smaller after ratio < ``low`` (NaN included), larger after
+    ratio > ``high`` of a step that ended on the boundary, the same otherwise.
+
+    A step inside the region says nothing of a larger one, so that it never grows the radius.
+    Raises ``ValueError`` for settings out of range.
+
+    Source: Nocedal & Wright, *Numerical Optimization*, 2006, algorithm 4.1.
+
+    >>> update_radius(1.0, 0.9), update_radius(1.0, 0.5), update_radius(1.0, -3.0)
+    (2.0, 1.0, 0.25)
+    """
+    if not (math.isfinite(radius) and 0 < radius <= maximum):
+        raise ValueError(f"radius must be finite, above 0 and at most {maximum}, got {radius}")
+    if not (0 <= low < high and 0 < shrink < 1 <= growth):
+        raise ValueError(
+            "expected 0 <= low < high and 0 < shrink < 1 <= growth, got "
+            f"low={low}, high={high}, shrink={shrink}, growth={growth}"
+        )
+    if not ratio >= low:
+        return shrink * radius
+    if ratio > high and at_boundary:
+        return min(growth * radius, maximum)
+    return radius
