@@ -31,7 +31,8 @@ class Fisher(LinearOperator):
     - ``Fisher(distribution, parameters)`` keeps the distribution's graph. Cost: set-up about 1
       gradient, a product about 1 gradient; memory of one gradient and its recorded backward pass.
     - ``Fisher(forward, parameters, data=x, chunk_size=m)`` calls ``forward(x[i:i+m])`` anew for
-      every chunk of every product. Cost: about 2.5 gradients a product; memory independent of N.
+      every chunk of every product. Cost: about 2.5 gradients a product, more where chunks are so
+      small that the overhead of launching them shows; memory independent of N.
       All columns of ``F @ V`` share one pass. The state of the random generator is that of the
       construction in every product, so that dropout masks do not change between products.
       ``data`` is a tensor, or a mapping or sequence of tensors, cut along dimension 0. Without
