@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.distributions import Bernoulli, Beta, Categorical, Distribution, Independent, Normal
 
 Tensors = tuple[Tensor, ...]
 Family = TypeVar("Family", bound=Distribution)
@@ -81,6 +82,30 @@ def _categorical(distribution: Categorical) -> OutputMetric:
         return (weighted - probabilities * weighted.sum(dim=-1, keepdim=True),)
 
     return OutputMetric((distribution.logits,), multiply)
+
+
+@register_metric(Bernoulli)
+def _bernoulli(distribution: Bernoulli) -> OutputMetric:
+    # In logits: p (1 − p).
+    probabilities = distribution.probs.detach()
+    variance = probabilities * (1 - probabilities)
+    return OutputMetric((distribution.logits,), lambda tangents: (variance * tangents[0],))
+
+
+@register_metric(Beta)
+def _beta(distribution: Beta) -> OutputMetric:
+    # In (α, β): diag(ψ′(α), ψ′(β)) − ψ′(α + β) 1 1ᵀ, ψ′ the trigamma function.
+    alpha, beta = distribution.concentration1, distribution.concentration0
+    trigamma_alpha, trigamma_beta, trigamma_sum = (
+        torch.polygamma(1, value.detach()) for value in (alpha, beta, alpha + beta)
+    )
+
+    def multiply(tangents: Tensors) -> Tensors:
+        along_alpha, along_beta = tangents
+        shared = trigamma_sum * (along_alpha + along_beta)
+        return trigamma_alpha * along_alpha - shared, trigamma_beta * along_beta - shared
+
+    return OutputMetric((alpha, beta), multiply)
 
 
 @register_metric(Independent)

@@ -3,12 +3,22 @@
 Theory, line 6: K = Hessian of KL(π_old ‖ π_θ) at θ_old = E[∇log π ∇log πᵀ].
 """
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.distributions import Categorical, Gamma, Independent, Normal, kl_divergence
+from torch.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Gamma,
+    Independent,
+    Normal,
+    kl_divergence,
+)
 
 from natgrad.curvature import Fisher, OutputMetric, output_metric, register_metric
 from natgrad.flat import assign, flatten
@@ -140,6 +150,32 @@ def kl_hessian(network, x):
 def test_equals_the_expected_outer_product_of_scores(network, x):
     F = Fisher(network(x), network.parameters()).to_dense()
     assert torch.allclose(F, dense_fisher(network, x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "family"),
+    [
+        (1, lambda y: Bernoulli(logits=y)),
+        (1, lambda y: Bernoulli(probs=torch.sigmoid(y))),
+        (2, lambda y: Beta(y[..., 0].exp(), 1 + nn.functional.softplus(y[..., 1]))),
+    ],
+    ids=["bernoulli-logits", "bernoulli-probs", "beta"],
+)
+def test_further_families_equal_the_hessian_of_their_kl(parameters, family, x, generator):
+    weight = torch.randn(3, 4 * parameters, generator=generator, dtype=torch.float64)
+    weight.requires_grad_()
+
+    def forward(chunk):
+        y = chunk @ weight
+        return Independent(family(y if parameters == 1 else y.view(-1, 4, 2)), 1)
+
+    with torch.no_grad():
+        old = copy.deepcopy(forward(x))
+    kl = kl_divergence(old, forward(x)).mean()
+    (gradient,) = torch.autograd.grad(kl, [weight], create_graph=True)
+    F = Fisher(forward(x), [weight]).to_dense()
+    assert torch.allclose(F, jacobian(lambda: gradient, [weight]), rtol=1e-9, atol=1e-10)
+    assert torch.linalg.eigvalsh(F)[0] > -1e-12
 
 
 def test_equals_the_hessian_of_the_kl_divergence(network, x):
