@@ -24,7 +24,7 @@ def spd_matrices(
 
     def build(n: int, condition: float, scale: int, seed: int, dtype: torch.dtype) -> Tensor:
         eigenvalues = torch.logspace(0, -condition, n, dtype=torch.float64)
-        return _with_spectrum(eigenvalues * 10.0**scale, seed, dtype)
+        return matrix_with_spectrum(eigenvalues * 10.0**scale, seed=seed, dtype=dtype)
 
     return st.builds(
         build,
@@ -42,7 +42,8 @@ def symmetric_matrices(
     """Indefinite symmetric matrices (n, n): at least one eigenvalue is −1, the rest in [−1, 1]."""
 
     def build(spectrum: list[float], seed: int, dtype: torch.dtype) -> Tensor:
-        return _with_spectrum(torch.tensor([-1.0, *spectrum], dtype=torch.float64), seed, dtype)
+        eigenvalues = torch.tensor([-1.0, *spectrum], dtype=torch.float64)
+        return matrix_with_spectrum(eigenvalues, seed=seed, dtype=dtype)
 
     return st.builds(
         build,
@@ -58,7 +59,10 @@ def vectors_like(matrix: Tensor, *, seed: int) -> Tensor:
     return torch.randn(len(matrix), generator=generator, dtype=torch.float64).to(matrix.dtype)
 
 
-def _with_spectrum(eigenvalues: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
+def matrix_with_spectrum(
+    eigenvalues: Tensor, *, seed: int, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """The symmetric matrix (n, n) of float64 eigenvalues (n,) in a random orthogonal basis."""
     generator = torch.Generator().manual_seed(seed)
     n = len(eigenvalues)
     basis, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))

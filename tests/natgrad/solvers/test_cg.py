@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 
 from natgrad.curvature import Dense
 from natgrad.solvers import Status, cg
-from natgrad.testing.strategies import spd_matrices, symmetric_matrices, vectors_like
+from natgrad.testing.strategies import (
+    matrix_with_spectrum,
+    spd_matrices,
+    symmetric_matrices,
+    vectors_like,
+)
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -37,11 +42,8 @@ def test_agrees_with_a_direct_solve(A, seed):
 @given(st.integers(1, 6), st.integers(6, 30), SEEDS)
 def test_ends_after_as_many_iterations_as_there_are_distinct_eigenvalues(distinct, n, seed):
     """Theory, line 8: n steps in exact arithmetic, k for k distinct eigenvalues."""
-    generator = torch.Generator().manual_seed(seed)
-    basis, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
-    eigenvalues = 1.0 + torch.arange(n).remainder(distinct).double()
-    A = (basis * eigenvalues) @ basis.mT
-    s = cg((A + A.mT) / 2, torch.randn(n, generator=generator, dtype=torch.float64), rtol=1e-9)
+    A = matrix_with_spectrum(1.0 + torch.arange(n).remainder(distinct).double(), seed=seed)
+    s = cg(A, vectors_like(A, seed=seed + 1), rtol=1e-9)
     assert s.status is Status.CONVERGED
     assert s.iterations <= distinct
 
@@ -93,25 +95,24 @@ def test_the_tolerance_is_reached_at_every_scale(which, scale):
     assert relative_residual(A, s.x, b) <= 1e-8
 
 
-def test_a_tolerance_beyond_float32_stagnates_instead_of_claiming(generator):
+def ill_conditioned(log10_condition):
+    """A float32 system of 200 unknowns."""
+    eigenvalues = torch.logspace(0, -log10_condition, 200, dtype=torch.float64)
+    A = matrix_with_spectrum(eigenvalues, seed=0, dtype=torch.float32)
+    return A, vectors_like(A, seed=1)
+
+
+def test_a_tolerance_beyond_float32_stagnates_instead_of_claiming():
     """SciPy's cg says info=0 here, at 17 times its tolerance (condition 1e3, rtol 1e-6)."""
-    n = 200
-    basis, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
-    A = ((basis * torch.logspace(0, -3, n, dtype=torch.float64)) @ basis.mT).float()
-    A = (A + A.mT) / 2
-    b = torch.randn(n, generator=generator)
+    A, b = ill_conditioned(log10_condition=3)
     s = cg(A, b, rtol=1e-6)
     assert s.status in (Status.STAGNATED, Status.MAX_ITERATIONS)
     assert relative_residual(A, s.x, b) < 1e-3
 
 
-def test_scipys_cg_claims_convergence_above_its_tolerance_in_float32(generator):
+def test_scipys_cg_claims_convergence_above_its_tolerance_in_float32():
     """The peer's failure that the test above is about, kept reproducible."""
-    n = 200
-    basis, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
-    A = ((basis * torch.logspace(0, -5, n, dtype=torch.float64)) @ basis.mT).float()
-    A = (A + A.mT) / 2
-    b = torch.randn(n, generator=generator)
+    A, b = ill_conditioned(log10_condition=5)
     x, info = scipy.sparse.linalg.cg(A.numpy(), b.numpy(), rtol=1e-6, maxiter=5000)
     assert info == 0
     assert relative_residual(A, torch.from_numpy(x), b) > 1e-5
