@@ -95,6 +95,10 @@ def cg(
             None if direction is None else give(direction),
         )  # fmt: skip
 
+    def breakdown(product: Tensor) -> Status:
+        """Why vᵀA v, or rᵀz for the preconditioner, is not positive."""
+        return Status.NEGATIVE_CURVATURE if bool(torch.isfinite(product)) else Status.NONFINITE
+
     if not bool(torch.isfinite(rhs).all()):
         return solution(Status.NONFINITE, 0)
     if not bool(rhs.any()):
@@ -119,8 +123,7 @@ def cg(
     z = z / P_scale
     p, rz = z, torch.dot(r, z)
     if not bool(rz > 0):
-        finite = bool(torch.isfinite(rz))
-        return solution(Status.NEGATIVE_CURVATURE if finite else Status.NONFINITE, 0)
+        return solution(breakdown(rz), 0)
     restarts, last_true_norm, claim = 0, b_norm, tolerance
     A_norm_squared = torch.zeros_like(rz)
     alive = torch.ones((), dtype=torch.bool, device=rhs.device)
@@ -159,13 +162,11 @@ def cg(
         if (iteration % check_every and iteration < limit) or bool(alive):
             continue
         if not bool(positive):
-            r = r_before
-            if bool(torch.isfinite(curvature)):
-                return solution(Status.NEGATIVE_CURVATURE, iteration, direction=p_before)
-            return solution(Status.NONFINITE, iteration)
+            r, status = r_before, breakdown(curvature)
+            direction = p_before if status is Status.NEGATIVE_CURVATURE else None
+            return solution(status, iteration, direction)
         if not bool(claimed):  # rᵀz <= 0 or NaN: the preconditioner's doing
-            finite = bool(torch.isfinite(rz))
-            return solution(Status.NEGATIVE_CURVATURE if finite else Status.NONFINITE, iteration)
+            return solution(breakdown(rz), iteration)
         # Convergence is claimed: verify it on the true residual.
         r = b_hat - multiply(x) / A_scale
         products += 1

@@ -52,6 +52,7 @@ def step_size(sKs: Tensor | float, delta: float) -> StepSize:
         status = StepSizeStatus.NONFINITE
     elif not bool(curvature > 0):
         status = StepSizeStatus.NONPOSITIVE_CURVATURE
+    # 2 √(δ/2) is √(2δ) to the last bit, without the overflow of 2δ.
     alpha = (
         2 * math.sqrt(delta / 2) / curvature.sqrt()
         if status is StepSizeStatus.OK
