@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ import tyro
 from rich.console import Console
 
 from rl_plugins.errors import ExperienceError, UsageError
-from rl_plugins.plugin import ENTRY_POINTS, find_plugin
+from rl_plugins.plugin import find_plugin, registered_plugins
 from rl_plugins.runs import Outcome, evaluate_run, resolve, train, tuned_settings
 
 FAILURE_STATUS = 1
@@ -145,9 +144,9 @@ def _evaluate(command: Evaluate) -> int:
 
 
 def _list() -> int:
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
-        tasks = ", ".join(tuned_settings(point.name)) or "none"
-        print(f"{point.name:8}{point.value}  tuned for: {tasks}")
+    for name, point in registered_plugins().items():
+        tasks = ", ".join(tuned_settings(name)) or "none"
+        print(f"{name:8}{point.value}  tuned for: {tasks}")
     return 0
 
 

@@ -104,12 +104,7 @@ class ActorCritic:
         )
         inputs = int(torch.Size(shape).numel())
         network = mlp(inputs, config.hidden_sizes, 1, output_gain=1.0, generator=generator)
-        regression: Regression = GaussNewtonRegression(
-            config.critic_steps,
-            config.critic_cg_iterations,
-            config.critic_damping,
-            config.critic_stride,
-        )
+        regression: Regression
         if config.critic == "adam":
             regression = AdamRegression(
                 network,
@@ -117,6 +112,13 @@ class ActorCritic:
                 batch_size=config.critic_batch_size,
                 learning_rate=config.critic_learning_rate,
                 generator=generator,
+            )
+        else:
+            regression = GaussNewtonRegression(
+                config.critic_steps,
+                config.critic_cg_iterations,
+                config.critic_damping,
+                config.critic_stride,
             )
         self.critic = Critic(standardised, network, regression)
         self._discount, self._decay = config.discount, config.decay

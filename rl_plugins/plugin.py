@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from gymnasium import Space
-from torch import Tensor
-from torch.distributions import Distribution
 
 from rl_plugins.errors import UsageError, suggestion
+from rl_plugins.policies import Policy
 
 ENTRY_POINTS = "rl_plugins"
 
@@ -41,19 +40,13 @@ class Plugin(Protocol):
     ) -> Plugin: ...
 
     @property
-    def policy(self) -> PolicyModule: ...
+    def policy(self) -> Policy: ...
 
     def update(self, batch: Any) -> Report: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class PolicyModule(Protocol):
-    """Observations (B, *shape) -> a distribution with batch shape (B,)."""
-
-    def __call__(self, observations: Tensor, /) -> Distribution: ...
 
 
 class Report(Protocol):
@@ -65,9 +58,15 @@ class Report(Protocol):
     def summary(self) -> str: ...
 
 
+def registered_plugins() -> dict[str, EntryPoint]:
+    """What the installed packages register, by name, in the order of the names."""
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    return dict(sorted(found.items()))
+
+
 def find_plugin(name: str) -> type[Plugin]:
     """The plugin class registered under ``name``. Raises :class:`UsageError` for an unknown one."""
-    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    found = registered_plugins()
     if name not in found:
         raise UsageError(f"unknown algorithm {name!r}; {suggestion(name, found)}")
     plugin: type[Plugin] = found[name].load()

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl_plugins.errors import ExperienceError
-from rl_plugins.policies import sample, to_environment
-
-Policy = Callable[[Tensor], torch.distributions.Distribution]
+from rl_plugins.policies import Policy, sample, to_environment
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,9 @@ def _check(observations: Tensor, rewards: NDArray[Any]) -> None:
     # A sum is finite only if its terms are (short of overflow, which is no data either): one pass.
     if math.isfinite(float(observations.sum())) and math.isfinite(float(rewards.sum())):
         return
-    sound = torch.isfinite(observations.flatten(1)).all(dim=1).numpy() & np.isfinite(rewards)
+    sound = torch.isfinite(observations.reshape(len(rewards), -1)).all(dim=1).numpy() & np.isfinite(
+        rewards
+    )
     raise ExperienceError(
         f"environment {np.flatnonzero(~sound).tolist()} returned a NaN or an infinity as "
         "observation or reward; mend the task, or bound what it returns with a Gymnasium wrapper"

@@ -5,6 +5,7 @@ from rl_plugins.policies.normalisation import ObservationNormaliser, RunningMome
 from rl_plugins.policies.policy import (
     CategoricalPolicy,
     GaussianPolicy,
+    Policy,
     build_policy,
     observation_shape,
     to_environment,
@@ -15,6 +16,7 @@ __all__ = [
     "CategoricalPolicy",
     "GaussianPolicy",
     "ObservationNormaliser",
+    "Policy",
     "RunningMoments",
     "build_policy",
     "mlp",

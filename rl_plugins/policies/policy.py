@@ -15,6 +15,9 @@ from torch.distributions import Categorical, Distribution, Independent, Normal
 from rl_plugins.errors import UsageError
 from rl_plugins.policies.networks import mlp
 
+Policy = Callable[[Tensor], Distribution]
+"""Observations (B, *shape) -> a distribution with batch shape (B,)."""
+
 POLICY_OUTPUT_GAIN = 0.01
 UNBOUNDED = 1e6
 

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from rl_plugins.data import make_environments
-from rl_plugins.data.rollouts import Policy
-from rl_plugins.policies import to_environment
+from rl_plugins.policies import Policy, to_environment
 
 # Beyond any training seed that a person types, so that no episode was trained on.
 EVALUATION_SEED = 1_000_000

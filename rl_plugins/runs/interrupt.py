@@ -12,8 +12,8 @@ from contextlib import contextmanager
 def interrupt_as_request() -> Iterator[threading.Event]:
     """Within the block the first Ctrl-C sets the event, a second one raises KeyboardInterrupt.
 
-    An exception in the middle of an update would leave a candidate of the line search in the
-    policy, and the checkpoint with it. Outside the main thread, where Python allows no signal
+    An exception in the middle of an update would leave it half done, and the checkpoint with it:
+    a new policy beside the old critic, say. Outside the main thread, where Python allows no signal
     handlers, the event is never set.
     """
     request = threading.Event()

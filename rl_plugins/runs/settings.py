@@ -40,7 +40,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         require_least(self, 1, "total_steps", "environments", "rollout_length")
         require_least(self, 1, "evaluation_episodes", "threads")
-        require_least(self, 0, "seed", "evaluations")
+        require_least(self, 0, "evaluations")
         require_between(self, 0, 2**32 - 1, "seed")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gymnasium.vector import VectorEnv
 from rich.console import Console
 
 import natgrad
@@ -84,12 +85,7 @@ def train(
     generator = torch.Generator().manual_seed(settings.run.seed)
     environments = make_environments(task, settings.run.environments)
     try:
-        plugin = plugin_class.build(
-            environments.single_observation_space,
-            environments.single_action_space,
-            settings.config,
-            generator,
-        )
+        plugin = _build(plugin_class, environments, settings, generator)
         collector = RolloutCollector(environments, seed=settings.run.seed, generator=generator)
         path = Path(run_dir) if run_dir is not None else _new_directory(settings)
         with (
@@ -234,12 +230,7 @@ def evaluate_run(run_dir: Path | str, *, episodes: int = 20) -> Evaluation:
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path / 'config.json'} is damaged: it holds no run") from error
     environments = make_environments(settings.task, 1)
-    plugin = plugin_class.build(
-        environments.single_observation_space,
-        environments.single_action_space,
-        settings.config,
-        torch.Generator().manual_seed(settings.run.seed),
-    )
+    plugin = _build(plugin_class, environments, settings, torch.Generator())
     environments.close()
     try:
         plugin.load_state_dict(load_checkpoint(path)["agent"])
@@ -253,6 +244,20 @@ def evaluate_run(run_dir: Path | str, *, episodes: int = 20) -> Evaluation:
         )
     assert evaluation is not None  # nothing could stop it
     return evaluation
+
+
+def _build(
+    plugin_class: type[Plugin],
+    environments: VectorEnv,
+    settings: Settings,
+    generator: torch.Generator,
+) -> Plugin:
+    return plugin_class.build(
+        environments.single_observation_space,
+        environments.single_action_space,
+        settings.config,
+        generator,
+    )
 
 
 def _describe(settings: Settings) -> dict[str, Any]:
