@@ -70,8 +70,8 @@ def peer(seed: int, steps: int, count: int) -> float:
     model = PeerTRPO(
         "MlpPolicy", environments, n_steps=BATCH // count, batch_size=128, learning_rate=1e-3,
         gamma=0.99, gae_lambda=0.95, cg_max_steps=25, cg_damping=0.1, target_kl=0.04,
-        n_critic_updates=20,
-        normalize_advantage=True, sub_sampling_factor=1, seed=seed, device="cpu",
+        n_critic_updates=20, normalize_advantage=True, sub_sampling_factor=1, seed=seed,
+        device="cpu",
     )  # fmt: skip
     start = time.perf_counter()
     model.learn(steps)
