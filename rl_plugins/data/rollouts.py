@@ -124,9 +124,8 @@ def _check(observations: Tensor, rewards: NDArray[Any]) -> None:
     # A sum is finite only if its terms are (short of overflow, which is no data either): one pass.
     if math.isfinite(float(observations.sum())) and math.isfinite(float(rewards.sum())):
         return
-    sound = torch.isfinite(observations.reshape(len(rewards), -1)).all(dim=1).numpy() & np.isfinite(
-        rewards
-    )
+    seen = observations.reshape(len(rewards), -1)
+    sound = torch.isfinite(seen).all(dim=1).numpy() & np.isfinite(rewards)
     raise ExperienceError(
         f"environment {np.flatnonzero(~sound).tolist()} returned a NaN or an infinity as "
         "observation or reward; mend the task, or bound what it returns with a Gymnasium wrapper"
