@@ -1,6 +1,29 @@
 """Which way? Solvers of A s = b that know A only by its products, and tell how well they did."""
 
+from natgrad.solvers import preconditioners
 from natgrad.solvers.cg import cg
+from natgrad.solvers.cholesky import cholesky
+from natgrad.solvers.lanczos import Krylov, lanczos
+from natgrad.solvers.minres import minres
+from natgrad.solvers.sample_space import SampleSpace, sample_space
 from natgrad.solvers.solution import Solution, Status
+from natgrad.solvers.steihaug import SteihaugPath, steihaug
+from natgrad.solvers.stopping import Stop, model_decrease, relative_progress
 
-__all__ = ["Solution", "Status", "cg"]
+__all__ = [
+    "Krylov",
+    "SampleSpace",
+    "Solution",
+    "Status",
+    "SteihaugPath",
+    "Stop",
+    "cg",
+    "cholesky",
+    "lanczos",
+    "minres",
+    "model_decrease",
+    "preconditioners",
+    "relative_progress",
+    "sample_space",
+    "steihaug",
+]

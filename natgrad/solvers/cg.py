@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from natgrad.solvers.linear_map import LinearMap, as_multiply, as_tensor
+from natgrad.solvers.linear_map import LinearMap, Multiply, as_multiply
+from natgrad.solvers.problem import (
+    Iteration,
+    as_limit,
+    as_start,
+    check_tolerances,
+    pose,
+    require,
+)
+from natgrad.solvers.scaling import dot, norm, power_of_two, unscale
 from natgrad.solvers.solution import Solution, Status, V
+from natgrad.solvers.stopping import Stop
 
 MAX_RESTARTS = 3
 
@@ -24,21 +32,26 @@ def cg(
     rtol: float = 1e-5,
     atol: float = 0.0,
     max_iterations: int | None = None,
+    stop: Stop | None = None,
     check_every: int = 1,
 ) -> Solution[V]:
     """Solve A x = b to ‖b − A x‖₂ <= max(rtol ‖b‖₂, atol), from products A v alone.
 
     ``A`` is anything with ``A @ v`` (our operators, torch or NumPy matrices, SciPy operators) or a
-    function v ↦ A v. ``b`` is a torch or NumPy vector (n,) of float32 or float64; the answer comes
-    back in kind. ``preconditioner`` applies an approximation of A⁻¹, symmetric positive definite,
-    of any scale. ``max_iterations`` defaults to 10 n. ``check_every=k`` reads the outcome back
-    from the device every k iterations only: the same x, up to k − 1 idle products.
+    function v ↦ A v. ``b`` is a torch or NumPy vector (n,), or a matrix (n, k) of k right-hand
+    sides, of float32 or float64; the answer comes back in kind. The columns of a matrix are solved
+    apart, each with its own steps, status and end, but share their products: A V once a round.
+    ``preconditioner`` applies an approximation of A⁻¹, symmetric positive definite, of any scale.
+    ``max_iterations`` defaults to 10 n. ``stop`` ends the solve by a further rule
+    (:mod:`natgrad.solvers.stopping`), with the status STOPPED. ``check_every=k`` reads the outcome
+    back from the device every k iterations only: the same x, up to k − 1 idle products.
 
     Never raises on values: NaN, infinity, indefinite A and b = 0 end in a :class:`Status`. Raises
     ``ValueError`` or ``TypeError`` for wrong shapes, dtypes and settings.
 
-    Cost: one product an iteration, one more to verify a claim of convergence, one more for x0;
-    memory of nine vectors. 4 dot products, 3 vector updates and one scaling an iteration.
+    Cost, for each column: one product an iteration, one more to verify a claim of convergence, one
+    more for x0; memory of nine vectors. 4 dot products, 3 vector updates and one scaling an
+    iteration; ``stop`` adds a dot product and an addition.
 
     Source: Hestenes & Stiefel 1952; Saad, *Iterative Methods for Sparse Linear Systems*, 2003,
     algorithm 9.1. How it differs from them:
@@ -55,22 +68,44 @@ def cg(
     >>> cg(torch.diag(torch.tensor([1.0, 2.0, 4.0])), torch.ones(3)).x
     tensor([1.0000, 0.5000, 0.2500])
     """
-    rhs = as_tensor(b, "b")
-    in_numpy = not isinstance(b, Tensor)
-    multiply = as_multiply(A, rhs, numpy_caller=in_numpy, name="A")
+    problem = pose(A, b, columns=True)
+    rhs = problem.rhs
     precondition = (
         _identity
         if preconditioner is None
-        else as_multiply(preconditioner, rhs, numpy_caller=in_numpy, name="preconditioner")
+        else as_multiply(preconditioner, rhs, numpy_caller=problem.in_numpy, name="preconditioner")
     )
-    start = _start(x0, rhs)
-    limit = _limit(max_iterations, rhs)
-    _require(math.isfinite(rtol) and rtol >= 0, f"rtol must be finite and >= 0, got {rtol}")
-    _require(math.isfinite(atol) and atol >= 0, f"atol must be finite and >= 0, got {atol}")
-    _require(check_every >= 1, f"check_every must be at least 1, got {check_every}")
+    start = as_start(x0, rhs)
+    limit = as_limit(max_iterations, len(rhs))
+    check_tolerances(rtol, atol)
+    require(check_every >= 1, f"check_every must be at least 1, got {check_every}")
 
-    # Everything below solves (A/α) x̂ = b/β for powers of two α, β: x = x̂ β/α.
-    b_scale = _power_of_two(rhs)
+    def iteration(rhs: Tensor, start: Tensor | None) -> Iteration:
+        return _iterate(rhs, start, precondition, rtol, atol, limit, stop, check_every)
+
+    if rhs.ndim == 1:
+        return problem.run(iteration(rhs, start))
+    starts = [None] * rhs.shape[1] if start is None else start.mT.contiguous()
+    return problem.run_columns(
+        [
+            iteration(column, as_start(begin, column))
+            for column, begin in zip(rhs.mT.contiguous(), starts, strict=True)
+        ]
+    )
+
+
+def _iterate(
+    rhs: Tensor,
+    start: Tensor | None,
+    precondition: Multiply,
+    rtol: float,
+    atol: float,
+    limit: int,
+    stop: Stop | None,
+    check_every: int,
+) -> Iteration:
+    # This solves (A/α) x̂ = b/β for powers of two α, β: x = x̂ β/α.
+    b_scale = power_of_two(rhs)
     A_scale = torch.ones_like(b_scale)
     b_hat = rhs / b_scale
     x = torch.zeros_like(rhs)
@@ -78,22 +113,15 @@ def cg(
     products = 0
     eps = torch.finfo(rhs.dtype).eps
 
-    def solution(status: Status, iterations: int, direction: Tensor | None = None) -> Solution[V]:
-        answer = x * (b_scale.double() / A_scale.double())
+    def solution(
+        status: Status, iterations: int, direction: Tensor | None = None
+    ) -> Solution[Tensor]:
+        answer, kept = unscale(x, b_scale, A_scale)
         product = (b_hat - r) * b_scale
-        residual_norm = float(_norm(rhs - product))
-        # Scales are powers of two: scaling back loses only what leaves the range of the dtype.
-        lost = answer * (A_scale.double() / b_scale.double()) - x
-        if not math.isfinite(residual_norm) or not bool(_norm(lost) <= eps * _norm(x)):
+        residual_norm = float(norm(rhs - product))
+        if not math.isfinite(residual_norm) or not bool(kept):
             status = Status.NONFINITE
-
-        def give(vector: Tensor) -> V:
-            return vector.cpu().numpy() if in_numpy else vector  # type: ignore[return-value]
-
-        return Solution(
-            give(answer), give(product), status, iterations, products, residual_norm,
-            None if direction is None else give(direction),
-        )  # fmt: skip
+        return Solution(answer, product, status, iterations, products, residual_norm, direction)
 
     def breakdown(product: Tensor) -> Status:
         """Why vᵀA v, or rᵀz for the preconditioner, is not positive."""
@@ -103,23 +131,23 @@ def cg(
         return solution(Status.NONFINITE, 0)
     if not bool(rhs.any()):
         return solution(Status.ZERO_RHS, 0)
-    b_norm = _norm(b_hat)
+    b_norm = norm(b_hat)
     tolerance = torch.maximum(rtol * b_norm, atol / b_scale.double())
     if start is not None:
         guess = start / b_scale
-        Ax = multiply(guess)
+        Ax = yield guess
         products += 1
         if not bool(torch.isfinite(Ax).all()):
             return solution(Status.NONFINITE, 0)
-        A_scale = _power_of_two(Ax) / _power_of_two(guess)
+        A_scale = power_of_two(Ax) / power_of_two(guess)
         x, r = guess * A_scale, b_hat - Ax
-        if bool(_norm(r) <= tolerance - eps * (_norm(Ax) + b_norm)):
+        if bool(norm(r) <= tolerance - eps * (norm(Ax) + b_norm)):
             return solution(Status.CONVERGED, 0)
         if not bool(r.any()):  # solved, but beyond what rounding lets anyone certify
             return solution(Status.STAGNATED, 0)
 
     z = precondition(r)
-    P_scale = _power_of_two(z)
+    P_scale = power_of_two(z)
     z = z / P_scale
     p, rz = z, torch.dot(r, z)
     if not bool(rz > 0):
@@ -127,7 +155,8 @@ def cg(
     restarts, last_true_norm, claim = 0, b_norm, tolerance
     A_norm_squared = torch.zeros_like(rz)
     alive = torch.ones((), dtype=torch.bool, device=rhs.device)
-    positive, claimed, curvature, r_before, p_before = alive, ~alive, rz, r, p
+    positive, claimed, stopped, curvature, r_before, p_before = alive, ~alive, ~alive, rz, r, p
+    model_values: list[Tensor] = []
 
     def keep(new: Tensor, old: Tensor) -> Tensor:
         # Between two read-backs a finished solve idles: nothing it found may change any more.
@@ -135,9 +164,9 @@ def cg(
 
     # All in tensors: one read-back every `check_every` iterations.
     for iteration in range(1, limit + 1):
-        Ap = multiply(p) / A_scale
+        Ap = (yield p) / A_scale
         if products == 0:
-            first_scale = _power_of_two(Ap) / _power_of_two(p)
+            first_scale = power_of_two(Ap) / power_of_two(p)
             A_scale, Ap = first_scale, Ap / first_scale
         products += 1
         pp, ApAp = torch.dot(p, p), torch.dot(Ap, Ap)
@@ -153,11 +182,15 @@ def cg(
 
         z = r if precondition is _identity else precondition(r) / P_scale
         rz_next = torch.dot(r, z)
-        r_norm = rz_next.sqrt() if precondition is _identity else _norm(r)
+        r_norm = rz_next.sqrt() if precondition is _identity else norm(r)
         claimed = keep(r_norm <= claim, claimed)
         p = keep(torch.addcmul(z, p, rz_next / rz), p)
         rz = keep(rz_next, rz)
-        alive = alive & positive & ~claimed & (rz > 0)
+        if stop is not None:
+            # φ(x) = ½ xᵀA x − bᵀx = −½ xᵀ(b + r), at no product.
+            model_values.append(-0.5 * dot(x, b_hat + r))
+            stopped = keep(stop(model_values), stopped)
+        alive = alive & positive & ~claimed & ~stopped & (rz > 0)
 
         if (iteration % check_every and iteration < limit) or bool(alive):
             continue
@@ -165,13 +198,15 @@ def cg(
             r, status = r_before, breakdown(curvature)
             direction = p_before if status is Status.NEGATIVE_CURVATURE else None
             return solution(status, iteration, direction)
-        if not bool(claimed):  # rᵀz <= 0 or NaN: the preconditioner's doing
-            return solution(breakdown(rz), iteration)
+        if not bool(claimed):
+            if bool(stopped):
+                return solution(Status.STOPPED, iteration)
+            return solution(breakdown(rz), iteration)  # rᵀz <= 0 or NaN: the preconditioner's doing
         # Convergence is claimed: verify it on the true residual.
-        r = b_hat - multiply(x) / A_scale
+        r = b_hat - (yield x) / A_scale
         products += 1
-        true_norm = _norm(r)
-        claim = tolerance - eps * (A_norm_squared.sqrt() * _norm(x) + b_norm)
+        true_norm = norm(r)
+        claim = tolerance - eps * (A_norm_squared.sqrt() * norm(x) + b_norm)
         if bool(true_norm <= claim):
             return solution(Status.CONVERGED, iteration)
         progress = (claim > 0) & (true_norm < 0.5 * last_true_norm)
@@ -185,40 +220,3 @@ def cg(
 
 def _identity(residual: Tensor) -> Tensor:
     return residual
-
-
-def _start(x0: Tensor | NDArray[Any] | None, rhs: Tensor) -> Tensor | None:
-    if x0 is None:
-        return None
-    start = as_tensor(x0, "x0")
-    if start.shape != rhs.shape or start.dtype != rhs.dtype or start.device != rhs.device:
-        raise ValueError(
-            f"x0 must be like b, {tuple(rhs.shape)} {rhs.dtype} on {rhs.device}, "
-            f"got {tuple(start.shape)} {start.dtype} on {start.device}"
-        )
-    return start if bool(start.any()) else None
-
-
-def _limit(max_iterations: int | None, rhs: Tensor) -> int:
-    if max_iterations is None:
-        return 10 * rhs.numel()
-    _require(max_iterations >= 0, f"max_iterations must be >= 0, got {max_iterations}")
-    return max_iterations
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _norm(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return norm
-
-
-def _power_of_two(vector: Tensor) -> Tensor:
-    """The power of two at or below the largest |entry|, exact; 1 for 0, NaN and infinity."""
-    magnitude = vector.abs().amax() if vector.numel() else vector.new_zeros(())
-    mantissa, _ = torch.frexp(magnitude)
-    usable = (magnitude > 0) & torch.isfinite(magnitude)
-    return torch.where(usable, magnitude / (2 * mantissa), torch.ones_like(magnitude))

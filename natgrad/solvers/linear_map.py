@@ -22,11 +22,12 @@ Multiply = Callable[[Tensor], Tensor]
 
 
 def as_multiply(operator: LinearMap, like: Tensor, *, numpy_caller: bool, name: str) -> Multiply:
-    """v ↦ A v on torch vectors shaped like ``like``, from any :data:`LinearMap`.
+    """v ↦ A v on torch vectors (n,) and matrices (n, k) of n rows like ``like``.
 
     NumPy arrays, and SciPy operators and sparse matrices, are handed NumPy vectors; torch matrices
-    and our operators torch ones; a plain function gets the kind that the solver's caller used.
-    Each product is checked once for shape and dtype: broadcasting would hide a wrong one.
+    and our operators torch ones; a plain function gets the kind that the solver's caller used, a
+    matrix column by column. Each product is checked for shape and dtype: broadcasting would hide a
+    wrong one.
     """
     shape = getattr(operator, "shape", None)
     if shape is not None and tuple(shape) != (len(like), len(like)):
@@ -50,15 +51,19 @@ def as_multiply(operator: LinearMap, like: Tensor, *, numpy_caller: bool, name: 
             f"got {type(operator).__name__}"
         )
 
+    by_columns = not hasattr(operator, "__matmul__")
+
     def multiply(vector: Tensor) -> Tensor:
+        if by_columns and vector.ndim == 2:
+            return torch.stack([multiply(column) for column in vector.mT.contiguous()], dim=1)
         product = apply(vector.cpu().numpy() if wants_numpy else vector)
         if not isinstance(product, Tensor):
             if np.iscomplexobj(product):
                 raise TypeError(f"{name} is complex; only real symmetric operators are supported")
             product = torch.as_tensor(np.asarray(product), dtype=like.dtype, device=like.device)
-        if product.shape != like.shape or product.dtype != like.dtype:
+        if product.shape != vector.shape or product.dtype != like.dtype:
             raise ValueError(
-                f"{name} maps a vector of shape {tuple(like.shape)} and {like.dtype} to shape "
+                f"{name} maps a vector of shape {tuple(vector.shape)} and {like.dtype} to shape "
                 f"{tuple(product.shape)} and {product.dtype}; expected the same shape and dtype"
             )
         return product.detach()
@@ -66,8 +71,9 @@ def as_multiply(operator: LinearMap, like: Tensor, *, numpy_caller: bool, name: 
     return multiply
 
 
-def as_tensor(vector: Tensor | NDArray[Any], name: str) -> Tensor:
-    """A detached float32 or float64 vector (n,); NumPy arrays are copied."""
+def as_tensor(vector: Tensor | NDArray[Any], name: str, *, columns: bool = False) -> Tensor:
+    """A detached float32 or float64 vector (n,), or matrix (n, k) where ``columns`` allows it;
+    NumPy arrays are copied."""
     if isinstance(vector, np.ndarray):
         # A copy in native byte order: torch takes no negative strides, nor read-only memory.
         native = vector.dtype.newbyteorder("=")
@@ -76,9 +82,11 @@ def as_tensor(vector: Tensor | NDArray[Any], name: str) -> Tensor:
         tensor = vector.detach()
     else:
         raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {type(vector)}")
-    if tensor.ndim != 1 or tensor.dtype not in (torch.float32, torch.float64):
+    shapes, wanted = ((1, 2), "(n,) or (n, k)") if columns else ((1,), "(n,)")
+    if tensor.ndim not in shapes or tensor.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"{name} must be a vector (n,) of float32 or float64, got shape {tuple(tensor.shape)} "
-            f"of {tensor.dtype}; half precision cannot carry a recurrence, convert it first"
+            f"{name} must be a vector {wanted} of float32 or float64, got shape "
+            f"{tuple(tensor.shape)} of {tensor.dtype}; half precision cannot carry a recurrence, "
+            "convert it first"
         )
     return tensor

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +23,7 @@ class Status(Enum):
         "stopped at max_iterations above the tolerance: allow more, loosen rtol, add damping or "
         "a preconditioner; a truncated solution is still a descent direction"
     )
-    BOUNDARY = "the step reached the trust-region radius"
+    BOUNDARY = "the step ended on the trust-region radius: a larger radius would lengthen it"
     NEGATIVE_CURVATURE = (
         "vᵀA v <= 0 to rounding along `direction`: A (or the preconditioner) is not positive "
         "definite; add damping, or use a solver for indefinite systems"
@@ -35,16 +37,37 @@ class Status(Enum):
         "range; x is the last iterate before it"
     )
     ZERO_RHS = "b is exactly zero, and so is x"
+    STOPPED = (
+        "the rule given as `stop` ended the solve above the tolerance: a truncated solution, still "
+        "a descent direction"
+    )
+    LEAST_SQUARES = (
+        "A is singular and b outside its range: x minimises ‖b − A x‖, which is not zero; check "
+        "the model behind b, or add damping"
+    )
+
+
+# From best to worst: the status of several columns is the worst of them.
+_SEVERITY = (
+    Status.ZERO_RHS, Status.CONVERGED, Status.BOUNDARY, Status.STOPPED, Status.MAX_ITERATIONS,
+    Status.LEAST_SQUARES, Status.STAGNATED, Status.NEGATIVE_CURVATURE, Status.NONFINITE,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Solution(Generic[V]):
-    """``x`` with A x ≈ b, (n,), in the kind, dtype and device of b.
+    """``x`` with A x ≈ b, in the kind, shape, dtype and device of b.
 
     ``Ax`` is A x: xᵀA x is ``x @ Ax``, at no further product. Where the status is CONVERGED or
     STAGNATED it is the operator's own product to rounding, otherwise b minus the recursive
     residual. ``residual_norm`` is ‖b − Ax‖₂ of that ``Ax``. ``products`` counts products with A.
     ``direction`` is a direction of nonpositive curvature where one was met, else None.
+    ``multiplier`` is the shift μ >= 0 that a radius adds, where the solver knows it: then
+    (A + μ I) x ≈ b, and ``residual_norm`` is that system's.
+
+    For b of shape (n, k), ``columns`` holds one solution a column, each with its own account, and
+    the fields here sum them up: the worst status, the most iterations, all products, the largest
+    residual norm.
     """
 
     x: V
@@ -54,3 +77,21 @@ class Solution(Generic[V]):
     products: int
     residual_norm: float
     direction: V | None = None
+    multiplier: float = 0.0
+    columns: tuple[Solution[V], ...] = ()
+
+
+def stack(columns: list[Solution[Tensor]]) -> Solution[Tensor]:
+    """The solutions for the columns of a matrix as one solution (n, k)."""
+    directions = [column.direction for column in columns if column.direction is not None]
+    norms = [column.residual_norm for column in columns]
+    return Solution(
+        x=torch.stack([column.x for column in columns], dim=1),
+        Ax=torch.stack([column.Ax for column in columns], dim=1),
+        status=max((column.status for column in columns), key=_SEVERITY.index),
+        iterations=max(column.iterations for column in columns),
+        products=sum(column.products for column in columns),
+        residual_norm=math.nan if any(map(math.isnan, norms)) else max(norms),
+        direction=directions[0] if directions else None,
+        columns=tuple(columns),
+    )

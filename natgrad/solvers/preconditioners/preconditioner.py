@@ -1,0 +1,22 @@
+"""What the solvers' ``preconditioner`` argument takes: v ↦ M⁻¹ v, on torch vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Preconditioner:
+    """``P @ v`` is ``function(v)`` for v (n,); for torch and NumPy right-hand sides alike."""
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], size: int, device: torch.device
+    ) -> None:
+        self.shape = (size, size)
+        self.device = device
+        self._function = function
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        return self._function(vector)

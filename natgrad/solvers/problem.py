@@ -1,0 +1,119 @@
+"""What a solver is handed, checked once and turned into torch; and its answer, turned back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Any, Generic
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from natgrad.solvers.linear_map import LinearMap, Multiply, as_multiply, as_tensor
+from natgrad.solvers.solution import Solution, V, stack
+
+# A solver on torch vectors: yields v where it needs A v, is sent A v, returns what it found. So one
+# text solves for one right-hand side or, taking turns at one product of a matrix, for many.
+Iteration = Generator[Tensor, Tensor, Solution[Tensor]]
+
+
+@dataclass(frozen=True)
+class Problem(Generic[V]):
+    """A x = b with checked parts: ``rhs`` (n,) or (n, k), products and answers in b's kind."""
+
+    rhs: Tensor
+    multiply: Multiply
+    in_numpy: bool
+
+    def run(self, iteration: Iteration) -> Solution[V]:
+        """Carry one iteration to its end. It is bounded, and so is this loop."""
+        try:
+            vector = next(iteration)
+            while True:
+                vector = iteration.send(self.multiply(vector))
+        except StopIteration as end:
+            solution: Solution[Tensor] = end.value
+        return as_kind(solution, in_numpy=self.in_numpy)
+
+    def run_columns(self, iterations: list[Iteration]) -> Solution[V]:
+        """Carry one iteration a column to their ends; each round is one product of a matrix."""
+        found: dict[int, Solution[Tensor]] = {}
+        waiting: dict[int, Tensor] = {}
+
+        def advance(column: int, product: Tensor | None) -> None:
+            try:
+                iteration = iterations[column]
+                waiting[column] = next(iteration) if product is None else iteration.send(product)
+            except StopIteration as end:
+                waiting.pop(column, None)
+                found[column] = end.value
+
+        for column in range(len(iterations)):
+            advance(column, None)
+        while waiting:
+            columns = list(waiting)
+            products = self.multiply(torch.stack([waiting[column] for column in columns], dim=1))
+            for index, column in enumerate(columns):
+                advance(column, products[:, index].contiguous())
+        solution = stack([found[column] for column in range(len(iterations))])
+        return as_kind(solution, in_numpy=self.in_numpy)
+
+
+def as_kind(solution: Solution[Tensor], *, in_numpy: bool) -> Solution[V]:
+    """The same solution with NumPy vectors where the caller's b was one."""
+    if not in_numpy:
+        return solution  # type: ignore[return-value]
+
+    def give(vector: Tensor) -> Any:
+        return vector.cpu().numpy()
+
+    direction = solution.direction
+    columns: Any = tuple(as_kind(column, in_numpy=True) for column in solution.columns)
+    return replace(
+        solution,
+        x=give(solution.x),
+        Ax=give(solution.Ax),
+        direction=None if direction is None else give(direction),
+        columns=columns,
+    )  # type: ignore[return-value]
+
+
+def pose(A: LinearMap, b: V, *, columns: bool = False) -> Problem[V]:
+    """Check b and A against each other. ``columns`` says whether b may be a matrix (n, k)."""
+    in_numpy = not isinstance(b, Tensor)
+    rhs = as_tensor(b, "b", columns=columns)
+    require(rhs.ndim == 1 or rhs.shape[1] > 0, "b has no columns; expected at least one")
+    return Problem(rhs, as_multiply(A, rhs, numpy_caller=in_numpy, name="A"), in_numpy)
+
+
+def as_start(x0: Tensor | NDArray[Any] | None, rhs: Tensor) -> Tensor | None:
+    """x0 as a torch tensor like b; None where it is absent or zero, which costs no product."""
+    if x0 is None:
+        return None
+    start = as_tensor(x0, "x0", columns=True)
+    if start.shape != rhs.shape or start.dtype != rhs.dtype or start.device != rhs.device:
+        raise ValueError(
+            f"x0 must be like b, {tuple(rhs.shape)} {rhs.dtype} on {rhs.device}, "
+            f"got {tuple(start.shape)} {start.dtype} on {start.device}"
+        )
+    return start if bool(start.any()) else None
+
+
+def as_limit(max_iterations: int | None, size: int) -> int:
+    """The bound of the loop: 10 n where none is given."""
+    if max_iterations is None:
+        return 10 * size
+    require(max_iterations >= 0, f"max_iterations must be >= 0, got {max_iterations}")
+    return max_iterations
+
+
+def check_tolerances(rtol: float, atol: float = 0.0) -> None:
+    require(math.isfinite(rtol) and rtol >= 0, f"rtol must be finite and >= 0, got {rtol}")
+    require(math.isfinite(atol) and atol >= 0, f"atol must be finite and >= 0, got {atol}")
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,56 @@
+"""The trust-region problem in the eigenbasis of its matrix, where it is one equation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SecularSolution(NamedTuple):
+    """The minimiser y (k,), its multiplier μ >= 0 (0-d), and whether ‖y‖ = radius."""
+
+    y: Tensor
+    multiplier: Tensor
+    on_boundary: bool
+
+
+def solve_secular(eigenvalues: Tensor, c: Tensor, radius: Tensor) -> SecularSolution:
+    """Minimise ½ Σ θᵢ yᵢ² − cᵀy over ‖y‖₂ <= radius, all float64: the global minimiser.
+
+    (θᵢ + μ) yᵢ = cᵢ with μ >= max(0, −θ_min), and μ = 0 unless ‖y‖ = radius. Where c has no part in
+    the lowest eigenspace and the rest is too short (the hard case), that eigenspace fills the gap.
+
+    The unknown is the distance from the pole, μ − max(0, −θ_min), so that a near-hard case loses no
+    digits. 1/‖y‖ is concave in it: Newton's iterates rise to the root from the left and need no
+    safeguard. They end where rounding stops the rise, within 100 rounds.
+
+    Source: Moré & Sorensen, "Computing a trust region step", 1983; Conn, Gould & Toint,
+    *Trust-Region Methods*, 2000, section 7.3.
+    """
+    lowest = eigenvalues.argmin()
+    pole = torch.clamp(-eigenvalues[lowest], min=0.0)
+    gaps = torch.clamp(eigenvalues + pole, min=0.0)  # θᵢ + pole, 0 at the pole and not by rounding
+    free = gaps > 0
+    y = torch.where(free, c / torch.where(free, gaps, 1.0), 0.0)
+    length = torch.linalg.vector_norm(y)
+    if not bool((~free & (c != 0)).any()) and bool(length <= radius):
+        # The pole itself is feasible. At μ = 0 that is the answer; beyond, the hard case.
+        if not bool(pole > 0):
+            return SecularSolution(y, pole, False)
+        fill = torch.sqrt(torch.clamp((radius - length) * (radius + length), min=0.0))
+        y[lowest] = y[lowest] + fill
+        return SecularSolution(y, pole, True)
+    # One entry alone has length >= radius here: left of the root, and off every pole.
+    shift = torch.clamp((c.abs() / radius - gaps).amax(), min=0.0)
+    for _ in range(100):
+        denominator = gaps + shift
+        y = torch.where(c != 0, c / denominator, 0.0)
+        length = torch.linalg.vector_norm(y)
+        slope = torch.where(c != 0, (y / length).square() / denominator, 0.0).sum()
+        candidate = shift + (length / radius - 1) / slope
+        if not bool(candidate > shift):
+            break
+        shift = candidate
+    return SecularSolution(y * (radius / length), pole + shift, True)

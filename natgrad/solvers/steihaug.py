@@ -1,0 +1,255 @@
+"""Steihaug-Toint conjugate gradients: a quadratic model inside a trust region."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic
+
+import torch
+from torch import Tensor
+
+from natgrad.solvers.linear_map import LinearMap, as_multiply
+from natgrad.solvers.problem import as_kind, as_limit, check_tolerances, pose, require
+from natgrad.solvers.scaling import dot, norm, power_of_two, unscale
+from natgrad.solvers.solution import Solution, Status, V
+
+
+def steihaug(
+    A: LinearMap,
+    g: V,
+    radius: float,
+    *,
+    preconditioner: LinearMap | None = None,
+    rtol: float = 1e-5,
+    atol: float = 0.0,
+    max_iterations: int | None = None,
+) -> Solution[V]:
+    """Minimise the model gᵀs + ½ sᵀA s over ‖s‖_P <= radius, approximately, for symmetric A.
+
+    Follows conjugate gradients from 0 until the model's gradient is small, ‖g + A s‖₂ <=
+    max(rtol ‖g‖₂, atol), or the path meets the boundary, or curvature along it is not positive;
+    then it goes on to the boundary. ‖s‖ grows along the path, and the model falls at least as far
+    as at the Cauchy point. With the status
+
+    - CONVERGED, s lies inside and the *true* gradient A s + g, which one product verifies, passed;
+    - BOUNDARY and NEGATIVE_CURVATURE, ‖s‖_P = radius (the latter with ``direction``, and inside
+      without one where the preconditioner is not positive);
+    - MAX_ITERATIONS, STAGNATED, NONFINITE, s is the last sound iterate, inside.
+
+    P is the identity, or the inverse of ``preconditioner``, which must be symmetric positive
+    definite; its scale matters here, since it measures the radius. The model's decrease is
+    −(g @ s + s @ As / 2), at no further product. To try smaller radii after a rejection at no
+    product, keep a :class:`SteihaugPath`. For indefinite A, :func:`lanczos` finds the minimiser
+    itself.
+
+    Raises ``ValueError`` for a radius that is not positive and finite, and as :func:`cg` does.
+
+    Cost: one product an iteration, one to verify convergence; memory of nine vectors.
+
+    Source: Steihaug 1983; Conn, Gould & Toint, *Trust-Region Methods*, 2000, algorithm 7.5.1. How
+    it differs from them: scaled by powers of two as :func:`cg` is; without a preconditioner the
+    norms are those of the vectors, in float64, not of the recurrences, which drift; the root for
+    the boundary is taken in the form without cancellation; a step that rounding put outside is
+    scaled back.
+
+    >>> s = steihaug(torch.diag(torch.tensor([1.0, -1.0])), torch.tensor([1.0, 1.0]), 2.0)
+    >>> s.status.name, round(float(s.x.norm()), 6)
+    ('NEGATIVE_CURVATURE', 2.0)
+    """
+    path = SteihaugPath(
+        A, g, preconditioner=preconditioner, rtol=rtol, atol=atol, max_iterations=max_iterations
+    )
+    return path._follow(radius, path._legs)
+
+
+class SteihaugPath(Generic[V]):
+    """The path of :func:`steihaug` for one A and g, kept: ``solve(radius)`` for any radius.
+
+    A radius at most as large as one tried before costs no product, a larger one goes on where the
+    path had ended. Same arguments and errors as :func:`steihaug`. Memory: four vectors an
+    iteration.
+
+    >>> path = SteihaugPath(torch.diag(torch.tensor([1.0, 2.0])), torch.tensor([3.0, 4.0]))
+    >>> [(radius, path.solve(radius).products) for radius in (10.0, 1.0, 0.1)]
+    [(10.0, 3), (1.0, 0), (0.1, 0)]
+    """
+
+    def __init__(
+        self,
+        A: LinearMap,
+        g: V,
+        *,
+        preconditioner: LinearMap | None = None,
+        rtol: float = 1e-5,
+        atol: float = 0.0,
+        max_iterations: int | None = None,
+    ) -> None:
+        problem = pose(A, g)
+        self._g = problem.rhs
+        self._multiply, self._in_numpy = problem.multiply, problem.in_numpy
+        self._precondition = (
+            None
+            if preconditioner is None
+            else as_multiply(
+                preconditioner, self._g, numpy_caller=problem.in_numpy, name="preconditioner"
+            )
+        )
+        self._limit = as_limit(max_iterations, len(self._g))
+        check_tolerances(rtol, atol)
+        self._g_scale = power_of_two(self._g)
+        self._A_scale = torch.ones_like(self._g_scale)
+        self._g_hat = self._g / self._g_scale
+        g_norm = norm(self._g_hat)
+        self._tolerance = torch.maximum(rtol * g_norm, atol / self._g_scale.double())
+        self._products = 0
+        self._legs = self._walk()
+        self._kept: list[_Leg | _End] = []
+
+    def solve(self, radius: float) -> Solution[V]:
+        """The step for this radius; ``products`` counts the products that this call took."""
+        return self._follow(radius, self._replay())
+
+    def _replay(self) -> Iterator[_Leg | _End]:
+        yield from self._kept
+        for leg in self._legs:
+            self._kept.append(leg)
+            yield leg
+
+    def _follow(self, radius: float, legs: Iterator[_Leg | _End]) -> Solution[V]:
+        require(
+            math.isfinite(radius) and radius > 0,
+            f"radius must be positive and finite, got {radius}; without one, use cg",
+        )
+        before = self._products
+        for iterations, leg in enumerate(legs):
+            if isinstance(leg, _End):
+                products = self._products - before
+                return self._solution(leg.s, leg.r, leg.status, iterations, products, None)
+            # The model is that of (A/α, g/β), its steps are s α/β.
+            bound = radius * (self._A_scale.double() / self._g_scale.double())
+            if leg.ends_inside(bound):
+                continue
+            tau = leg.to_boundary(bound)
+            s, r = (leg.s + tau * leg.p).to(leg.s), (leg.r + tau * leg.Ap).to(leg.r)
+            if self._precondition is None:
+                fit = torch.clamp(bound / norm(s), max=1.0)
+                s, r = (fit * s).to(s), (fit * r + (1 - fit) * self._g_hat).to(r)
+            status, direction = Status.BOUNDARY, None
+            if not leg.positive:
+                status, direction = Status.NEGATIVE_CURVATURE, leg.p
+            products = self._products - before
+            return self._solution(s, r, status, iterations + 1, products, direction)
+        raise AssertionError("a path ends with its end")
+
+    def _solution(
+        self,
+        s: Tensor,
+        r: Tensor,
+        status: Status,
+        iterations: int,
+        products: int,
+        direction: Tensor | None,
+    ) -> Solution[V]:
+        answer, kept = unscale(s, self._g_scale, self._A_scale)
+        product = (r - self._g_hat) * self._g_scale
+        residual_norm = float(norm(self._g + product))
+        if not math.isfinite(residual_norm) or not bool(kept):
+            status = Status.NONFINITE
+        solution = Solution(answer, product, status, iterations, products, residual_norm, direction)
+        return as_kind(solution, in_numpy=self._in_numpy)
+
+    def _walk(self) -> Iterator[_Leg | _End]:
+        r = self._g_hat
+        s = torch.zeros_like(r)
+        if not bool(torch.isfinite(r).all()):
+            yield _End(s, r, Status.NONFINITE)
+            return
+        if not bool(r.any()):
+            yield _End(s, r, Status.ZERO_RHS)
+            return
+        eps = torch.finfo(r.dtype).eps
+        g_norm, A_norm = norm(r), norm(r).new_zeros(())
+        z = r if self._precondition is None else self._precondition(r)
+        P_scale = power_of_two(z).double()
+        z = (z / P_scale).to(r)
+        p, rz = -z, dot(r, z)
+        sPs, sPp, pPp = g_norm.new_zeros(()), g_norm.new_zeros(()), rz / P_scale
+        for _ in range(self._limit):
+            if not bool(rz > 0):  # the preconditioner's doing: there is no direction to follow
+                finite = bool(torch.isfinite(rz))
+                yield _End(s, r, Status.NEGATIVE_CURVATURE if finite else Status.NONFINITE)
+                return
+            Ap = self._multiply(p)
+            self._products += 1
+            if self._products == 1:
+                self._A_scale = power_of_two(Ap) / power_of_two(p)
+            Ap = Ap / self._A_scale
+            curvature, Ap_norm, p_norm = dot(p, Ap), norm(Ap), norm(p)
+            A_norm = torch.maximum(A_norm, Ap_norm / p_norm)
+            alpha = rz / curvature
+            if self._precondition is None:
+                sPs, sPp, pPp = dot(s, s), dot(s, p), dot(p, p)
+            if not bool(torch.isfinite(Ap_norm)):
+                yield _End(s, r, Status.NONFINITE)
+                return
+            positive = bool(curvature > eps * p_norm * Ap_norm)
+            yield _Leg(s, r, p, Ap, alpha, sPs, sPp, pPp, positive)
+            if not positive:
+                return
+            s, r = (s + alpha * p).to(s), (r + alpha * Ap).to(r)
+            if bool(norm(r) <= self._tolerance):
+                r = self._g_hat + self._multiply(s) / self._A_scale
+                self._products += 1
+                margin = eps * (A_norm * norm(s) + g_norm)
+                passed = bool(norm(r) <= self._tolerance - margin)
+                yield _End(s, r, Status.CONVERGED if passed else Status.STAGNATED)
+                return
+            z = r if self._precondition is None else (self._precondition(r) / P_scale).to(r)
+            rz_next = dot(r, z)
+            beta = rz_next / rz
+            sPs = sPs + 2 * alpha * sPp + alpha.square() * pPp
+            sPp = beta * (sPp + alpha * pPp)
+            pPp = rz_next / P_scale + beta.square() * pPp
+            p, rz = (beta * p - z).to(p), rz_next
+        yield _End(s, r, Status.MAX_ITERATIONS)
+
+
+@dataclass(frozen=True)
+class _Leg:
+    """From s along p, α of it; r = g + A s; ‖s‖², sᵀp and ‖p‖² in the norm of the radius.
+
+    A leg of nonpositive curvature has no end of its own: it goes to the boundary.
+    """
+
+    s: Tensor
+    r: Tensor
+    p: Tensor
+    Ap: Tensor
+    alpha: Tensor
+    sPs: Tensor
+    sPp: Tensor
+    pPp: Tensor
+    positive: bool
+
+    def ends_inside(self, radius: Tensor) -> bool:
+        squared = self.sPs + self.alpha * (2 * self.sPp + self.alpha * self.pPp)
+        return self.positive and bool(squared.sqrt() < radius)
+
+    def to_boundary(self, radius: Tensor) -> Tensor:
+        """The positive root τ of ‖s + τ p‖ = radius, in the form that does not cancel."""
+        room = torch.clamp(radius.square() - self.sPs, min=0.0)
+        root = torch.sqrt(self.sPp.square() + self.pPp * room)
+        tau = torch.where(self.sPp > 0, room / (self.sPp + root), (root - self.sPp) / self.pPp)
+        # From 0, where no square may underflow.
+        return torch.where(self.sPs > 0, tau, radius / self.pPp.sqrt())
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where the path ends if no radius cuts it."""
+
+    s: Tensor
+    r: Tensor
+    status: Status

@@ -1,0 +1,65 @@
+"""When a truncated solve has done enough: rules on the quadratic model φ(x) = ½ xᵀA x − bᵀx.
+
+A rule is given φ at every iterate so far, φ₁ … φᵢ as 0-d tensors, and returns a 0-d tensor of bool:
+no read-back from the device. φ costs no product. Both rules here are free of scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Stop = Callable[[Sequence[Tensor]], Tensor]
+
+
+def relative_progress(tolerance: float = 5e-4, *, window: int = 10, fraction: float = 0.1) -> Stop:
+    """Stop at i where the last k iterations, k = max(``window``, ⌊``fraction`` i⌋), brought less
+    than k · ``tolerance`` of the model's whole decrease: φ_{i−k} < 0 and (φᵢ − φ_{i−k}) / φᵢ < k ε.
+
+    Raises ``ValueError`` for settings out of range.
+
+    Source: Martens, "Deep learning via Hessian-free optimization", 2010, section 4.4. The factor k
+    belongs to it: without it the rule stops ten times later and more.
+
+    >>> stop = relative_progress(window=2)
+    >>> [bool(stop(torch.tensor([-1.0, -2.0, last]))) for last in (-3.0, -1.0005)]
+    [False, True]
+    """
+    if not (tolerance > 0 and window >= 1 and 0 <= fraction < 1):
+        raise ValueError(
+            "expected tolerance > 0, window >= 1 and 0 <= fraction < 1, got "
+            f"tolerance={tolerance}, window={window}, fraction={fraction}"
+        )
+
+    def stop(model_values: Sequence[Tensor]) -> Tensor:
+        i = len(model_values)
+        k = max(window, int(fraction * i))
+        now = model_values[-1]
+        if i <= k:
+            return torch.zeros_like(now, dtype=torch.bool)
+        before = model_values[-1 - k]
+        return (before < 0) & ((now - before) / now < k * tolerance)
+
+    return stop
+
+
+def model_decrease(threshold: float = 0.5) -> Stop:
+    """Stop at i where i (1 − φ_{i−1} / φᵢ) <= ``threshold``: the last iteration brought less than
+    that share of the average one.
+
+    Raises ``ValueError`` where the threshold is not above 0.
+
+    Source: Nash & Sofer, "Assessing a search direction within a truncated-Newton method", 1990.
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold must be above 0, got {threshold}")
+
+    def stop(model_values: Sequence[Tensor]) -> Tensor:
+        i, now = len(model_values), model_values[-1]
+        if i == 1:
+            return torch.zeros_like(now, dtype=torch.bool)
+        return (now < 0) & (i * (1 - model_values[-2] / now) <= threshold)
+
+    return stop
