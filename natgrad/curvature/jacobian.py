@@ -17,52 +17,42 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from natgrad.flat import flatten, unflatten
+from natgrad.curvature.differentiation import gradients
+from natgrad.curvature.slots import Slots
 
 
 class Jacobian:
     """J = ∂outputs/∂parameters, known by ``forward`` (J v) and ``transpose`` (Jᵀ u).
 
-    Frozen and unused parameters have zero columns, outputs without a graph zero rows.
-    Raises ``ValueError`` where no output depends on any of the parameters, or one is named twice.
+    Frozen and unused parameters have zero columns, outputs without a graph zero rows; ``reaches``
+    says whether any output depends on any of the parameters.
     """
 
-    def __init__(self, outputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    def __init__(self, outputs: Sequence[Tensor], slots: Slots) -> None:
         self._outputs = tuple(outputs)
-        self._parameters = tuple(parameters)
-        if len(set(map(id, self._parameters))) != len(self._parameters):
-            raise ValueError("a parameter is listed twice; list a tied parameter once")
-        self._live_outputs = [output for output in self._outputs if output.requires_grad]
-        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
-        if not self._live_outputs or not trained:
-            raise ValueError(
-                f"{len(self._live_outputs)} of {len(self._outputs)} outputs carry a graph and "
-                f"{len(trained)} of {len(self._parameters)} parameters have requires_grad=True; "
-                "compute the outputs with gradients enabled, from these very parameters"
-            )
+        self._slots = slots
+        self._live = [output for output in self._outputs if output.requires_grad]
+        self._owners: list[Tensor] = []
+        self._transposed: list[Tensor] = []
+        self.reaches = False
+        if not self._live or not slots.trained:
+            return
         with torch.enable_grad():
             # Jᵀz is linear in z, so that any value of z records the same graph.
-            self._dual = [
-                torch.zeros_like(output, requires_grad=True) for output in self._live_outputs
-            ]
-            transposed = _gradients(self._live_outputs, trained, self._dual, create_graph=True)
-        reached = [
-            (parameter, piece)
-            for parameter, piece in zip(trained, transposed, strict=True)
-            if piece is not None and piece.requires_grad
-        ]
-        if not reached:
-            raise ValueError(
-                "the outputs depend on none of the parameters; pass the parameters that "
-                "the model was called with, not copies of them"
-            )
-        self._reached = [parameter for parameter, _ in reached]
-        self._transposed = [piece for _, piece in reached]
+            self._dual = [torch.zeros_like(output, requires_grad=True) for output in self._live]
+            transposed = gradients(self._live, slots.trained, self._dual, create_graph=True)
+        for parameter, piece in zip(slots.trained, transposed, strict=True):
+            if piece is not None and piece.requires_grad:
+                self._owners.append(parameter)
+                self._transposed.append(piece)
+        self.reaches = bool(self._owners)
 
     def forward(self, vector: Tensor) -> tuple[Tensor, ...]:
         """J v for v (n,): one tensor for each output, of its shape."""
-        pieces = self._select(unflatten(vector, self._parameters))
-        tangents = iter(_gradients(self._transposed, self._dual, pieces))
+        if not self.reaches:
+            return tuple(torch.zeros_like(output) for output in self._outputs)
+        pieces = self._slots.pieces(vector, self._owners)
+        tangents = iter(gradients(self._transposed, self._dual, pieces))
         return tuple(
             torch.zeros_like(output) if tangent is None else tangent
             for output in self._outputs
@@ -71,48 +61,11 @@ class Jacobian:
 
     def transpose(self, cotangents: Sequence[Tensor]) -> Tensor:
         """Jᵀ u, (n,), for one cotangent for each output, of its shape."""
-        live = [
+        if not self.reaches:
+            return self._slots.vector((), ())
+        along = [
             cotangent
             for output, cotangent in zip(self._outputs, cotangents, strict=True)
             if output.requires_grad
         ]
-        gradients = dict(
-            zip(map(id, self._reached), _gradients(self._live_outputs, self._reached, live),
-                strict=True)
-        )  # fmt: skip
-        pieces = [gradients.get(id(parameter)) for parameter in self._parameters]
-        return flatten(
-            torch.zeros_like(parameter) if piece is None else piece
-            for parameter, piece in zip(self._parameters, pieces, strict=True)
-        )
-
-    def _select(self, pieces: Sequence[Tensor]) -> list[Tensor]:
-        by_parameter = dict(zip(map(id, self._parameters), pieces, strict=True))
-        return [by_parameter[id(parameter)] for parameter in self._reached]
-
-
-def _gradients(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    *,
-    create_graph: bool = False,
-) -> tuple[Tensor | None, ...]:
-    try:
-        return torch.autograd.grad(
-            outputs, inputs, weights, retain_graph=True, create_graph=create_graph,
-            allow_unused=True,
-        )  # fmt: skip
-    except RuntimeError as error:
-        message = str(error)
-        if "modified by an inplace operation" in message:
-            raise RuntimeError(
-                "the parameters (or the data) were changed in place after this operator was built; "
-                "curvature belongs to one point: build a new operator at the new parameters"
-            ) from error
-        if "backward through the graph a second time" in message:
-            raise RuntimeError(
-                "the graph of these outputs was freed by an earlier backward pass; pass "
-                "retain_graph=True to that one, or build the operator from a fresh forward pass"
-            ) from error
-        raise
+        return self._slots.vector(self._owners, gradients(self._live, self._owners, along))

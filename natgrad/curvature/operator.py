@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ class LinearOperator(ABC):
         """A V for a detached V (n, k) of the operator's dtype and device."""
 
     def __matmul__(self, vector: Tensor) -> Tensor:
+        matrix = self._as_matrix(vector)
+        self.products += matrix.shape[1]
+        return self._multiply(matrix).view(vector.shape)
+
+    def _as_matrix(self, vector: Tensor) -> Tensor:
+        """A right-hand operand as a detached matrix (n, k)."""
         if not isinstance(vector, Tensor):
             raise TypeError(
                 f"expected a torch tensor, got {type(vector).__name__}; "
@@ -50,9 +57,7 @@ class LinearOperator(ABC):
                 f"{vector.device}; convert the vector with .to(A.device, A.dtype)"
             )
         vector = vector.detach()
-        matrix = vector.unsqueeze(1) if vector.ndim == 1 else vector
-        self.products += matrix.shape[1]
-        return self._multiply(matrix).view(vector.shape)
+        return vector.unsqueeze(1) if vector.ndim == 1 else vector
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
         return Sum(self, other) if isinstance(other, LinearOperator) else NotImplemented
@@ -61,6 +66,12 @@ class LinearOperator(ABC):
         return Scaled(self, factor) if isinstance(factor, (int, float)) else NotImplemented
 
     __rmul__ = __mul__
+
+    def __neg__(self) -> LinearOperator:
+        return Scaled(self, -1.0)
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        return self + -other if isinstance(other, LinearOperator) else NotImplemented
 
     def damped(self, damping: float) -> LinearOperator:
         """A + damping I, at no further product. Raises ``ValueError`` where damping < 0."""
@@ -112,11 +123,11 @@ class LinearOperator(ABC):
         return FunctionOperator(multiply, rows, dtype=dtype)
 
     @staticmethod
-    def from_dense(matrix: Tensor) -> LinearOperator:
-        """A symmetric matrix (n, n) as an operator: see :class:`Dense`."""
+    def from_dense(matrix: Tensor | NDArray[Any]) -> LinearOperator:
+        """A symmetric matrix (n, n), torch or NumPy, as an operator: see :class:`Dense`."""
         from natgrad.curvature.dense import Dense
 
-        return Dense(matrix)
+        return Dense(torch.as_tensor(matrix))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype})"

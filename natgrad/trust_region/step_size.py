@@ -39,7 +39,7 @@ def step_size(sKs: Tensor | float, delta: float) -> StepSize:
 
     Source: Schulman et al., "Trust region policy optimization", 2015, appendix C.
 
-    >>> step_size(8.0, 0.01).alpha
+    >>> round(step_size(8.0, 0.01).alpha, 12)  # ½ · 0.05² · 8 = 0.01
     0.05
     """
     if not (math.isfinite(delta) and delta > 0):

@@ -3,24 +3,19 @@
 Theory, line 6: K = Hessian of KL(π_old ‖ π_θ) at θ_old = E[∇log π ∇log πᵀ].
 """
 
-import copy
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import (
-    Bernoulli,
-    Beta,
     Categorical,
-    Gamma,
     Independent,
     Normal,
     kl_divergence,
 )
 
-from natgrad.curvature import Fisher, OutputMetric, output_metric, register_metric
+from natgrad.curvature import Fisher
 from natgrad.flat import assign, flatten
 
 
@@ -150,32 +145,6 @@ def kl_hessian(network, x):
 def test_equals_the_expected_outer_product_of_scores(network, x):
     F = Fisher(network(x), network.parameters()).to_dense()
     assert torch.allclose(F, dense_fisher(network, x), rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "family"),
-    [
-        (1, lambda y: Bernoulli(logits=y)),
-        (1, lambda y: Bernoulli(probs=torch.sigmoid(y))),
-        (2, lambda y: Beta(y[..., 0].exp(), 1 + nn.functional.softplus(y[..., 1]))),
-    ],
-    ids=["bernoulli-logits", "bernoulli-probs", "beta"],
-)
-def test_further_families_equal_the_hessian_of_their_kl(parameters, family, x, generator):
-    weight = torch.randn(3, 4 * parameters, generator=generator, dtype=torch.float64)
-    weight.requires_grad_()
-
-    def forward(chunk):
-        y = chunk @ weight
-        return Independent(family(y if parameters == 1 else y.view(-1, 4, 2)), 1)
-
-    with torch.no_grad():
-        old = copy.deepcopy(forward(x))
-    kl = kl_divergence(old, forward(x)).mean()
-    (gradient,) = torch.autograd.grad(kl, [weight], create_graph=True)
-    F = Fisher(forward(x), [weight]).to_dense()
-    assert torch.allclose(F, jacobian(lambda: gradient, [weight]), rtol=1e-9, atol=1e-10)
-    assert torch.linalg.eigvalsh(F)[0] > -1e-12
 
 
 def test_equals_the_hessian_of_the_kl_divergence(network, x):
@@ -328,25 +297,6 @@ def test_kl_is_half_the_quadratic_form_to_third_order(log_step, seed):
     assert abs((kl + mirrored) / 2 - quadratic) <= 500 * float(s.norm()) ** 4 + 1e-16
 
 
-def test_a_third_party_family_is_registered_by_decorator(generator):
-    class Doubled(Categorical):
-        pass
-
-    rate = torch.ones(4, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(TypeError, match=r"no Fisher metric for Gamma.*register_metric"):
-        Fisher(Gamma(rate, rate), [rate])
-    logits = torch.zeros(5, 3, dtype=torch.float64, requires_grad=True)
-    plain = Fisher(Categorical(logits=logits), [logits]).to_dense()
-    assert torch.equal(Fisher(Doubled(logits=logits), [logits]).to_dense(), plain)
-
-    @register_metric(Doubled)
-    def metric(distribution):
-        inherited = output_metric(Categorical(logits=distribution.logits))
-        return OutputMetric(inherited.outputs, lambda u: (2 * inherited.multiply(u)[0],))
-
-    assert torch.allclose(Fisher(Doubled(logits=logits), [logits]).to_dense(), 2 * plain)
-
-
 def test_parameters_changed_in_place_are_refused_with_the_cure(x, generator):
     network = CategoricalNet(generator)
     parameters = list(network.parameters())
@@ -377,7 +327,11 @@ def test_a_freed_graph_is_refused_with_the_cure(x, generator):
         ),
         (lambda n, x: Fisher(n, n.parameters(), data=x[:0], chunk_size=2), ValueError, "empty"),
         (lambda n, x: Fisher(normal(n, x[:0]), n.parameters()), ValueError, "empty"),
-        (lambda n, x: Fisher(n.body, n.parameters(), data=x), TypeError, "must return a torch"),
+        (
+            lambda n, x: Fisher(n.body, n.parameters(), data=x),
+            TypeError,
+            "expected a torch.distributions",
+        ),
         (lambda n, x: Fisher(n(x), []), ValueError, "no tensors"),
         (lambda n, x: Fisher(n(x), [*n.parameters()] * 2), ValueError, "listed twice"),
         (lambda n, x: Fisher(n(x), [torch.ones(2, requires_grad=True)]), ValueError, "none of"),

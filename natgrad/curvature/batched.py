@@ -1,0 +1,183 @@
+"""Curvature that is a mean over data: of one recorded graph, or of chunks recorded anew."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from natgrad.curvature.data import length, subset, take
+from natgrad.curvature.differentiation import NotTwiceDifferentiable, twice_differentiable
+from natgrad.curvature.operator import LinearOperator
+from natgrad.curvature.slots import Slots
+from natgrad.curvature.traceless import RandomState, preserved_buffers
+
+
+class Recorded(Protocol):
+    """The curvature of one batch, summed over its samples, with its graph."""
+
+    @property
+    def samples(self) -> float:
+        """What the mean divides by: a count, or a sum of weights."""
+
+    @property
+    def reaches(self) -> bool:
+        """Whether it depends on any of the parameters."""
+
+    def product(self, vector: Tensor) -> Tensor: ...
+
+
+class BatchedOperator(LinearOperator):
+    """(Σ_b K_b v) / Σ_b samples_b over batches b; undivided where ``mean`` is False.
+
+    ``source`` is what a forward pass gives, whose graph is kept, or the forward function itself
+    with its ``data``. With ``chunk_size`` the function runs anew for every chunk of every product,
+    for memory independent of the data; without, once. Either way it leaves no trace: buffers and
+    generators are as they were, and every product sees the same randomness, that of the
+    construction. Subclasses say what one batch's curvature is (``_record``).
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        parameters: Iterable[Tensor],
+        *,
+        data: Any,
+        chunk_size: int | None,
+        weights: Tensor | None,
+        fraction: float,
+        generator: torch.Generator | None,
+        mean: bool = True,
+    ) -> None:
+        self._mean = mean
+        self._slots = Slots(parameters)
+        first = self._slots.parameters[0]
+        super().__init__(self._slots.size, first.dtype, first.device)
+        if not self._slots.trained:
+            raise ValueError(
+                f"0 of {len(self._slots.parameters)} parameters have requires_grad=True"
+            )
+        if weights is not None:
+            weights = _checked_weights(weights, first)
+        self._fallback = False
+        self._forward: Callable[[Any], Any] | None = None
+        self._kept: Recorded | None = None
+
+        if not callable(source):
+            if data is not None or chunk_size is not None or fraction != 1:
+                raise ValueError(
+                    "data, chunk_size and fraction need a forward function: "
+                    f"{type(self).__name__}(forward, parameters, ..., data=x, chunk_size=m); "
+                    f"got {type(source).__name__}, which is already evaluated"
+                )
+            self._kept = self._checked(self._record(source, weights, None))
+            return
+        if data is None:
+            raise ValueError("a forward function needs data=x, the inputs to call it with")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        samples = length(data)
+        if samples == 0:
+            raise ValueError("the data are empty: the mean over no samples is undefined")
+        if weights is not None and weights.shape[0] != samples:
+            raise ValueError(
+                f"weights must have one entry a sample, {samples}, got {tuple(weights.shape)}"
+            )
+        if fraction != 1:
+            index = subset(samples, fraction, generator).to(first.device)
+            data, weights = take(data, index), None if weights is None else weights[index]
+            samples = len(index)
+        self._forward, self._data, self._weights = source, data, weights
+        self._chunk_size, self._samples = chunk_size or samples, samples
+        self._random_state = RandomState(first.device)
+        if chunk_size is None:
+            self._kept = self._checked(self._whole())
+
+    @abstractmethod
+    def _record(self, outcome: Any, weights: Tensor | None, samples: int | None) -> Recorded:
+        """The curvature of what a forward pass returned for so many samples of data, if known."""
+
+    def _multiply(self, matrix: Tensor) -> Tensor:
+        with torch.inference_mode(False):
+            try:
+                return self._product(matrix)
+            except NotTwiceDifferentiable:
+                if self._forward is None or self._fallback:
+                    raise
+            # Once: kernels with second derivatives from here on.
+            self._fallback = True
+            if self._kept is not None:
+                self._kept = self._whole()
+            return self._product(matrix)
+
+    def _product(self, matrix: Tensor) -> Tensor:
+        if self._kept is not None:
+            columns = [self._kept.product(column) for column in _columns(matrix)]
+            total = columns[0].unsqueeze(1) if len(columns) == 1 else torch.stack(columns, dim=1)
+            return total / self._kept.samples if self._mean else total
+        total = torch.zeros_like(matrix)
+        samples, reaches = 0.0, False
+        with self._random_state.replayed():
+            for batch in self._chunks():
+                for index, column in enumerate(_columns(matrix)):
+                    total[:, index] += batch.product(column)
+                samples += batch.samples
+                reaches = reaches or batch.reaches
+                del batch  # or two chunks' graphs would be alive while the next is recorded
+        if not reaches:
+            self._raise_unreached()
+        return total / samples if self._mean else total
+
+    def _whole(self) -> Recorded:
+        """All data as the one chunk that is kept. A graph cannot be recorded in inference mode."""
+        with torch.inference_mode(False), self._random_state.replayed():
+            (batch,) = self._chunks()
+        return batch
+
+    def _chunks(self) -> Iterator[Recorded]:
+        assert self._forward is not None
+        for start in range(0, self._samples, self._chunk_size):
+            index = slice(start, start + self._chunk_size)
+            chunk = take(self._data, index)
+            weights = None if self._weights is None else self._weights[index]
+            with torch.enable_grad(), preserved_buffers():
+                if self._fallback:
+                    with twice_differentiable():
+                        outcome = self._forward(chunk)
+                else:
+                    outcome = self._forward(chunk)
+            batch = self._record(outcome, weights, length(chunk))
+            del outcome
+            yield batch
+
+    def _checked(self, batch: Recorded) -> Recorded:
+        if not batch.reaches:
+            self._raise_unreached()
+        if not batch.samples > 0:
+            raise ValueError("the batch is empty: the mean over no samples is undefined")
+        return batch
+
+    def _raise_unreached(self) -> None:
+        trained = len(self._slots.trained)
+        raise ValueError(
+            f"the outputs depend on none of the {trained} parameters with requires_grad=True; "
+            "compute them with gradients enabled, from these very parameters and not from copies"
+        )
+
+
+def _columns(matrix: Tensor) -> Iterator[Tensor]:
+    for column in range(matrix.shape[1]):
+        yield matrix[:, column].contiguous()
+
+
+def _checked_weights(weights: Tensor, like: Tensor) -> Tensor:
+    weights = weights.detach().to(like)
+    if not bool(((weights >= 0) & torch.isfinite(weights)).all()) or not bool(weights.any()):
+        raise ValueError(
+            "weights must be finite, >= 0 and not all zero, got values from "
+            f"{float(weights.min()):g} to {float(weights.max()):g}"
+        )
+    return weights

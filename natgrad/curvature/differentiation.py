@@ -1,0 +1,64 @@
+"""Differentiation that can be repeated, and errors that name the cure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class NotTwiceDifferentiable(RuntimeError):
+    """A fused kernel in the graph has no second derivative."""
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Compute attention and recurrent layers, inside, by kernels that have second derivatives.
+
+    Fused attention, and cuDNN's LSTM, GRU and RNN, can be differentiated only once; the products of
+    an operator differentiate twice. An operator that is given a forward function falls back to this
+    by itself. Compute outputs inside it where you hand over outputs:
+
+    >>> with twice_differentiable():
+    ...     q = torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(0))
+    ...     outputs = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    """
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
+def gradients(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """``torch.autograd.grad`` with the graph kept, None for unused inputs, and better errors."""
+    try:
+        return torch.autograd.grad(
+            outputs, inputs, weights, retain_graph=True, create_graph=create_graph,
+            allow_unused=True,
+        )  # fmt: skip
+    except RuntimeError as error:
+        message = str(error)
+        if "modified by an inplace operation" in message:
+            raise RuntimeError(
+                "the parameters (or the data) were changed in place after this operator was built; "
+                "curvature belongs to one point: build a new operator at the new parameters"
+            ) from error
+        if "backward through the graph a second time" in message:
+            raise RuntimeError(
+                "the graph of these outputs was freed by an earlier backward pass; pass "
+                "retain_graph=True to that one, or build the operator from a fresh forward pass"
+            ) from error
+        if "is not implemented" in message or "double backward" in message.lower():
+            raise NotTwiceDifferentiable(
+                "a fused kernel of this model has no second derivative; compute the outputs inside "
+                "`with natgrad.curvature.twice_differentiable():`, or hand over a forward function "
+                f"and data, which does so by itself. torch said: {message.splitlines()[0]}"
+            ) from error
+        raise

@@ -1,0 +1,82 @@
+"""The exact Hessian of a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natgrad.curvature.batched import BatchedOperator
+from natgrad.curvature.differentiation import gradients
+from natgrad.curvature.slots import Slots
+
+
+class Hessian(BatchedOperator):
+    """H = ∇²_θ loss, symmetric and in general indefinite: solve with ``steihaug``, ``lanczos`` or
+    ``minres``.
+
+    ``Hessian(loss, parameters)`` takes a scalar with its graph. ``Hessian(forward, parameters,
+    data=x, chunk_size=m)`` calls ``forward(x[i:i+m])`` for the *mean* loss of a chunk, and averages
+    over chunks by their length; what is said of :class:`Fisher` about traces, randomness and
+    kernels holds here too. Cost: set-up one backward pass, a product about 2 gradients (a
+    backward pass through the recorded gradient); memory of the gradient's graph.
+
+    Raises ``ValueError`` where the loss is no scalar or depends on none of the parameters.
+
+    Source: Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
+
+    >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> Hessian((x ** 3).sum(), [x]).to_dense()
+    tensor([[ 6.,  0.],
+            [ 0., 12.]])
+    """
+
+    def __init__(
+        self,
+        source: Tensor | Callable[[Any], Tensor],
+        parameters: Iterable[Tensor],
+        *,
+        data: Any = None,
+        chunk_size: int | None = None,
+        fraction: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            source, parameters, data=data, chunk_size=chunk_size, weights=None, fraction=fraction,
+            generator=generator,
+        )  # fmt: skip
+
+    def _record(self, outcome: Tensor, weights: Tensor | None, samples: int | None) -> _LossBatch:
+        return _LossBatch(outcome, self._slots, 1.0 if samples is None else float(samples))
+
+
+class _LossBatch:
+    """samples · ∇²loss, from the graph of the gradient."""
+
+    def __init__(self, loss: Tensor, slots: Slots, samples: float) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"expected a scalar loss, got {got}; reduce it with .mean()")
+        self.samples = samples
+        self._slots = slots
+        self.reaches = False
+        self._owners: list[Tensor] = []
+        self._gradient: list[Tensor] = []
+        if not loss.requires_grad:
+            return
+        with torch.enable_grad():
+            found = gradients([loss], slots.trained, create_graph=True)
+        self.reaches = any(piece is not None for piece in found)
+        for parameter, piece in zip(slots.trained, found, strict=True):
+            if piece is not None and piece.requires_grad:  # else the loss is linear in it
+                self._owners.append(parameter)
+                self._gradient.append(piece)
+
+    def product(self, vector: Tensor) -> Tensor:
+        if not self._owners:
+            return self._slots.vector((), ())
+        pieces = self._slots.pieces(vector, self._owners)
+        products = gradients(self._gradient, self._owners, pieces)
+        return self.samples * self._slots.vector(self._owners, products)

@@ -1,0 +1,282 @@
+"""K-FAC and E-KFAC: a Fisher matrix of layers as Kronecker products of small factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from natgrad.curvature.fisher import Fisher
+from natgrad.curvature.kronecker_block import Block, DampingSplit, DenseBlock, KroneckerBlock
+from natgrad.curvature.layers import Layer, recorded_layers
+from natgrad.curvature.metrics import Distributions, batch_shape, root_outputs
+from natgrad.curvature.operator import LinearOperator
+from natgrad.curvature.slots import Slots
+from natgrad.curvature.traceless import RandomState, preserved_buffers
+
+MAX_DENSE = 1000
+
+
+class Sharing(Enum):
+    """How positions that share weights (time steps, pixels) enter a factor."""
+
+    EXPAND = "every position is a sample of its own: outputs per position, as in language models"
+    REDUCE = "positions are summed first: one output for all of them, as in image classifiers"
+
+
+class Kronecker(LinearOperator):
+    """Block-diagonal K ≈ F: for each layer G ⊗ A, with A = E[a aᵀ] of its inputs (a 1 appended for
+    the bias) and G = E[g gᵀ] of its output gradients under the model's own labels.
+
+    ``model`` holds Linear, Conv1d, Conv2d (one group) and Embedding layers, called by
+    ``forward(data)``, by default ``model(data)``, which returns a distribution or independent ones.
+    ``parameters`` (default: the model's) fix the order of the vector. Parameters outside such
+    layers (norms, log σ) and of layers that share them get one exact dense Fisher block together,
+    up to 1,000 of them.
+
+    ``samples=None`` takes G exactly, by the square root of the output metric: C backward passes for
+    C output parameters, for batch elements that do not interact. ``samples=k`` draws k labels a
+    batch element with ``generator``: k backward passes, any batch shape, unbiased. ``corrected``
+    makes it E-KFAC: the eigenvalues are replaced by the second moments of per-sample gradients in
+    the eigenbasis, at the cost of the backward passes again.
+
+    Exact (equal to the layer's Fisher block) for one sample, and for deep linear networks with a
+    metric that does not depend on the input. Forward passes leave no trace, as in :class:`Fisher`.
+
+    Cost: set-up one forward and the backward passes above, Σ (d_in² + d_out²) memory; a product
+    Σ d_in d_out (d_in + d_out); a solve the same, plus a factorisation for every new damping
+    (TRACE: Cholesky) or one in all (EXACT: eigenvectors, some ten times dearer).
+
+    Raises ``ValueError`` where no layer is supported, too many parameters are left over, exact
+    factors are asked for a batch of several dimensions, or ``samples`` lack a generator.
+
+    Source: Martens & Grosse 2015; Grosse & Martens 2016 (convolutions); George et al. 2018
+    (E-KFAC); Eschenhagen et al. 2023 (expand and reduce).
+
+    >>> model = nn.Linear(2, 3, bias=False)
+    >>> K = Kronecker(
+    ...     model, torch.eye(2), forward=lambda x: torch.distributions.Categorical(logits=model(x))
+    ... )
+    >>> K.shape, K.solve(torch.ones(6), damping=0.1).shape
+    ((6, 6), torch.Size([6]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        forward: Callable[[Any], Distributions] | None = None,
+        parameters: Iterable[Tensor] | None = None,
+        samples: int | None = None,
+        sharing: Sharing = Sharing.EXPAND,
+        corrected: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self._slots = Slots(model.parameters() if parameters is None else parameters)
+        first = self._slots.parameters[0]
+        super().__init__(self._slots.size, first.dtype, first.device)
+        if samples is not None and (samples < 1 or generator is None):
+            raise ValueError(
+                f"samples must be at least 1 and need generator=..., got samples={samples}, "
+                f"generator={generator}"
+            )
+        random_state = RandomState(first.device)
+        with (
+            recorded_layers(model, self._slots.trained) as layers,
+            random_state.replayed(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            preserved_buffers(),
+        ):
+            distribution = (forward or model)(data)
+        layers = [layer for layer in layers if layer.inputs]
+        if not layers:
+            raise ValueError(
+                "no Linear, Conv1d, Conv2d (one group) or Embedding layer of the model was called "
+                "with trained parameters of its own; use Fisher instead"
+            )
+        batch = batch_shape(distribution)
+        if samples is None and len(batch) != 1:
+            raise ValueError(
+                f"exact factors need a batch of one dimension, got {batch}: elements of one sample "
+                "may share activations. Pass samples=1 and a generator"
+            )
+        pulls = _Pulls(distribution, layers, samples, generator)
+        self._blocks: list[Block] = [
+            KroneckerBlock(layer, rows, moment)
+            for layer, rows, moment in _factors(layers, pulls, sharing)
+        ]
+        if corrected:
+            _correct([block for block in self._blocks if isinstance(block, KroneckerBlock)],
+                     pulls, sharing)  # fmt: skip
+        self._blocks += self._rest(distribution, layers)
+        self.corrected = corrected
+
+    def _rest(self, distribution: Distributions, layers: list[Layer]) -> list[Block]:
+        covered = {id(owner) for layer in layers for owner in layer.owners}
+        rest = [parameter for parameter in self._slots.trained if id(parameter) not in covered]
+        count = sum(parameter.numel() for parameter in rest)
+        if count > MAX_DENSE:
+            raise ValueError(
+                f"{count} parameters lie outside Linear, Conv1d, Conv2d (one group) and Embedding "
+                f"layers, or are tied; at most {MAX_DENSE} get a dense block. Pass "
+                "parameters=[...] without them"
+            )
+        if not rest:
+            return []
+        try:
+            block = Fisher(distribution, rest)
+        except ValueError:  # the outputs depend on none of them: their rows are zero
+            return [DenseBlock(rest, torch.zeros(count, count, dtype=self.dtype))]
+        return [DenseBlock(rest, block.to_dense())]
+
+    def _multiply(self, matrix: Tensor) -> Tensor:
+        return self._blockwise(matrix, lambda block, pieces: block.multiply(pieces))
+
+    def solve(
+        self, b: Tensor, *, damping: float = 0.0, split: DampingSplit = DampingSplit.EXACT
+    ) -> Tensor:
+        """(K + λ I)⁻¹ b for b (n,) or (n, k), λ the ``damping``; or, with ``split`` TRACE, the
+        factored form of it, G ⊗ A with √λ / π and π √λ added to the factors.
+
+        What a new damping needs is kept for the next call. Frozen parameters have zero rows, so
+        that with λ > 0 the solution there is b / λ. Raises ``ValueError`` for a negative or
+        non-finite damping, for λ = 0 where K is singular, for TRACE on a corrected K, which is no
+        Kronecker product.
+        """
+        if not (math.isfinite(damping) and damping >= 0):
+            raise ValueError(f"damping must be finite and >= 0, got {damping}")
+        if split is DampingSplit.TRACE and self.corrected:
+            raise ValueError("a corrected (E-KFAC) matrix has only the EXACT damping")
+        matrix = self._as_matrix(b)
+        solution = self._blockwise(
+            matrix, lambda block, pieces: block.solve(pieces, damping, split), rest=damping
+        )
+        return solution.view(b.shape)
+
+    def _blockwise(
+        self,
+        matrix: Tensor,
+        act: Callable[[Block, list[Tensor]], list[Tensor]],
+        rest: float | None = None,
+    ) -> Tensor:
+        """Every block's action on its rows. Rows of no block are divided by ``rest``, or zero."""
+        result = torch.zeros_like(matrix) if not rest else matrix / rest
+        starts: dict[int, int] = {}
+        start = 0
+        for parameter in self._slots.parameters:
+            starts[id(parameter)] = start
+            start += parameter.numel()
+        for block in self._blocks:
+            spans = [
+                slice(starts[id(owner)], starts[id(owner)] + owner.numel())
+                for owner in block.owners
+            ]
+            pieces = [
+                matrix[span].reshape(*owner.shape, matrix.shape[1])
+                for span, owner in zip(spans, block.owners, strict=True)
+            ]
+            for span, piece in zip(spans, act(block, pieces), strict=True):
+                result[span] = piece.reshape(-1, matrix.shape[1])
+        return result
+
+
+class _Pulls:
+    """Output gradients of the layers, (N, R, d_out) each, pass by pass: Σ over the passes of g gᵀ
+    divided by ``divisor`` is the mean over the batch."""
+
+    def __init__(
+        self,
+        distribution: Distributions,
+        layers: list[Layer],
+        samples: int | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        self._distribution, self._layers = distribution, layers
+        self._samples, self._generator = samples, generator
+        self._calls = [output for layer in layers for output in layer.outputs]
+        self.divisor = float(math.prod(batch_shape(distribution))) * (samples or 1)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        with torch.enable_grad():
+            scalars = self._exact() if self._samples is None else self._sampled()
+            for scalar in scalars:
+                found = iter(
+                    torch.autograd.grad(scalar, self._calls, retain_graph=True, allow_unused=True)
+                )
+                yield [
+                    layer.gradients([next(found) for _ in layer.outputs]) for layer in self._layers
+                ]
+
+    def _exact(self) -> Iterator[Tensor]:
+        outputs = root_outputs(self._distribution)
+        for column in range(outputs.shape[1]):
+            yield outputs[:, column].sum()
+
+    def _sampled(self) -> Iterator[Tensor]:
+        assert self._samples is not None
+        assert self._generator is not None
+        for _ in range(self._samples):
+            # Distributions sample from the global generators only: lend them a seed.
+            seed = int(torch.randint(2**62, (), generator=self._generator))
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                yield _log_prob_of_sample(self._distribution)
+
+
+def _log_prob_of_sample(distribution: Distributions) -> Tensor:
+    if isinstance(distribution, Distribution):
+        return distribution.log_prob(distribution.sample()).sum()
+    parts = distribution.values() if hasattr(distribution, "values") else distribution
+    return torch.stack([_log_prob_of_sample(part) for part in parts]).sum()
+
+
+def _factors(
+    layers: list[Layer], pulls: _Pulls, sharing: Sharing
+) -> Iterator[tuple[Layer, Tensor, Tensor]]:
+    """Each layer's A, or for an embedding its diagonal, and G."""
+    moments: list[Tensor | None] = [None] * len(layers)
+    for rows in pulls:
+        for index, gradient in enumerate(rows):
+            g = gradient.sum(dim=1) if sharing is Sharing.REDUCE else gradient.flatten(0, 1)
+            moment = g.mT @ g / pulls.divisor
+            before = moments[index]
+            moments[index] = moment if before is None else before + moment
+    for layer, G in zip(layers, moments, strict=True):
+        assert G is not None
+        yield layer, _input_factor(layer, sharing), G
+
+
+def _input_factor(layer: Layer, sharing: Sharing) -> Tensor:
+    rows = layer.rows()
+    if isinstance(layer.module, nn.Embedding):
+        counts = torch.bincount(rows.flatten(), minlength=layer.module.num_embeddings)
+        if layer.module.padding_idx is not None:
+            counts[layer.module.padding_idx] = 0
+        if sharing is Sharing.REDUCE and rows.shape[1] > 1:
+            shares = torch.nn.functional.one_hot(rows, layer.module.num_embeddings)
+            return shares.to(layer.weight.dtype).mean(dim=1).square().mean(dim=0)
+        return counts.to(layer.weight.dtype) / rows.numel()
+    a = rows.mean(dim=1) if sharing is Sharing.REDUCE else rows.flatten(0, 1)
+    return a.mT @ a / len(a)
+
+
+def _correct(blocks: list[KroneckerBlock], pulls: _Pulls, sharing: Sharing) -> None:
+    """Replace the eigenvalues by second moments of per-sample gradients in the eigenbasis."""
+    rotated = [block.rotated_inputs(reduce=sharing is Sharing.REDUCE) for block in blocks]
+    sums: list[Tensor | None] = [None] * len(blocks)
+    for rows in pulls:
+        for index, (block, gradient) in enumerate(zip(blocks, rows, strict=True)):
+            g = gradient.sum(dim=1, keepdim=True) if sharing is Sharing.REDUCE else gradient
+            moment = block.second_moment(rotated[index], g)
+            before = sums[index]
+            sums[index] = moment if before is None else before + moment
+    for block, total in zip(blocks, sums, strict=True):
+        assert total is not None
+        block.correct(total / pulls.divisor)

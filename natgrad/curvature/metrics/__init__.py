@@ -1,0 +1,30 @@
+"""Curvature in output space: of distributions, of losses, and a registry for anyone's."""
+
+import natgrad.curvature.metrics.families  # noqa: F401  registers the closed forms
+from natgrad.curvature.metrics.losses import (
+    binary_cross_entropy,
+    convex_loss,
+    cross_entropy,
+    squared_error,
+)
+from natgrad.curvature.metrics.output_metric import (
+    Distributions,
+    OutputMetric,
+    batch_shape,
+    output_metric,
+    register_metric,
+)
+from natgrad.curvature.metrics.root import root_outputs
+
+__all__ = [
+    "Distributions",
+    "OutputMetric",
+    "batch_shape",
+    "binary_cross_entropy",
+    "convex_loss",
+    "cross_entropy",
+    "output_metric",
+    "register_metric",
+    "root_outputs",
+    "squared_error",
+]

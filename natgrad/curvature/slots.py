@@ -1,0 +1,40 @@
+"""Which part of a vector (n,) belongs to which parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from natgrad.flat import check_alike, flatten, unflatten
+
+
+class Slots:
+    """The parameters of an operator, in order; ``trained`` are those with requires_grad.
+
+    Raises ``ValueError`` where there are none, one is listed twice, or dtypes or devices differ.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.parameters = tuple(parameters)
+        check_alike(self.parameters)
+        if len(set(map(id, self.parameters))) != len(self.parameters):
+            raise ValueError("a parameter is listed twice; list a tied parameter once")
+        self.trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+        self.size = sum(parameter.numel() for parameter in self.parameters)
+
+    def pieces(self, vector: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
+        """The pieces of a vector (n,) that belong to the ``wanted`` parameters."""
+        cut = unflatten(vector, self.parameters)
+        by_parameter = dict(zip(map(id, self.parameters), cut, strict=True))
+        return [by_parameter[id(parameter)] for parameter in wanted]
+
+    def vector(self, owners: Sequence[Tensor], pieces: Sequence[Tensor | None]) -> Tensor:
+        """The vector (n,) that holds ``pieces`` at their owners' places, zero elsewhere."""
+        by_parameter = dict(zip(map(id, owners), pieces, strict=True))
+        found = [by_parameter.get(id(parameter)) for parameter in self.parameters]
+        return flatten(
+            torch.zeros_like(parameter) if piece is None else piece
+            for parameter, piece in zip(self.parameters, found, strict=True)
+        )

@@ -1,0 +1,53 @@
+"""A forward pass that leaves no trace: the generators and the modules' buffers as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+class RandomState:
+    """The state of torch's global generators at one moment, to run under again and again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Inside, randomness starts from this state; afterwards the generators are as before."""
+        devices = [self._device] if self._cuda is not None else []
+        with torch.random.fork_rng(devices=devices):
+            torch.set_rng_state(self._cpu)
+            if self._cuda is not None:
+                torch.cuda.set_rng_state(self._cuda, self._device)
+            yield
+
+
+@contextmanager
+def preserved_buffers() -> Iterator[None]:
+    """Every module that is called inside works on copies of its buffers: BatchNorm's statistics,
+    spectral norm's vectors. The copies stay in the graph, the originals go back in their places."""
+    originals: dict[tuple[int, str], tuple[nn.Module, Tensor]] = {}
+
+    def lend_copies(module: nn.Module, _: Any) -> None:
+        if not module.training:  # no module of torch writes its buffers in evaluation mode
+            return
+        for name, buffer in module._buffers.items():
+            if buffer is not None and (id(module), name) not in originals:
+                originals[id(module), name] = module, buffer
+                module._buffers[name] = buffer.clone()
+
+    handle = register_module_forward_pre_hook(lend_copies)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for (_, name), (module, buffer) in originals.items():
+            module._buffers[name] = buffer

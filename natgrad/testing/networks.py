@@ -1,0 +1,139 @@
+"""Small networks of every kind that a curvature operator must cope with, of at most 60 parameters:
+a dense matrix of each operator is then cheap, and what is wrong shows in a few entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.nn import functional as F
+
+CLASSES = 3
+DOUBLE = torch.float64
+
+
+class Mlp(nn.Module):
+    """Linear, tanh, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 5, dtype=DOUBLE)
+        self.second = nn.Linear(5, CLASSES, dtype=DOUBLE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.second(self.first(x).tanh())
+        return outputs
+
+    def inputs(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(7, 3, generator=generator, dtype=DOUBLE)
+
+
+class Convolution(nn.Module):
+    """In two dimensions with stride and padding, in one with dilation, then a mean over pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plane = nn.Conv2d(1, 2, (2, 3), stride=(2, 1), padding=(1, 1), dtype=DOUBLE)
+        self.line = nn.Conv1d(2, 3, 2, dilation=2, padding="same", bias=False, dtype=DOUBLE)
+        self.head = nn.Linear(3, CLASSES, dtype=DOUBLE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = self.plane(x).tanh().flatten(2)
+        outputs: Tensor = self.head(self.line(pixels).sigmoid().mean(-1))
+        return outputs
+
+    def inputs(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(5, 1, 3, 4, generator=generator, dtype=DOUBLE)
+
+
+class Words(nn.Module):
+    """An embedding with a padding index, and a mean over words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4, padding_idx=0, dtype=DOUBLE)
+        self.head = nn.Linear(4, CLASSES, dtype=DOUBLE)
+
+    def forward(self, words: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.embedding(words).tanh().mean(1))
+        return outputs
+
+    def inputs(self, generator: torch.Generator) -> Tensor:
+        return torch.randint(0, 5, (6, 3), generator=generator)
+
+
+class Recurrent(nn.Module):
+    """An LSTM or a GRU, and a linear layer on its last output."""
+
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU]) -> None:
+        super().__init__()
+        self.recurrent = kind(2, 1, batch_first=True, dtype=DOUBLE)
+        self.head = nn.Linear(1, CLASSES, dtype=DOUBLE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.recurrent(x)[0][:, -1])
+        return outputs
+
+    def inputs(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(5, 4, 2, generator=generator, dtype=DOUBLE)
+
+
+class Attention(nn.Module):
+    """Causal attention by the fused kernel, which cannot be differentiated twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries_keys_values = nn.Linear(2, 6, dtype=DOUBLE)
+        self.norm = nn.LayerNorm(2, dtype=DOUBLE)
+        self.head = nn.Linear(2, CLASSES, dtype=DOUBLE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.queries_keys_values(x).unsqueeze(1).chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1)
+        outputs: Tensor = self.head(self.norm(x + mixed).tanh().mean(1))
+        return outputs
+
+    def inputs(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(4, 3, 2, generator=generator, dtype=DOUBLE)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": Mlp,
+    "convolution": Convolution,
+    "embedding": Words,
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "gru": lambda: Recurrent(nn.GRU),
+    "attention": Attention,
+}
+
+
+def make_network(kind: str, generator: torch.Generator) -> tuple[nn.Module, Tensor]:
+    """A network of :data:`NETWORKS` with float64 weights of order one half, and inputs for it.
+
+    Both come from the generator alone. Raises ``KeyError`` for a kind that there is not.
+    """
+    with torch.random.fork_rng():  # torch initialises from the global generator
+        network = NETWORKS[kind]()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            values = torch.randn(parameter.shape, generator=generator, dtype=DOUBLE)
+            parameter.copy_(0.5 * values)
+    inputs: Tensor = network.inputs(generator)  # type: ignore[operator]
+    return network, inputs
+
+
+def categorical(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Distribution]:
+    """The outputs as logits."""
+    return lambda x: Categorical(logits=network(x))
+
+
+def gaussian(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Distribution]:
+    """Outputs 0 and 1 as the mean, softplus of 1 and 2 as the deviation, of a Normal in R²."""
+
+    def forward(x: Tensor) -> Distribution:
+        outputs = network(x)
+        return Independent(Normal(outputs[:, :2], F.softplus(outputs[:, 1:])), 1)
+
+    return forward
