@@ -5,8 +5,30 @@ way (``solvers``), how far (``trust_region``).
 """
 
 from natgrad import curvature, flat, solvers, trust_region
-from natgrad.curvature import Fisher, LinearOperator, register_metric
-from natgrad.solvers import Solution, Status, cg
+from natgrad.curvature import (
+    EmpiricalFisher,
+    Fisher,
+    GaussNewton,
+    Gram,
+    Hessian,
+    Kronecker,
+    LinearOperator,
+    LowRank,
+    register_metric,
+    twice_differentiable,
+)
+from natgrad.solvers import (
+    Solution,
+    Status,
+    SteihaugPath,
+    cg,
+    cholesky,
+    lanczos,
+    minres,
+    preconditioners,
+    sample_space,
+    steihaug,
+)
 from natgrad.trust_region import (
     LineSearchResult,
     LineSearchStatus,
@@ -22,23 +44,37 @@ from natgrad.trust_region import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "EmpiricalFisher",
     "Fisher",
+    "GaussNewton",
+    "Gram",
+    "Hessian",
+    "Kronecker",
     "LineSearchResult",
     "LineSearchStatus",
     "LinearOperator",
+    "LowRank",
     "Solution",
     "Status",
+    "SteihaugPath",
     "StepSize",
     "StepSizeStatus",
     "backtracking",
     "cg",
+    "cholesky",
     "curvature",
     "flat",
+    "lanczos",
+    "minres",
+    "preconditioners",
     "reduction_ratio",
     "register_metric",
+    "sample_space",
     "solvers",
+    "steihaug",
     "step_size",
     "trust_region",
+    "twice_differentiable",
     "update_damping",
     "update_radius",
 ]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from natgrad.curvature.data import length, subset, take
-from natgrad.curvature.differentiation import NotTwiceDifferentiable, twice_differentiable
+from natgrad.curvature.differentiation import NotTwiceDifferentiable
 from natgrad.curvature.operator import LinearOperator
 from natgrad.curvature.slots import Slots
-from natgrad.curvature.traceless import RandomState, preserved_buffers
+from natgrad.curvature.traceless import Forward, preserved_buffers
 
 
 class Recorded(Protocol):
@@ -62,8 +62,7 @@ class BatchedOperator(LinearOperator):
             )
         if weights is not None:
             weights = _checked_weights(weights, first)
-        self._fallback = False
-        self._forward: Callable[[Any], Any] | None = None
+        self._forward: Forward | None = None
         self._kept: Recorded | None = None
 
         if not callable(source):
@@ -73,26 +72,26 @@ class BatchedOperator(LinearOperator):
                     f"{type(self).__name__}(forward, parameters, ..., data=x, chunk_size=m); "
                     f"got {type(source).__name__}, which is already evaluated"
                 )
-            self._kept = self._checked(self._record(source, weights, None))
+            with torch.inference_mode(False):
+                self._kept = self._checked(self._record(source, weights, None))
             return
         if data is None:
             raise ValueError("a forward function needs data=x, the inputs to call it with")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+            raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size}")
         samples = length(data)
         if samples == 0:
             raise ValueError("the data are empty: the mean over no samples is undefined")
-        if weights is not None and weights.shape[0] != samples:
+        if weights is not None and weights.shape[:1] != (samples,):
             raise ValueError(
                 f"weights must have one entry a sample, {samples}, got {tuple(weights.shape)}"
             )
         if fraction != 1:
-            index = subset(samples, fraction, generator).to(first.device)
-            data, weights = take(data, index), None if weights is None else weights[index]
+            index = subset(samples, fraction, generator)
+            data, weights = take(data, index), None if weights is None else take(weights, index)
             samples = len(index)
-        self._forward, self._data, self._weights = source, data, weights
+        self._forward, self._data, self._weights = Forward(source, first.device), data, weights
         self._chunk_size, self._samples = chunk_size or samples, samples
-        self._random_state = RandomState(first.device)
         if chunk_size is None:
             self._kept = self._checked(self._whole())
 
@@ -101,14 +100,16 @@ class BatchedOperator(LinearOperator):
         """The curvature of what a forward pass returned for so many samples of data, if known."""
 
     def _multiply(self, matrix: Tensor) -> Tensor:
-        with torch.inference_mode(False):
+        self._slots.check_unchanged()
+        # preserved_buffers: checkpointed modules run again in a backward pass.
+        with torch.inference_mode(False), preserved_buffers():
             try:
                 return self._product(matrix)
             except NotTwiceDifferentiable:
-                if self._forward is None or self._fallback:
+                if self._forward is None or self._forward.fallback:
                     raise
             # Once: kernels with second derivatives from here on.
-            self._fallback = True
+            self._forward.fallback = True
             if self._kept is not None:
                 self._kept = self._whole()
             return self._product(matrix)
@@ -120,7 +121,8 @@ class BatchedOperator(LinearOperator):
             return total / self._kept.samples if self._mean else total
         total = torch.zeros_like(matrix)
         samples, reaches = 0.0, False
-        with self._random_state.replayed():
+        assert self._forward is not None
+        with self._forward.replayed():
             for batch in self._chunks():
                 for index, column in enumerate(_columns(matrix)):
                     total[:, index] += batch.product(column)
@@ -132,8 +134,9 @@ class BatchedOperator(LinearOperator):
         return total / samples if self._mean else total
 
     def _whole(self) -> Recorded:
-        """All data as the one chunk that is kept. A graph cannot be recorded in inference mode."""
-        with torch.inference_mode(False), self._random_state.replayed():
+        """All data as the one chunk that is kept."""
+        assert self._forward is not None
+        with self._forward.replayed():
             (batch,) = self._chunks()
         return batch
 
@@ -143,14 +146,7 @@ class BatchedOperator(LinearOperator):
             index = slice(start, start + self._chunk_size)
             chunk = take(self._data, index)
             weights = None if self._weights is None else self._weights[index]
-            with torch.enable_grad(), preserved_buffers():
-                if self._fallback:
-                    with twice_differentiable():
-                        outcome = self._forward(chunk)
-                else:
-                    outcome = self._forward(chunk)
-            batch = self._record(outcome, weights, length(chunk))
-            del outcome
+            batch = self._record(self._forward(chunk), weights, length(chunk))
             yield batch
 
     def _checked(self, batch: Recorded) -> Recorded:
@@ -174,6 +170,9 @@ def _columns(matrix: Tensor) -> Iterator[Tensor]:
 
 
 def _checked_weights(weights: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(weights, Tensor) or weights.is_complex() or not weights.numel():
+        got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(f"weights must be a real tensor with one entry a sample, got {got}")
     weights = weights.detach().to(like)
     if not bool(((weights >= 0) & torch.isfinite(weights)).all()) or not bool(weights.any()):
         raise ValueError(

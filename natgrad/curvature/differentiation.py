@@ -26,8 +26,14 @@ def twice_differentiable() -> Iterator[None]:
     ...     q = torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(0))
     ...     outputs = torch.nn.functional.scaled_dot_product_attention(q, q, q)
     """
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
-        yield
+    enabled = torch.backends.cudnn.enabled
+    try:
+        # Not cudnn.flags(), which also writes back precisions that the newer API may have set.
+        torch.backends.cudnn.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cudnn.enabled = enabled
 
 
 def gradients(
@@ -47,8 +53,8 @@ def gradients(
         message = str(error)
         if "modified by an inplace operation" in message:
             raise RuntimeError(
-                "the parameters (or the data) were changed in place after this operator was built; "
-                "curvature belongs to one point: build a new operator at the new parameters"
+                "data or buffers of this graph were changed in place after the operator was built; "
+                "curvature belongs to one point: build a new operator"
             ) from error
         if "backward through the graph a second time" in message:
             raise RuntimeError(
@@ -57,8 +63,9 @@ def gradients(
             ) from error
         if "is not implemented" in message or "double backward" in message.lower():
             raise NotTwiceDifferentiable(
-                "a fused kernel of this model has no second derivative; compute the outputs inside "
-                "`with natgrad.curvature.twice_differentiable():`, or hand over a forward function "
-                f"and data, which does so by itself. torch said: {message.splitlines()[0]}"
+                "an operation of this model has no second derivative. Fused attention or a cuDNN "
+                "RNN: compute the outputs inside `with natgrad.twice_differentiable():`, or hand "
+                "over a forward function and data, which does so by itself. Any other: write it "
+                f"with differentiable operations. torch said: {message.splitlines()[0]}"
             ) from error
         raise

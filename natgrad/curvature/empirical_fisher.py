@@ -52,5 +52,10 @@ class EmpiricalFisher(BatchedOperator):
                 f"expected log-probabilities as a tensor, got {type(outcome).__name__}; give one "
                 "entry a sample: distribution.log_prob(y)"
             )
+        if samples is not None and outcome.shape[:1] != (samples,):
+            raise ValueError(
+                f"expected one log-probability for each of {samples} samples, got shape "
+                f"{tuple(outcome.shape)}; do not reduce it: E is made of per-sample gradients"
+            )
         metric = OutputMetric((outcome,), lambda tangents: tangents, float(outcome.numel()))
         return MetricBatch(metric, self._slots, weights)

@@ -37,13 +37,15 @@ class Fisher(BatchedOperator):
       kept, as in the first form. ``data`` is a tensor, or a mapping or sequence of tensors, cut
       along dimension 0. ``fraction`` keeps so much of it, drawn once by ``generator``.
 
-    With a forward function nothing else changes: generators, BatchNorm's statistics, ``.grad``;
+    With a forward function nothing else changes: generators, the buffers of modules in training
+    mode (BatchNorm's statistics), ``.grad``;
     dropout draws the same masks in every product; kernels that cannot be differentiated twice are
     replaced (:func:`twice_differentiable`). In chunks, BatchNorm in training mode normalises by
     each chunk.
 
     ``weights`` (the leading dimensions of the batch shape; of ``data``, in the second form) make it
-    Σ wᵢ Fᵢ / Σ wᵢ: 0 for padded steps or absent agents.
+    Σ wᵢ Fᵢ / Σ wᵢ: 0 for padded steps or absent agents, whose inputs must be finite all the same
+    (0 times a NaN is a NaN; fill padding before the forward pass).
 
     The parameters must stay as they are while F is in use (autograd refuses otherwise). Parameters
     that are frozen or unused have zero rows.
@@ -99,11 +101,7 @@ class Fisher(BatchedOperator):
     def _record(
         self, outcome: Distributions, weights: Tensor | None, samples: int | None
     ) -> MetricBatch:
-        metric = output_metric(outcome)
         shape = batch_shape(outcome)
-        if weights is not None and shape[: weights.ndim] != weights.shape:
-            raise ValueError(
-                "weights must be shaped like the leading dimensions of the batch, "
-                f"{shape}, got {tuple(weights.shape)}"
-            )
-        return MetricBatch(replace(metric, samples=float(math.prod(shape))), self._slots, weights)
+        metric = output_metric(outcome)
+        metric = replace(metric, samples=float(math.prod(shape)), weight_dims=len(shape))
+        return MetricBatch(metric, self._slots, weights)

@@ -33,10 +33,11 @@ class FunctionOperator(LinearOperator):
         for column in range(matrix.shape[1]):
             vector = matrix[:, column].contiguous()
             product = self._function(vector)
-            if product.shape != vector.shape:
+            if product.shape != vector.shape or product.dtype != vector.dtype:
                 raise ValueError(
-                    f"the function returned shape {tuple(product.shape)} for a vector of shape "
-                    f"{tuple(vector.shape)}; a square operator keeps the shape"
+                    f"the function returned shape {tuple(product.shape)} of {product.dtype} for a "
+                    f"vector of shape {tuple(vector.shape)} of {vector.dtype}; a square operator "
+                    "keeps both"
                 )
             products[:, column] = product.detach()
         return products

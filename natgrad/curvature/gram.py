@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natgrad.curvature.differentiation import NotTwiceDifferentiable
 from natgrad.curvature.jacobian import Jacobian
-from natgrad.curvature.layers import Layer, recorded_layers
+from natgrad.curvature.layers import Layer, output_gradients, recorded_layers, verified
 from natgrad.curvature.operator import LinearOperator
 from natgrad.curvature.slots import Slots
-from natgrad.curvature.traceless import RandomState, preserved_buffers
+from natgrad.curvature.traceless import Forward
 
 ROWS = 64  # of J at a time, for parameters outside layers
 
@@ -26,9 +27,13 @@ class Gram(LinearOperator):
     model=model)`` forms the matrix layer by layer, Σ over layers of (a aᵀ) ∘ (g gᵀ), from C
     backward passes; without a model, from m.
 
-    ``K @ u`` costs one product pair of J. ``to_dense()`` takes C or m backward passes and m² (per
-    layer, d_in + d_out) operations, once: the matrix is kept. ``transpose(u)`` is Jᵀ u (n,), the
-    way back to the parameters; :func:`natgrad.solvers.sample_space` uses both.
+    ``K @ u`` costs one product pair of J. ``to_dense()`` takes C or m backward passes, once: the
+    matrix is kept. A layer that is used at one position a sample then costs m² (d_in + d_out); at
+    several, N C d_in d_out memory for its per-sample gradients. Layers for which that does not hold
+    (words repeated in an embedding, weights tied by hand, dimension 0 not the batch) fall back to
+    the m backward passes. ``transpose(u)`` is Jᵀ u (n,), the way back to the parameters;
+    :func:`natgrad.solvers.sample_space` uses both. Forward functions leave no trace, and avoid
+    kernels without second derivatives, as in :class:`Fisher`.
 
     Raises ``ValueError`` where the outputs depend on none of the parameters.
 
@@ -49,7 +54,9 @@ class Gram(LinearOperator):
         data: Any = None,
         model: nn.Module | None = None,
     ) -> None:
-        slots = Slots(parameters)
+        self._slots = Slots(parameters)
+        self._model, self._data = model, data
+        self._forward: Forward | None = None
         self._layers: list[Layer] = []
         if isinstance(source, Tensor):
             if data is not None or model is not None:
@@ -57,113 +64,141 @@ class Gram(LinearOperator):
                     "data and model need a forward function: Gram(forward, parameters, data=x, "
                     "model=model); outputs are already evaluated"
                 )
-            outputs = source
+            with torch.inference_mode(False):
+                self._record(source)
         else:
             if data is None:
                 raise ValueError("a forward function needs data=x, the inputs to call it with")
-            with (
-                recorded_layers(model or nn.Module(), slots.trained) as layers,
-                RandomState(slots.parameters[0].device).replayed(),
-                torch.inference_mode(False),
-                torch.enable_grad(),
-                preserved_buffers(),
-            ):
-                outputs = source(data)
-            self._layers = [layer for layer in layers if layer.inputs]
-        if self._layers and outputs.ndim not in (1, 2):
+            self._forward = Forward(source, self._slots.parameters[0].device)
+            self._run()
+        super().__init__(self._outputs.numel(), self._outputs.dtype, self._outputs.device)
+        self._dense: Tensor | None = None
+
+    def _run(self) -> None:
+        """The forward pass, its Jacobian, and the layers that it went through."""
+        assert self._forward is not None
+        with (
+            recorded_layers(self._model or nn.Module(), self._slots.trained) as layers,
+            self._forward.replayed(),
+        ):
+            outputs = self._forward(self._data)
+            self._record(outputs)
+            if self._model is None:
+                return
+            if outputs.ndim not in (1, 2):
+                raise ValueError(
+                    "outputs must be (N,) or (N, C) where a model is given, got "
+                    f"{tuple(outputs.shape)}"
+                )
+            with torch.enable_grad():
+                # Weights of no symmetry, behind which a wrong gradient could hide.
+                weights = torch.linspace(0.5, 1.5, outputs.numel()).to(outputs)
+                scalar = outputs.reshape(-1) @ weights
+            self._layers = [
+                layer
+                for layer in verified(layers, scalar, len(outputs))
+                if len(layer.rows()) == len(outputs)
+                and not (layer.is_embedding and layer.rows().shape[1] > 1)
+            ]
+
+    def _record(self, outputs: Tensor) -> None:
+        if not isinstance(outputs, Tensor) or not outputs.numel():
+            got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ValueError(
-                f"outputs must be (N,) or (N, C) where a model is given, got {tuple(outputs.shape)}"
+                f"expected outputs as a tensor with at least one element, got {got}; for a "
+                "distribution use metrics.root_outputs(distribution)"
             )
-        super().__init__(outputs.numel(), outputs.dtype, outputs.device)
-        self._outputs, self._slots = outputs, slots
-        self._jacobian = Jacobian((outputs,), slots)
+        self._outputs = outputs
+        self._jacobian = Jacobian((outputs,), self._slots)
         if not self._jacobian.reaches:
             raise ValueError(
-                f"the outputs depend on none of the {len(slots.trained)} parameters with "
+                f"the outputs depend on none of the {len(self._slots.trained)} parameters with "
                 "requires_grad=True; compute them with gradients enabled, from these, not copies"
             )
-        self._dense: Tensor | None = None
 
     def transpose(self, u: Tensor) -> Tensor:
         """Jᵀ u (n,) for u (m,)."""
+        if u.ndim != 1:
+            raise ValueError(f"expected u of shape ({self.shape[0]},), got {tuple(u.shape)}")
         column = self._as_matrix(u).reshape(self._outputs.shape)
+        self._slots.check_unchanged()
         return self._jacobian.transpose((column,))
 
     def _multiply(self, matrix: Tensor) -> Tensor:
         if self._dense is not None:
             return self._dense @ matrix
-        columns = [
-            self._jacobian.forward(
-                self._jacobian.transpose((matrix[:, column].reshape(self._outputs.shape),))
-            )[0].reshape(-1)
-            for column in range(matrix.shape[1])
-        ]
+        self._slots.check_unchanged()
+        try:
+            return self._product(matrix)
+        except NotTwiceDifferentiable:
+            if self._forward is None or self._forward.fallback:
+                raise
+        self._forward.fallback = True
+        self._run()
+        return self._product(matrix)
+
+    def _product(self, matrix: Tensor) -> Tensor:
+        columns = []
+        for column in matrix.mT:
+            pulled = self._jacobian.transpose((column.reshape(self._outputs.shape),))
+            columns.append(self._jacobian.forward(pulled)[0].reshape(-1))
         return torch.stack(columns, dim=1)
 
     def to_dense(self) -> Tensor:
         """K (m, m), formed once."""
         if self._dense is None:
+            self._slots.check_unchanged()
             covered = {id(owner) for layer in self._layers for owner in layer.owners}
             rest = [p for p in self._slots.trained if id(p) not in covered]
             dense = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-            if self._layers:
-                dense += self._of_layers()
-            if rest:
-                rows = self._rows(rest)
-                dense += rows @ rows.mT
+            with torch.inference_mode(False):
+                if self._layers:
+                    dense += self._of_layers()
+                if rest:
+                    rows = self._rows(rest)
+                    dense += rows @ rows.mT
             self._dense = dense
         return self._dense.clone()
 
     def _of_layers(self) -> Tensor:
         samples = len(self._outputs)
-        outputs = self._outputs.reshape(samples, -1)
-        width = outputs.shape[1]
-        calls = [output for layer in self._layers for output in layer.outputs]
-        gradients: list[list[Tensor]] = []
         with torch.enable_grad():
-            for column in range(width):
-                found = iter(
-                    torch.autograd.grad(
-                        outputs[:, column].sum(), calls, retain_graph=True, allow_unused=True
-                    )
-                )
-                gradients.append(
-                    [
-                        layer.gradients([next(found) for _ in layer.outputs])
-                        for layer in self._layers
-                    ]
-                )
-        total = outputs.new_zeros(samples, width, samples, width)
+            columns = self._outputs.reshape(samples, -1).unbind(dim=1)
+            sums = [column.sum() for column in columns]
+        found = [output_gradients(total, self._layers) for total in sums]
+        dense = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        dense = dense.view(samples, len(sums), samples, len(sums))
         for index, layer in enumerate(self._layers):
-            g = torch.stack([column[index] for column in gradients], dim=1)  # (N, C, R, d_out)
-            total += _layer_gram(layer, g.detach())
-        return total.reshape(self.shape)
+            g = torch.stack([layer.gradients(column[index]) for column in found], dim=1)
+            dense += _layer_gram(layer, g)
+        return dense.view(self.shape)
 
     def _rows(self, parameters: list[Tensor]) -> Tensor:
         """The columns of J that belong to these parameters, (m, p)."""
-        flat = self._outputs.reshape(-1)
+        with torch.enable_grad():
+            flat = self._outputs.reshape(-1)
         blocks = []
         for start in range(0, len(flat), ROWS):
-            picked = torch.zeros(min(ROWS, len(flat) - start), len(flat), dtype=self.dtype)
+            picked = torch.zeros(
+                min(ROWS, len(flat) - start), len(flat), dtype=self.dtype, device=self.device
+            )
             picked[:, start:].fill_diagonal_(1)
             found = torch.autograd.grad(
-                flat, parameters, picked.to(flat), retain_graph=True, allow_unused=True,
-                is_grads_batched=True, materialize_grads=True,
+                flat, parameters, picked, retain_graph=True, allow_unused=True,
+                is_grads_batched=True,
             )  # fmt: skip
-            blocks.append(torch.cat([piece.reshape(len(picked), -1) for piece in found], dim=1))
+            reached = [piece.reshape(len(picked), -1) for piece in found if piece is not None]
+            blocks.append(torch.cat(reached, dim=1) if reached else picked[:, :0])
         return torch.cat(blocks)
 
 
 def _layer_gram(layer: Layer, g: Tensor) -> Tensor:
-    """(N, C, N, C): inner products of per-sample gradients in one layer's weight and bias."""
+    """(N, C, N, C): inner products of per-sample gradients Σ_r g aᵀ, from g (N, C, R, d_out)."""
     rows = layer.rows()
-    if g.shape[2] == 1 and not layer.is_embedding:
-        # Rank one: ⟨g aᵀ, g′ a′ᵀ⟩ = (a·a′)(g·g′), and no per-sample gradient is formed.
-        a, g = rows[:, 0], g[:, :, 0]
-        return torch.einsum("nm,ncmd->ncmd", a @ a.mT, torch.einsum("nco,mdo->ncmd", g, g))
-    if layer.is_embedding:
-        # Summed per word: the gradient of sample n in row v is Σ_r 1[id = v] g.
-        same = (rows[:, :, None, None] == rows).to(g)  # (N, R, N, R)
-        return torch.einsum("nrms,ncro,mdso->ncmd", same, g, g)
-    per_sample = torch.einsum("ncro,nri->ncoi", g, rows)
-    return torch.einsum("ncoi,mdoi->ncmd", per_sample, per_sample)
+    if g.shape[2] > 1:
+        per_sample = torch.einsum("ncro,nri->ncoi", g, rows)
+        return torch.einsum("ncoi,mdoi->ncmd", per_sample, per_sample)
+    # Rank one: ⟨g aᵀ, g′ a′ᵀ⟩ = (a·a′)(g·g′), and no per-sample gradient is formed.
+    a, g = rows[:, 0], g[:, :, 0]
+    inputs = (a.unsqueeze(1) == a).to(g) if layer.is_embedding else a @ a.mT
+    return torch.einsum("nm,ncmd->ncmd", inputs, torch.einsum("nco,mdo->ncmd", g, g))

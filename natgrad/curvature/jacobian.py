@@ -38,8 +38,13 @@ class Jacobian:
         if not self._live or not slots.trained:
             return
         with torch.enable_grad():
-            # Jᵀz is linear in z, so that any value of z records the same graph.
-            self._dual = [torch.zeros_like(output, requires_grad=True) for output in self._live]
+            # Jᵀz is linear in z, but not every backward formula of torch is written so (that of
+            # logcumsumexp takes a logarithm of it): a z without zeros or structure is safe.
+            generator = torch.Generator(self._live[0].device).manual_seed(0)
+            self._dual = [
+                torch.empty_like(output).uniform_(0.5, 1.5, generator=generator).requires_grad_()
+                for output in self._live
+            ]
             transposed = gradients(self._live, slots.trained, self._dual, create_graph=True)
         for parameter, piece in zip(slots.trained, transposed, strict=True):
             if piece is not None and piece.requires_grad:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 
 from natgrad.curvature.fisher import Fisher
 from natgrad.curvature.kronecker_block import Block, DampingSplit, DenseBlock, KroneckerBlock
-from natgrad.curvature.layers import Layer, recorded_layers
-from natgrad.curvature.metrics import Distributions, batch_shape, root_outputs
+from natgrad.curvature.layers import Layer, output_gradients, recorded_layers, verified
+from natgrad.curvature.metrics import Distributions, batch_shape, output_metric, root_outputs
+from natgrad.curvature.metrics.families import without_fixed_bijections
 from natgrad.curvature.operator import LinearOperator
 from natgrad.curvature.slots import Slots
-from natgrad.curvature.traceless import RandomState, preserved_buffers
+from natgrad.curvature.traceless import Forward
 
 MAX_DENSE = 1000
 
@@ -35,9 +36,10 @@ class Kronecker(LinearOperator):
 
     ``model`` holds Linear, Conv1d, Conv2d (one group) and Embedding layers, called by
     ``forward(data)``, by default ``model(data)``, which returns a distribution or independent ones.
-    ``parameters`` (default: the model's) fix the order of the vector. Parameters outside such
-    layers (norms, log σ) and of layers that share them get one exact dense Fisher block together,
-    up to 1,000 of them.
+    ``parameters`` (default: the model's) fix the order of the vector. Dimension 0 of what a layer
+    sees must be the batch. Parameters outside such layers (norms, log σ) or used in other ways too
+    (tied weights) get one exact dense Fisher block together, up to 1,000 of them; parameters that
+    the outputs do not reach have zero rows.
 
     ``samples=None`` takes G exactly, by the square root of the output metric: C backward passes for
     C output parameters, for batch elements that do not interact. ``samples=k`` draws k labels a
@@ -45,8 +47,9 @@ class Kronecker(LinearOperator):
     makes it E-KFAC: the eigenvalues are replaced by the second moments of per-sample gradients in
     the eigenbasis, at the cost of the backward passes again.
 
-    Exact (equal to the layer's Fisher block) for one sample, and for deep linear networks with a
-    metric that does not depend on the input. Forward passes leave no trace, as in :class:`Fisher`.
+    Exact (equal to the layer's Fisher block) for one sample where no weights are shared, and for
+    deep linear networks with a metric that does not depend on the input. Forward passes leave no
+    trace, as in :class:`Fisher`.
 
     Cost: set-up one forward and the backward passes above, Σ (d_in² + d_out²) memory; a product
     Σ d_in d_out (d_in + d_out); a solve the same, plus a factorisation for every new damping
@@ -86,55 +89,74 @@ class Kronecker(LinearOperator):
                 f"samples must be at least 1 and need generator=..., got samples={samples}, "
                 f"generator={generator}"
             )
-        random_state = RandomState(first.device)
-        with (
-            recorded_layers(model, self._slots.trained) as layers,
-            random_state.replayed(),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            preserved_buffers(),
-        ):
-            distribution = (forward or model)(data)
-        layers = [layer for layer in layers if layer.inputs]
-        if not layers:
-            raise ValueError(
-                "no Linear, Conv1d, Conv2d (one group) or Embedding layer of the model was called "
-                "with trained parameters of its own; use Fisher instead"
-            )
-        batch = batch_shape(distribution)
-        if samples is None and len(batch) != 1:
-            raise ValueError(
-                f"exact factors need a batch of one dimension, got {batch}: elements of one sample "
-                "may share activations. Pass samples=1 and a generator"
-            )
-        pulls = _Pulls(distribution, layers, samples, generator)
-        self._blocks: list[Block] = [
-            KroneckerBlock(layer, rows, moment)
-            for layer, rows, moment in _factors(layers, pulls, sharing)
-        ]
-        if corrected:
-            _correct([block for block in self._blocks if isinstance(block, KroneckerBlock)],
-                     pulls, sharing)  # fmt: skip
-        self._blocks += self._rest(distribution, layers)
+        chosen = forward or model
+        run = Forward(chosen, first.device)
+        with recorded_layers(model, self._slots.trained) as recorded, run.replayed():
+            distribution = run(data)
+            batch = batch_shape(distribution)
+            if not math.prod(batch):
+                raise ValueError("the batch is empty: the mean over no samples is undefined")
+            if samples is None and len(batch) != 1:
+                raise ValueError(
+                    f"exact factors need a batch of one dimension, got {batch}: elements of one "
+                    "sample may share activations. Pass samples=1 and a generator"
+                )
+            outputs = output_metric(distribution).outputs
+            # Weights of no symmetry, behind which a wrong gradient could hide.
+            with torch.enable_grad():
+                scalars = [
+                    output.reshape(-1) @ torch.linspace(0.5, 1.5, output.numel()).to(output)
+                    for output in outputs
+                ]
+                scalar = torch.stack(scalars).sum()
+            if not scalar.requires_grad:
+                raise ValueError(
+                    "the distribution carries no graph; compute it with gradients enabled"
+                )
+            layers = verified(recorded, scalar, batch[0] if batch else 1)
+            if not layers:
+                raise ValueError(
+                    "no Linear, Conv1d, Conv2d (one group) or Embedding layer of the model was "
+                    "called on the batch with a trained weight of its own; use Fisher instead"
+                )
+            if sharing is Sharing.REDUCE or corrected:
+                _require_samples(layers, batch[0])
+            pulls = _Pulls(distribution, layers, samples, generator, sharing)
+            self._blocks: list[Block] = [
+                KroneckerBlock(layer, A, G, reduced=sharing is Sharing.REDUCE)
+                for layer, A, G in _factors(layers, pulls, sharing)
+            ]
+            if corrected:
+                blocks = [block for block in self._blocks if isinstance(block, KroneckerBlock)]
+                _correct(blocks, pulls, sharing)
+            self._blocks += self._rest(chosen, data, scalar, layers)
         self.corrected = corrected
+        for layer in layers:
+            layer.calls.clear()  # or the whole graph would stay alive
 
-    def _rest(self, distribution: Distributions, layers: list[Layer]) -> list[Block]:
+    def _rest(
+        self,
+        forward: Callable[[Any], Distributions],
+        data: Any,
+        scalar: Tensor,
+        layers: list[Layer],
+    ) -> list[Block]:
         covered = {id(owner) for layer in layers for owner in layer.owners}
-        rest = [parameter for parameter in self._slots.trained if id(parameter) not in covered]
+        others = [p for p in self._slots.trained if id(p) not in covered]
+        if not others:
+            return []
+        found = torch.autograd.grad(scalar, others, retain_graph=True, allow_unused=True)
+        rest = [p for p, piece in zip(others, found, strict=True) if piece is not None]
         count = sum(parameter.numel() for parameter in rest)
         if count > MAX_DENSE:
             raise ValueError(
-                f"{count} parameters lie outside Linear, Conv1d, Conv2d (one group) and Embedding "
-                f"layers, or are tied; at most {MAX_DENSE} get a dense block. Pass "
-                "parameters=[...] without them"
+                f"{count} parameters are outside Linear, Conv1d, Conv2d (one group) and Embedding "
+                "layers, or these use them in ways a factor does not describe (tied weights, a "
+                f"frozen weight, dimension 0 not the batch); at most {MAX_DENSE} get a dense "
+                "block. Pass parameters=[...] without them"
             )
-        if not rest:
-            return []
-        try:
-            block = Fisher(distribution, rest)
-        except ValueError:  # the outputs depend on none of them: their rows are zero
-            return [DenseBlock(rest, torch.zeros(count, count, dtype=self.dtype))]
-        return [DenseBlock(rest, block.to_dense())]
+        # From the forward function: its kernels may have to be replaced by differentiable ones.
+        return [DenseBlock(rest, Fisher(forward, rest, data=data).to_dense())] if rest else []
 
     def _multiply(self, matrix: Tensor) -> Tensor:
         return self._blockwise(matrix, lambda block, pieces: block.multiply(pieces))
@@ -155,6 +177,11 @@ class Kronecker(LinearOperator):
         if split is DampingSplit.TRACE and self.corrected:
             raise ValueError("a corrected (E-KFAC) matrix has only the EXACT damping")
         matrix = self._as_matrix(b)
+        covered = sum(owner.numel() for block in self._blocks for owner in block.owners)
+        if not damping and covered < self.shape[0]:
+            raise ValueError(
+                "some parameters are frozen or unused, their rows zero: solve needs damping > 0"
+            )
         solution = self._blockwise(
             matrix, lambda block, pieces: block.solve(pieces, damping, split), rest=damping
         )
@@ -197,44 +224,63 @@ class _Pulls:
         layers: list[Layer],
         samples: int | None,
         generator: torch.Generator | None,
+        sharing: Sharing,
     ) -> None:
         self._distribution, self._layers = distribution, layers
+        self._masked = sharing is Sharing.EXPAND
         self._samples, self._generator = samples, generator
-        self._calls = [output for layer in layers for output in layer.outputs]
         self.divisor = float(math.prod(batch_shape(distribution))) * (samples or 1)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        with torch.enable_grad():
-            scalars = self._exact() if self._samples is None else self._sampled()
-            for scalar in scalars:
-                found = iter(
-                    torch.autograd.grad(scalar, self._calls, retain_graph=True, allow_unused=True)
-                )
-                yield [
-                    layer.gradients([next(found) for _ in layer.outputs]) for layer in self._layers
-                ]
+        scalars = self._exact() if self._samples is None else self._sampled()
+        for scalar in scalars:
+            found = output_gradients(scalar, self._layers)
+            yield [
+                layer.gradients(gradients, masked=self._masked)
+                for layer, gradients in zip(self._layers, found, strict=True)
+            ]
 
     def _exact(self) -> Iterator[Tensor]:
-        outputs = root_outputs(self._distribution)
-        for column in range(outputs.shape[1]):
-            yield outputs[:, column].sum()
+        with torch.enable_grad():
+            outputs = root_outputs(self._distribution)
+            sums = [column.sum() for column in outputs.unbind(dim=1)]
+        yield from sums
 
     def _sampled(self) -> Iterator[Tensor]:
         assert self._samples is not None
         assert self._generator is not None
         for _ in range(self._samples):
             # Distributions sample from the global generators only: lend them a seed.
-            seed = int(torch.randint(2**62, (), generator=self._generator))
-            with torch.random.fork_rng():
+            device = self._generator.device
+            seed = int(torch.randint(2**62, (), generator=self._generator, device=device))
+            with torch.random.fork_rng(), torch.enable_grad():
                 torch.manual_seed(seed)
-                yield _log_prob_of_sample(self._distribution)
+                scalar = _log_prob_of_sample(self._distribution)
+            yield scalar
 
 
 def _log_prob_of_sample(distribution: Distributions) -> Tensor:
+    if isinstance(distribution, Mapping):
+        return torch.stack([_log_prob_of_sample(part) for part in distribution.values()]).sum()
+    if isinstance(distribution, Independent):
+        return _log_prob_of_sample(distribution.base_dist)
     if isinstance(distribution, Distribution):
+        # A sample that tanh has rounded to 1 cannot be taken back to the base: draw there.
+        base = without_fixed_bijections(distribution)
+        if base is not distribution:
+            return _log_prob_of_sample(base)
         return distribution.log_prob(distribution.sample()).sum()
-    parts = distribution.values() if hasattr(distribution, "values") else distribution
-    return torch.stack([_log_prob_of_sample(part) for part in parts]).sum()
+    return torch.stack([_log_prob_of_sample(part) for part in distribution]).sum()
+
+
+def _require_samples(layers: list[Layer], samples: int) -> None:
+    for layer in layers:
+        if len(layer.rows()) != samples:
+            raise ValueError(
+                f"REDUCE and corrected=True need to tell the samples apart, but {layer.module} saw "
+                f"{len(layer.rows())} rows for {samples} samples; keep dimension 0 of its input "
+                "the batch, (N, T, d) and not (N · T, d)"
+            )
 
 
 def _factors(
@@ -255,21 +301,21 @@ def _factors(
 
 def _input_factor(layer: Layer, sharing: Sharing) -> Tensor:
     rows = layer.rows()
+    if sharing is Sharing.REDUCE:
+        a = layer.mean_rows()
+        return a.mT @ a / len(a)
     if isinstance(layer.module, nn.Embedding):
         counts = torch.bincount(rows.flatten(), minlength=layer.module.num_embeddings)
         if layer.module.padding_idx is not None:
             counts[layer.module.padding_idx] = 0
-        if sharing is Sharing.REDUCE and rows.shape[1] > 1:
-            shares = torch.nn.functional.one_hot(rows, layer.module.num_embeddings)
-            return shares.to(layer.weight.dtype).mean(dim=1).square().mean(dim=0)
         return counts.to(layer.weight.dtype) / rows.numel()
-    a = rows.mean(dim=1) if sharing is Sharing.REDUCE else rows.flatten(0, 1)
+    a = rows.flatten(0, 1)
     return a.mT @ a / len(a)
 
 
 def _correct(blocks: list[KroneckerBlock], pulls: _Pulls, sharing: Sharing) -> None:
     """Replace the eigenvalues by second moments of per-sample gradients in the eigenbasis."""
-    rotated = [block.rotated_inputs(reduce=sharing is Sharing.REDUCE) for block in blocks]
+    rotated = [block.rotated_inputs() for block in blocks]
     sums: list[Tensor | None] = [None] * len(blocks)
     for rows in pulls:
         for index, (block, gradient) in enumerate(zip(blocks, rows, strict=True)):

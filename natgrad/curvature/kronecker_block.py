@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from natgrad.curvature.layers import Layer
 
@@ -36,11 +36,11 @@ class KroneckerBlock:
     small dampings.
     """
 
-    def __init__(self, layer: Layer, A: Tensor, G: Tensor) -> None:
+    def __init__(self, layer: Layer, A: Tensor, G: Tensor, *, reduced: bool) -> None:
         self.owners: Sequence[Tensor] = layer.owners
         self._layer, self._A, self._G = layer, A, G
         self._eigen: _Eigen | None = None
-        self._corrected = False
+        self._corrected, self._reduced = False, reduced
         self._cholesky: tuple[float, Tensor, Tensor] | None = None
 
     def multiply(self, pieces: list[Tensor]) -> list[Tensor]:
@@ -57,24 +57,25 @@ class KroneckerBlock:
             return self._layer.pieces(self._solve_factored(V, damping))
         eigen = self._eigenbasis()
         damped = eigen.values + damping
-        if not bool(damped.min() > torch.finfo(V.dtype).eps * damped.max()):
+        if not bool(damped.min() > torch.finfo(damped.dtype).eps * damped.max()):
             raise _singular(damping, f"the factors of {self._layer.module}")
-        return self._layer.pieces(eigen.back(eigen.into(V) / damped.to(V)))
+        return self._layer.pieces(eigen.back((eigen.into(V) / damped).to(V)))
 
-    def rotated_inputs(self, *, reduce: bool) -> Tensor:
-        """The layer's inputs (N, R, d_in) in the eigenbasis of A."""
-        rows = self._layer.rows()
-        if isinstance(self._layer.module, nn.Embedding):
-            rows = nn.functional.one_hot(rows, len(self._A)).to(self._G)
-        if reduce:
-            # Gradients are summed over positions, so that inputs are averaged.
-            rows = rows.mean(dim=1, keepdim=True)
+    def rotated_inputs(self) -> Tensor:
+        """The layer's inputs (N, R, d_in) in the eigenbasis of A; words where A is diagonal; means
+        over positions, (N, 1, d_in), where A is an embedding's dense one."""
         basis = self._eigenbasis().U_A
-        return rows if basis is None else rows @ basis.to(rows)
+        if basis is None:
+            return self._layer.rows()
+        rows = self._layer.mean_rows().unsqueeze(1) if self._reduced else self._layer.rows()
+        return rows @ basis.to(rows)
 
     def second_moment(self, inputs: Tensor, gradients: Tensor) -> Tensor:
         """Σ_n (Σ_r g_nr a_nrᵀ)² entry by entry (d_out, d_in), in the eigenbasis."""
-        g = gradients @ self._eigenbasis().U_G.to(gradients)
+        eigen = self._eigenbasis()
+        g = gradients @ eigen.U_G.to(gradients)
+        if eigen.U_A is None:
+            return _second_moment_of_words(inputs, g, len(self._A))
         if g.shape[1] == 1:
             return g[:, 0].square().mT @ inputs[:, 0].square()
         total = g.new_zeros(g.shape[2], inputs.shape[2])
@@ -104,19 +105,34 @@ class KroneckerBlock:
 
     def _solve_factored(self, V: Tensor, damping: float) -> Tensor:
         if self._cholesky is None or self._cholesky[0] != damping:
-            A = torch.diag(self._A) if self._A.ndim == 1 else self._A
-            A, G = A.double(), self._G.double()
-            A_mean, G_mean = A.diagonal().mean(), G.diagonal().mean()
+            A, G = self._A.double(), self._G.double()
+            A_mean = (A if A.ndim == 1 else A.diagonal()).mean()
+            G_mean = G.diagonal().mean()
             # Geometric: a product of traces would underflow where a layer is nearly dead.
             pi = torch.where((A_mean > 0) & (G_mean > 0), A_mean.sqrt() / G_mean.sqrt(), 1.0)
             root = math.sqrt(damping)
             left, left_info = torch.linalg.cholesky_ex(_shifted(G, root / pi))
-            right, right_info = torch.linalg.cholesky_ex(_shifted(A, root * pi))
-            if bool((left_info != 0) | (right_info != 0)):
+            if A.ndim == 1:
+                right = A + root * pi
+                failed = (left_info != 0) | (right.min() <= 0)
+            else:
+                right, right_info = torch.linalg.cholesky_ex(_shifted(A, root * pi))
+                failed = (left_info != 0) | (right_info != 0)
+            if bool(failed):
                 raise _singular(damping, f"a factor of {self._layer.module}")
             self._cholesky = damping, left.to(V), right.to(V)
         _, left, right = self._cholesky
-        return torch.cholesky_solve(torch.cholesky_solve(V, left).mT, right).mT
+        V = torch.cholesky_solve(V, left)
+        return V / right if right.ndim == 1 else torch.cholesky_solve(V.mT, right).mT
+
+
+def _second_moment_of_words(words: Tensor, g: Tensor, vocabulary: int) -> Tensor:
+    """(d_out, V) from words (N, R), g (N, R, d_out): squares of a sample's sum for each word."""
+    samples = torch.arange(len(words), device=words.device).unsqueeze(1)
+    pairs, place = torch.unique((samples * vocabulary + words).flatten(), return_inverse=True)
+    sums = g.new_zeros(len(pairs), g.shape[2]).index_add(0, place, g.flatten(0, 1))
+    total = g.new_zeros(vocabulary, g.shape[2])
+    return total.index_add(0, pairs % vocabulary, sums.square()).mT
 
 
 class _Eigen:
@@ -139,16 +155,19 @@ class DenseBlock:
 
     def __init__(self, owners: Sequence[Tensor], matrix: Tensor) -> None:
         self.owners, self._matrix = owners, matrix
+        self._cholesky: tuple[float, Tensor] | None = None
 
     def multiply(self, pieces: list[Tensor]) -> list[Tensor]:
         return self._cut(self._matrix @ self._stack(pieces))
 
     def solve(self, pieces: list[Tensor], damping: float, split: DampingSplit) -> list[Tensor]:
-        factor, info = torch.linalg.cholesky_ex(_shifted(self._matrix.double(), damping))
-        if bool(info != 0):
-            raise _singular(damping, "the dense block of the remaining parameters")
+        if self._cholesky is None or self._cholesky[0] != damping:
+            factor, info = torch.linalg.cholesky_ex(_shifted(self._matrix.double(), damping))
+            if bool(info != 0):
+                raise _singular(damping, "the dense block of the remaining parameters")
+            self._cholesky = damping, factor
         right = self._stack(pieces)
-        return self._cut(torch.cholesky_solve(right.double(), factor).to(right))
+        return self._cut(torch.cholesky_solve(right.double(), self._cholesky[1]).to(right))
 
     def _stack(self, pieces: list[Tensor]) -> Tensor:
         return torch.cat([piece.reshape(-1, piece.shape[-1]) for piece in pieces])

@@ -2,7 +2,10 @@
 
 The gradient of one sample in the weight matrix (d_out, d_in) of a linear, convolutional or
 embedding layer is Σ_r g_r a_rᵀ over the R positions where the sample uses the weights: time steps,
-pixels, tokens. A bias adds a constant 1 to a.
+pixels, tokens. A bias adds a constant 1 to a. Dimension 0 of what a layer sees counts the samples.
+
+A forward hook sees calls, not uses: a weight tied by hand, or an output changed by another hook,
+escapes it. So :func:`verified` compares Σ g aᵀ with autograd's own gradient, once.
 """
 
 from __future__ import annotations
@@ -14,18 +17,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
 
 @dataclass
+class Call:
+    """One call: the inputs, and the place in the graph of the outputs and their shape.
+
+    The place, not the tensor: an operation in place after the layer would move the tensor on.
+    """
+
+    inputs: Tensor
+    edge: GradientEdge
+    shape: torch.Size
+
+
+@dataclass
 class Layer:
-    """A supported module and what its calls saw, in the order of the calls."""
+    """A supported module and what its calls saw, in their order."""
 
     module: nn.Module
     weight: Tensor
     bias: Tensor | None
-    inputs: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
     @property
     def owners(self) -> tuple[Tensor, ...]:
@@ -40,7 +55,7 @@ class Layer:
 
         Calls stand side by side in R. Raises ``ValueError`` where calls differ in N.
         """
-        unrolled = [self._unroll(inputs.detach()) for inputs in self.inputs]
+        unrolled = [self._unroll(call.inputs) for call in self.calls]
         if len({len(rows) for rows in unrolled}) != 1:
             raise ValueError(
                 f"{self.module} was called for batches of {[len(rows) for rows in unrolled]} "
@@ -51,18 +66,42 @@ class Layer:
             rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
         return rows
 
-    def gradients(self, found: Sequence[Tensor | None]) -> Tensor:
-        """Output gradients, one a call (None for zeros), as rows (N, R, d_out)."""
+    def mean_rows(self) -> Tensor:
+        """The inputs (N, d_in) averaged over positions; for an embedding, shares of each word."""
+        rows = self.rows()
+        if isinstance(self.module, nn.Embedding):
+            shares = F.one_hot(rows, self.module.num_embeddings).to(self.weight).mean(dim=1)
+            if self.module.padding_idx is not None:
+                shares[:, self.module.padding_idx] = 0
+            return shares
+        return rows.mean(dim=1)
+
+    def gradients(self, found: Sequence[Tensor | None], *, masked: bool = True) -> Tensor:
+        """Output gradients, one a call (None for zeros), as rows (N, R, d_out).
+
+        At an embedding's padding they are zero where ``masked``; :meth:`mean_rows` has masked the
+        inputs already.
+        """
         pieces = []
-        for output, gradient in zip(self.outputs, found, strict=True):
-            full = torch.zeros_like(output) if gradient is None else gradient
+        for call, gradient in zip(self.calls, found, strict=True):
+            full = self.weight.new_zeros(call.shape) if gradient is None else gradient.detach()
             if isinstance(self.module, (nn.Conv1d, nn.Conv2d)):
                 full = full.flatten(2).mT
             pieces.append(full.reshape(len(full), -1, full.shape[-1]))
         rows = torch.cat(pieces, dim=1)
-        if isinstance(self.module, nn.Embedding) and self.module.padding_idx is not None:
+        if masked and isinstance(self.module, nn.Embedding) and self.module.padding_idx is not None:
             rows = rows * (self.rows() != self.module.padding_idx).unsqueeze(2)
         return rows
+
+    def summed(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        """Σ_n Σ_r g aᵀ as pieces shaped like the owners: the gradient of the whole batch."""
+        g, rows = self.gradients(gradients).flatten(0, 1), self.rows().flatten(0, 1)
+        if isinstance(self.module, nn.Embedding):
+            total = g.new_zeros(self.module.num_embeddings, g.shape[1])
+            matrix = total.index_add(0, rows, g).mT
+        else:
+            matrix = g.mT @ rows
+        return [piece.squeeze(-1) for piece in self.pieces(matrix.unsqueeze(0))]
 
     def matrix(self, pieces: Sequence[Tensor]) -> Tensor:
         """Pieces shaped like the owners, with a trailing k, as matrices (k, d_out, d_in)."""
@@ -115,8 +154,8 @@ def supported(module: nn.Module) -> bool:
 
 @contextmanager
 def recorded_layers(model: nn.Module, wanted: Sequence[Tensor]) -> Iterator[list[Layer]]:
-    """Inside, forward passes fill the :class:`Layer` of every supported module of the model all of
-    whose trained parameters are wanted and its own alone (not tied to another module's)."""
+    """Inside, forward passes fill the :class:`Layer` of every supported module of the model whose
+    weight is wanted and its own alone (not another module's, not computed by a parametrisation)."""
     users: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -125,23 +164,67 @@ def recorded_layers(model: nn.Module, wanted: Sequence[Tensor]) -> Iterator[list
     layers: list[Layer] = []
     handles = []
     for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        usable = all(p.requires_grad and id(p) in asked and users[id(p)] == 1 for p in own)
-        if not own or not supported(module) or not usable:
+        named = dict(module.named_parameters(recurse=False))
+        own = all(users[id(parameter)] == 1 for parameter in named.values())
+        if not supported(module) or not own or not {"weight"} <= set(named) <= {"weight", "bias"}:
             continue
-        layer = Layer(module, own[0], own[1] if len(own) > 1 else None)
+        weight, bias = named["weight"], named.get("bias")
+        if id(weight) not in asked:
+            continue
+        layer = Layer(module, weight, bias if id(bias) in asked else None)
         layers.append(layer)
 
-        def record(_: nn.Module, inputs: Any, output: Tensor, layer: Layer = layer) -> None:
-            layer.inputs.append(inputs[0])
-            layer.outputs.append(output)
+        def record(
+            _: nn.Module, inputs: Any, named: Any, output: Tensor, layer: Layer = layer
+        ) -> None:
+            if output.requires_grad:  # else no gradient comes through this call
+                given = inputs[0] if inputs else named["input"]
+                layer.calls.append(Call(given.detach(), get_gradient_edge(output), output.shape))
 
-        handles.append(module.register_forward_hook(record))
+        handles.append(module.register_forward_hook(record, with_kwargs=True))
     try:
         yield layers
     finally:
         for handle in handles:
             handle.remove()
+
+
+def output_gradients(scalar: Tensor, layers: Sequence[Layer]) -> list[list[Tensor | None]]:
+    """∂scalar/∂(outputs of each call of each layer); the graph is kept."""
+    edges = [call.edge for layer in layers for call in layer.calls]
+    found = iter(torch.autograd.grad(scalar, edges, retain_graph=True, allow_unused=True))
+    return [[next(found) for _ in layer.calls] for layer in layers]
+
+
+def verified(layers: Sequence[Layer], scalar: Tensor, samples: int) -> list[Layer]:
+    """The layers of which Σ g aᵀ over their calls *is* the gradient of ``scalar``, and that saw at
+    least ``samples`` rows. Cost: one backward pass to the layers, and one to their weights."""
+    called = [layer for layer in layers if layer.calls]
+    owners = [owner for layer in called for owner in layer.owners]
+    if not called:
+        return []
+    autograds = iter(torch.autograd.grad(scalar, owners, retain_graph=True, allow_unused=True))
+    kept = []
+    for layer, found in zip(called, output_gradients(scalar, called), strict=True):
+        truth = [next(autograds) for _ in layer.owners]
+        try:
+            summed = layer.summed(found)
+        except (RuntimeError, ValueError):  # calls of different batches, inputs without a batch
+            continue
+        if len(layer.rows()) >= samples and all(
+            _close(mine, true) for mine, true in zip(summed, truth, strict=True)
+        ):
+            kept.append(layer)
+    return kept
+
+
+def _close(mine: Tensor, true: Tensor | None) -> bool:
+    if true is None:
+        return not bool(mine.any())
+    scale = torch.maximum(true.abs().amax(), mine.abs().amax())
+    tolerance = torch.finfo(mine.dtype).eps ** 0.5 * scale
+    # Gradients that are not finite are not this comparison's to judge.
+    return not bool(((mine - true).abs() > tolerance).any())
 
 
 def _padding(module: nn.Conv1d | nn.Conv2d) -> list[int]:

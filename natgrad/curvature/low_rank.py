@@ -26,6 +26,11 @@ class LowRank(LinearOperator):
                 "expected vectors (n, k) and eigenvalues (k,), got shapes "
                 f"{tuple(vectors.shape)} and {tuple(eigenvalues.shape)}"
             )
+        if vectors.dtype != eigenvalues.dtype or not vectors.dtype.is_floating_point:
+            raise TypeError(
+                "vectors and eigenvalues must be of one real floating-point dtype, got "
+                f"{vectors.dtype} and {eigenvalues.dtype}"
+            )
         vectors, eigenvalues = vectors.detach(), eigenvalues.detach()
         if not bool(((eigenvalues >= 0) & torch.isfinite(eigenvalues)).all()):
             raise ValueError("eigenvalues must be finite and >= 0")

@@ -12,18 +12,19 @@ from natgrad.curvature.slots import Slots
 class MetricBatch:
     """Σ_i wᵢ Jᵢᵀ Mᵢ Jᵢ from the kept graph of the outputs; without weights, wᵢ = 1.
 
-    Weights (leading dimensions of the outputs) come between M and Jᵀ: a sample of weight 0, padding
-    say, has no part in the sum, whatever its outputs are, as long as they are finite.
+    Weights come between M and Jᵀ: a sample of weight 0, padding say, has no part in the sum, as
+    long as its outputs and their derivatives are finite.
     """
 
     def __init__(self, metric: OutputMetric, slots: Slots, weights: Tensor | None) -> None:
         samples = metric.samples
         if samples is None:
-            samples = float(metric.outputs[0].shape[0]) if metric.outputs[0].ndim else 1.0
+            first = metric.outputs[0] if metric.outputs else None
+            samples = float(first.shape[0]) if first is not None and first.ndim else 1.0
         self.samples = samples
         self._weights: list[Tensor] | None = None
         if weights is not None:
-            self._weights = [_aligned(weights, output) for output in metric.outputs]
+            self._weights = [_aligned(weights, output, metric) for output in metric.outputs]
             # One weight stands for so many of what the mean counts.
             self.samples = float(weights.sum()) * samples / max(weights.numel(), 1)
         self._multiply = metric.multiply
@@ -39,10 +40,16 @@ class MetricBatch:
         return self._jacobian.transpose(products)
 
 
-def _aligned(weights: Tensor, output: Tensor) -> Tensor:
-    if output.shape[: weights.ndim] != weights.shape:
+def _aligned(weights: Tensor, output: Tensor, metric: OutputMetric) -> Tensor:
+    """The weights as a factor that broadcasts against an output."""
+    positions = list(output.shape)
+    if metric.class_dim is not None:
+        positions.pop(metric.class_dim)
+    allowed = len(positions) if metric.weight_dims is None else metric.weight_dims
+    if list(weights.shape) != positions[: min(weights.ndim, allowed)]:
         raise ValueError(
-            "weights must be shaped like the leading dimensions of every output, got "
-            f"{tuple(weights.shape)} for an output of {tuple(output.shape)}"
+            f"weights must be shaped like the first dimensions (at most {allowed}) of "
+            f"{tuple(positions)}, got {tuple(weights.shape)}"
         )
-    return weights.reshape(weights.shape + (1,) * (output.ndim - weights.ndim))
+    factor = weights.reshape(list(weights.shape) + [1] * (len(positions) - weights.ndim))
+    return factor if metric.class_dim is None else factor.unsqueeze(metric.class_dim)

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -37,6 +38,8 @@ class LinearOperator(ABC):
     def __matmul__(self, vector: Tensor) -> Tensor:
         matrix = self._as_matrix(vector)
         self.products += matrix.shape[1]
+        if not matrix.numel():
+            return torch.zeros_like(vector)
         return self._multiply(matrix).view(vector.shape)
 
     def _as_matrix(self, vector: Tensor) -> Tensor:
@@ -88,7 +91,7 @@ class LinearOperator(ABC):
             basis = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
             basis[index] = 1
             entries.append((self @ basis)[index])
-        return torch.stack(entries)
+        return torch.stack(entries) if entries else torch.empty(0, dtype=self.dtype)
 
     def to_scipy(self) -> ScipyOperator:
         """The same operator for SciPy: NumPy vectors of the same precision in and out."""
@@ -96,6 +99,8 @@ class LinearOperator(ABC):
 
         def multiply(vector: Any) -> Any:
             # SciPy hands over (n,), (n, 1) and (n, k), in whatever float its caller has.
+            if np.iscomplexobj(vector):
+                raise TypeError("expected a real vector: the operator is real")
             operand = torch.as_tensor(vector, dtype=self.dtype, device=self.device)
             return (self @ operand).cpu().numpy()
 
@@ -115,6 +120,8 @@ class LinearOperator(ABC):
         rows, columns = operator.shape
         if rows != columns:
             raise ValueError(f"expected a square operator, got shape {operator.shape}")
+        if not np.issubdtype(operator.dtype, np.floating):
+            raise TypeError(f"expected a real floating-point operator, got {operator.dtype}")
         dtype = torch.from_numpy(operator.dtype.type([0])).dtype
 
         def multiply(vector: Tensor) -> Tensor:

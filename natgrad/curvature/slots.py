@@ -23,6 +23,15 @@ class Slots:
             raise ValueError("a parameter is listed twice; list a tied parameter once")
         self.trained = [parameter for parameter in self.parameters if parameter.requires_grad]
         self.size = sum(parameter.numel() for parameter in self.parameters)
+        self._versions = [parameter._version for parameter in self.parameters]
+
+    def check_unchanged(self) -> None:
+        """Raise ``RuntimeError`` where a parameter was written to: curvature is of one point."""
+        if self._versions != [parameter._version for parameter in self.parameters]:
+            raise RuntimeError(
+                "the parameters were changed in place after this operator was built; curvature "
+                "belongs to one point: build a new operator at the new parameters"
+            )
 
     def pieces(self, vector: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
         """The pieces of a vector (n,) that belong to the ``wanted`` parameters."""

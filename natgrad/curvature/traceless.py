@@ -1,14 +1,16 @@
-"""A forward pass that leaves no trace: the generators and the modules' buffers as they were."""
+"""Forward passes that leave no trace: the generators and the modules' buffers as they were."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+from natgrad.curvature.differentiation import twice_differentiable
 
 
 class RandomState:
@@ -32,12 +34,13 @@ class RandomState:
 
 @contextmanager
 def preserved_buffers() -> Iterator[None]:
-    """Every module that is called inside works on copies of its buffers: BatchNorm's statistics,
-    spectral norm's vectors. The copies stay in the graph, the originals go back in their places."""
+    """Every module in training mode that is called inside works on copies of its buffers:
+    BatchNorm's statistics, spectral norm's vectors. The copies stay in the graph, the originals go
+    back in their places. Modules in evaluation mode, and scripted ones, are taken at their word."""
     originals: dict[tuple[int, str], tuple[nn.Module, Tensor]] = {}
 
     def lend_copies(module: nn.Module, _: Any) -> None:
-        if not module.training:  # no module of torch writes its buffers in evaluation mode
+        if not module.training or isinstance(module, torch.jit.ScriptModule):
             return
         for name, buffer in module._buffers.items():
             if buffer is not None and (id(module), name) not in originals:
@@ -51,3 +54,28 @@ def preserved_buffers() -> Iterator[None]:
         handle.remove()
         for (_, name), (module, buffer) in originals.items():
             module._buffers[name] = buffer
+
+
+class Forward:
+    """A forward function to call again and again with the randomness of one moment, without trace.
+
+    ``fallback`` makes it avoid kernels that cannot be differentiated twice.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], device: torch.device) -> None:
+        self._function, self._state = function, RandomState(device)
+        self.fallback = False
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Inside, calls draw on from the state of the construction. A graph can be recorded here
+        whatever the caller's gradient mode."""
+        with torch.inference_mode(False), self._state.replayed():
+            yield
+
+    def __call__(self, data: Any) -> Any:
+        with torch.enable_grad(), preserved_buffers():
+            if not self.fallback:
+                return self._function(data)
+            with twice_differentiable():
+                return self._function(data)

@@ -70,8 +70,9 @@ def _multivariate_normal(distribution: MultivariateNormal) -> OutputMetric:
     def multiply(tangents: Tensors) -> Tensors:
         along_location, along_scale = tangents
         location = torch.cholesky_solve(along_location.unsqueeze(-1), L).squeeze(-1)
-        A = torch.linalg.solve_triangular(L, along_scale, upper=False)
-        return location, torch.linalg.solve_triangular(L.mT, A + A.mT, upper=True)
+        # The upper triangle of a scale is no parameter: densities never read it.
+        A = torch.linalg.solve_triangular(L, along_scale.tril(), upper=False)
+        return location, torch.linalg.solve_triangular(L.mT, A + A.mT, upper=True).tril()
 
     return OutputMetric((distribution.loc, scale), multiply)
 
@@ -143,33 +144,50 @@ def _independent(distribution: Independent[Distribution]) -> OutputMetric:
 
 @register_metric(TransformedDistribution)
 def _transformed(distribution: TransformedDistribution) -> OutputMetric:
-    """A bijection without parameters (tanh, sigmoid, a fixed affine map) carries no information of
-    its own: the metric is that of the base. Learned affine maps of a Normal join its parameters."""
-    transforms = list(_parts(distribution.transforms))
-    learned = [index for index, transform in enumerate(transforms) if _is_learned(transform)]
-    if all(transform.bijective for transform in transforms):
-        if not learned:
-            return output_metric(distribution.base_dist)
-        affine = [
-            part for part in transforms[: learned[-1] + 1] if isinstance(part, AffineTransform)
-        ]
-        base = distribution.base_dist
-        while isinstance(base, Independent):
-            base = base.base_dist
-        if isinstance(base, Normal) and len(affine) == learned[-1] + 1:
-            location, scale = base.loc, base.scale
-            for part in affine:
-                by = torch.as_tensor(part.scale)
-                location, scale = part.loc + by * location, scale * by.abs()
-            return _normal_metric(location, scale.expand_as(location))
+    base = without_fixed_bijections(distribution)
+    if base is not distribution:
+        return output_metric(base)
+    moved = _moved_normal(distribution)
+    if moved is not None:
+        return moved
     if type(distribution) is not TransformedDistribution:
         return metric_of_divergence(distribution)  # HalfNormal, Gumbel, ...: families by themselves
-    names = [type(transform).__name__ for transform in transforms]
+    names = [type(transform).__name__ for transform in distribution.transforms]
     raise TypeError(
         f"no Fisher metric for {type(distribution.base_dist).__name__} transformed by {names}: "
         "transforms must be bijective, and those with learned parameters affine and next to a "
         "Normal; put the parameters into the base distribution, or use register_metric"
     )
+
+
+def without_fixed_bijections(distribution: Distribution) -> Distribution:
+    """The base of a distribution whose transforms are bijections without parameters (tanh, sigmoid,
+    a fixed affine map), which carry no information of their own; else the distribution itself."""
+    if isinstance(distribution, TransformedDistribution) and all(
+        transform.bijective and not _is_learned(transform) for transform in distribution.transforms
+    ):
+        return without_fixed_bijections(distribution.base_dist)
+    return distribution
+
+
+def _moved_normal(distribution: TransformedDistribution) -> OutputMetric | None:
+    """Learned affine maps of a Normal join its parameters; fixed bijections may follow."""
+    transforms = list(_parts(distribution.transforms))
+    learned = [index for index, transform in enumerate(transforms) if _is_learned(transform)]
+    base = distribution.base_dist
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if not learned or not isinstance(base, Normal):
+        return None
+    leading = transforms[: learned[-1] + 1]
+    affine = [part for part in leading if isinstance(part, AffineTransform)]
+    if len(affine) < len(leading) or not all(transform.bijective for transform in transforms):
+        return None
+    location, scale = base.loc, base.scale
+    for part in affine:
+        by = torch.as_tensor(part.scale)
+        location, scale = part.loc + by * location, scale * by.abs()
+    return _normal_metric(location, scale.expand_as(location))
 
 
 def _parts(transforms: list[Transform]) -> Iterator[Transform]:
@@ -182,9 +200,19 @@ def _parts(transforms: list[Transform]) -> Iterator[Transform]:
             yield transform
 
 
-def _is_learned(transform: Transform) -> bool:
-    if isinstance(transform, nn.Module):
-        return any(parameter.requires_grad for parameter in transform.parameters())
-    # The cache of a sample holds graphs, but no parameters.
-    kept = (value for name, value in vars(transform).items() if name not in ("_cached_x_y", "_inv"))
-    return any(isinstance(value, Tensor) and value.requires_grad for value in kept)
+def _is_learned(value: object) -> bool:
+    """Whether a transform holds a tensor with a graph, however deep."""
+    if isinstance(value, Tensor):
+        return value.requires_grad
+    if isinstance(value, nn.Module):
+        return any(parameter.requires_grad for parameter in value.parameters())
+    if isinstance(value, (list, tuple)):
+        return any(_is_learned(part) for part in value)
+    if isinstance(value, (Transform, Distribution)):
+        # An inverse holds its transform in _inv, where a transform holds a reference back; the
+        # cache of a sample holds graphs, but no parameters.
+        skipped = {"_cached_x_y"}
+        if not type(value).__name__.startswith("_Inverse"):
+            skipped.add("_inv")
+        return any(_is_learned(part) for name, part in vars(value).items() if name not in skipped)
+    return False

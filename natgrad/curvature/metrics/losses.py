@@ -19,7 +19,8 @@ def cross_entropy(logits: Tensor, *, dim: int | None = None) -> OutputMetric:
     """Of ``F.cross_entropy``: M = diag(p) − p pᵀ, p the softmax over the classes.
 
     Classes are along ``dim``, by default where torch has them: 1, and 0 for one sample. A mean is
-    over all positions. Labels play no part; weigh ignored ones with 0.
+    over all positions. Labels play no part; weigh ignored ones with 0: weights are shaped like the
+    logits without the classes.
     """
     along = (1 if logits.ndim > 1 else 0) if dim is None else dim
     probabilities = logits.detach().softmax(along)
@@ -28,7 +29,8 @@ def cross_entropy(logits: Tensor, *, dim: int | None = None) -> OutputMetric:
         weighted = probabilities * tangents[0]
         return (weighted - probabilities * weighted.sum(dim=along, keepdim=True),)
 
-    return OutputMetric((logits,), multiply, logits.numel() / logits.shape[along])
+    positions = logits.numel() / logits.shape[along]
+    return OutputMetric((logits,), multiply, positions, class_dim=along % logits.ndim)
 
 
 def binary_cross_entropy(logits: Tensor) -> OutputMetric:
@@ -67,6 +69,7 @@ def convex_loss(loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], OutputMe
                 return (torch.zeros_like(tangents[0]),)
             return torch.autograd.grad(gradient, point, tangents[0], retain_graph=True)
 
-        return OutputMetric((outputs,), multiply)
+        # Elements of one sample may interact in the loss; samples must not.
+        return OutputMetric((outputs,), multiply, weight_dims=1)
 
     return metric

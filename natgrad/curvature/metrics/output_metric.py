@@ -15,7 +15,7 @@ from typing import TypeVar
 from torch import Tensor
 from torch.distributions import Distribution
 
-from natgrad.curvature.metrics.divergence import divergence_hessian
+from natgrad.curvature.metrics.divergence import NoHessian, divergence_hessian
 
 Tensors = tuple[Tensor, ...]
 Family = TypeVar("Family", bound=Distribution)
@@ -25,12 +25,18 @@ Distributions = Distribution | Sequence["Distributions"] | Mapping[str, "Distrib
 
 @dataclass(frozen=True)
 class OutputMetric:
-    """``multiply(u)`` is M u summed over no samples: sample by sample, for u shaped like
-    ``outputs``. ``samples`` is what a mean divides by; None for the length of the first output."""
+    """``multiply(u)`` is M u, sample by sample, for tangents u shaped like ``outputs``.
+
+    ``samples`` is what a mean divides by; None for the length of the first output. Weights scale
+    rows of M that do not interact: they are shaped like the first ``weight_dims`` dimensions of
+    the outputs (None for any number), leaving out ``class_dim``, along which M mixes.
+    """
 
     outputs: Tensors
     multiply: Callable[[Tensors], Tensors]
     samples: float | None = None
+    weight_dims: int | None = None
+    class_dim: int | None = None
 
 
 _METRICS: dict[type[Distribution], Callable[..., OutputMetric]] = {}
@@ -58,15 +64,10 @@ def output_metric(distribution: Distributions) -> OutputMetric:
     By its family, nearest class first; else the Hessian of its registered KL in output space.
     Raises ``TypeError`` where neither exists, or where that Hessian is not its Fisher matrix.
     """
-    if isinstance(distribution, Mapping):
-        return _product([output_metric(part) for part in distribution.values()])
-    if isinstance(distribution, Sequence):
-        return _product([output_metric(part) for part in distribution])
-    if not isinstance(distribution, Distribution):
-        raise TypeError(
-            "expected a torch.distributions.Distribution, or a sequence or mapping of them, got "
-            f"{type(distribution).__name__}; wrap logits as Categorical(logits=...)"
-        )
+    parts = _components(distribution)
+    if parts is not None:
+        return _product([output_metric(part) for part in parts])
+    assert isinstance(distribution, Distribution)
     for family in type(distribution).__mro__:
         if family in _METRICS:
             return _METRICS[family](distribution)
@@ -75,22 +76,22 @@ def output_metric(distribution: Distributions) -> OutputMetric:
 
 def metric_of_divergence(distribution: Distribution) -> OutputMetric:
     """The Hessian of KL(p ‖ q) in q's own parameters at q = p: a family without a closed form."""
-    found = divergence_hessian(distribution)
-    if found is None:
+    try:
+        return OutputMetric(*divergence_hessian(distribution))
+    except NoHessian as error:
         known = ", ".join(sorted(family.__name__ for family in _METRICS))
         raise TypeError(
-            f"no Fisher metric for {type(distribution).__name__}: it is none of {known}, and torch "
-            "knows no KL divergence of it with itself. Add one with "
-            "natgrad.curvature.register_metric or torch.distributions.register_kl"
-        )
-    return OutputMetric(*found)
+            f"no Fisher metric for {type(distribution).__name__}: it is none of {known}, and "
+            f"{error}. Add one with natgrad.curvature.register_metric"
+        ) from error
 
 
 def batch_shape(distribution: Distributions) -> tuple[int, ...]:
     """The batch shape of a distribution; independent ones must agree on theirs."""
-    if isinstance(distribution, Distribution):
+    parts = _components(distribution)
+    if parts is None:
+        assert isinstance(distribution, Distribution)
         return tuple(distribution.batch_shape)
-    parts = distribution.values() if isinstance(distribution, Mapping) else distribution
     shapes = {batch_shape(part) for part in parts}
     if len(shapes) != 1:
         raise ValueError(
@@ -98,6 +99,20 @@ def batch_shape(distribution: Distributions) -> tuple[int, ...]:
             f"{sorted(shapes)}; wrap event dimensions in torch.distributions.Independent"
         )
     return shapes.pop()
+
+
+def _components(distribution: Distributions) -> list[Distributions] | None:
+    """The independent parts of a product; None for one distribution."""
+    if isinstance(distribution, Distribution):
+        return None
+    if isinstance(distribution, Mapping):
+        return list(distribution.values())
+    if isinstance(distribution, (list, tuple)):
+        return list(distribution)
+    raise TypeError(
+        "expected a torch.distributions.Distribution, or a list, tuple or mapping of them, got "
+        f"{type(distribution).__name__}; wrap logits as Categorical(logits=...)"
+    )
 
 
 def _product(parts: list[OutputMetric]) -> OutputMetric:

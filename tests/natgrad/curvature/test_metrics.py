@@ -203,7 +203,7 @@ def _kinked(p, q):
         (lambda y: D.Pareto(y.exp(), y.exp()), "support moves"),
         (lambda y: D.StudentT(y.exp()), "no KL divergence"),
         (lambda y: D.MixtureSameFamily(
-            D.Categorical(logits=y.expand(2, 4)), D.Normal(y.expand(2, 4), 1.0)), "register_kl"),
+            D.Categorical(logits=y.expand(2, 4)), D.Normal(y.expand(2, 4), 1.0)), "not attributes"),
         (lambda y: D.TransformedDistribution(D.Beta(y.exp(), y.exp()), [D.AffineTransform(y, 1.0)]),
          "base distribution"),
         (lambda y: D.TransformedDistribution(D.Normal(y, 1.0), [D.AbsTransform()]), "bijective"),
@@ -214,6 +214,71 @@ def test_what_has_no_fisher_matrix_is_refused_with_the_cure(make, message):
     y = torch.linspace(0.1, 0.4, 4, dtype=DOUBLE).requires_grad_()
     with pytest.raises(TypeError, match=message):
         Fisher(make(y), [y])
+
+
+def test_learned_parameters_deep_inside_transforms_are_not_overlooked(generator):
+    y = torch.randn(5, 2, generator=generator, dtype=DOUBLE, requires_grad=True)
+    base = D.Normal(y[:, 0], torch.ones(5, dtype=DOUBLE))
+    learned = D.AffineTransform(y[:, 1], y[:, 1].exp())
+    for transform in (learned.inv, D.CatTransform([learned], dim=-1)):
+        with pytest.raises(TypeError, match="learned parameters affine"):
+            Fisher(D.TransformedDistribution(base, [transform]), [y])
+
+
+def test_the_upper_triangle_of_a_scale_is_no_parameter():
+    L = torch.tensor([[[1.0, 0.0], [0.5, 2.0]]], dtype=DOUBLE, requires_grad=True)
+    distribution = D.MultivariateNormal(torch.zeros(1, 2, dtype=DOUBLE), scale_tril=L)
+    dense = Fisher(distribution, [L]).to_dense()
+    assert not dense[1].any()
+    assert not dense[:, 1].any()
+
+
+def test_a_constant_part_of_a_product_adds_nothing():
+    y = torch.zeros(4, dtype=DOUBLE, requires_grad=True)
+    one = torch.ones(4, dtype=DOUBLE)
+    normal = D.Normal(y, one)
+    both = Fisher((normal, D.Gamma(one, one)), [y]).to_dense()
+    assert torch.equal(both, Fisher(normal, [y]).to_dense())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda y: D.ContinuousBernoulli(logits=1e-4 + 0 * y),
+        lambda y: D.Gamma(1e7 + y, 1e7 + y),
+        lambda y: D.Poisson(torch.arange(4.0, dtype=DOUBLE) + 0 * y),
+        lambda y: D.Geometric(1 - 1e-7 + 0 * y),
+    ],
+    ids=["small logits", "large concentrations", "a rate of zero", "near certainty"],
+)
+def test_extreme_parameters_are_not_mistaken_for_an_irregular_family(make):
+    y = torch.zeros(4, dtype=DOUBLE, requires_grad=True)
+    Fisher(make(y), [y])
+
+
+def test_operations_whose_backward_is_not_linear_in_form(generator):
+    """torch differentiates logcumsumexp by taking the logarithm of what comes back."""
+    w = torch.randn(3, generator=generator, dtype=DOUBLE, requires_grad=True)
+    x = torch.randn(5, 3, generator=generator, dtype=DOUBLE)
+    y = torch.logcumsumexp(x * w, 1)
+    rows = [torch.autograd.grad(entry, w, retain_graph=True)[0] for entry in y.reshape(-1)]
+    J = torch.stack(rows)
+    assert torch.allclose(Fisher(D.Normal(y, 1.0), [w]).to_dense(), J.mT @ J / 15, **CLOSE)
+
+
+def test_weights_of_positions_leave_out_the_classes(generator):
+    y = torch.randn(4, 3, 2, generator=generator, dtype=DOUBLE, requires_grad=True)
+    weights = torch.rand(4, 2, generator=generator, dtype=DOUBLE)
+    G = GaussNewton(1 * y, [y], cross_entropy, weights=weights)
+    (gradient,) = torch.autograd.grad(
+        (F.cross_entropy(y, y.detach().softmax(1), reduction="none") * weights).sum(), y,
+        create_graph=True,
+    )  # fmt: skip
+    rows = [torch.autograd.grad(g, y, retain_graph=True)[0] for g in gradient.reshape(-1)]
+    hessian = torch.stack([row.reshape(-1) for row in rows]) / weights.sum()
+    assert torch.allclose(G.to_dense(), hessian, **CLOSE)
+    with pytest.raises(ValueError, match=r"at most 2\) of \(4, 2\), got \(4, 3\)"):
+        GaussNewton(1 * y, [y], cross_entropy, weights=torch.ones(4, 3))
 
 
 def test_weights_of_zero_are_samples_that_are_not_there(generator):
@@ -240,7 +305,7 @@ def test_weights_of_zero_are_samples_that_are_not_there(generator):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (torch.ones(5), r"leading dimensions of the batch, \(4,\), got \(5,\)"),
+        (torch.ones(5), r"first dimensions \(at most 1\) of \(4, 3\), got \(5,\)"),
         (torch.zeros(4), "not all zero"),
         (-torch.ones(4), ">= 0"),
         (torch.tensor([1.0, math.nan, 1, 1]), "finite"),

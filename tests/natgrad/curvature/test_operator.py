@@ -90,5 +90,5 @@ def test_errors_say_what_came_and_what_was_wanted(call, error, message):
 
 def test_a_function_that_changes_the_shape_is_named():
     A = FunctionOperator(lambda v: v[:2], 3)
-    with pytest.raises(ValueError, match="square operator keeps the shape"):
+    with pytest.raises(ValueError, match="square operator keeps both"):
         A @ torch.ones(3)

@@ -183,6 +183,55 @@ def test_settings_out_of_range_are_refused(settings, message, generator):
         Fisher(categorical(network), network.parameters(), data=x, **settings)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "attention"])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_an_operator_belongs_to_one_point_in_every_form(kind, chunk_size, generator):
+    network, x = make_network(kind, generator)
+    for make in (Fisher, None):
+        A = (
+            Fisher(categorical(network), network.parameters(), data=x, chunk_size=chunk_size)
+            if make
+            else Gram(network, network.parameters(), data=x)
+        )
+        with torch.no_grad():
+            next(network.parameters()).mul_(2)
+        with pytest.raises(RuntimeError, match="build a new operator"):
+            A @ torch.ones(A.shape[0], dtype=DOUBLE)
+
+
+def test_gram_falls_back_from_fused_kernels(generator):
+    network, x = make_network("attention", generator)
+    K = Gram(network, network.parameters(), data=x)
+    u = torch.ones(K.shape[0], dtype=DOUBLE)
+    assert torch.allclose(K @ u, K.to_dense() @ u, rtol=1e-9)
+
+
+def test_per_sample_operators_refuse_reduced_outputs(generator):
+    network, x = make_network("mlp", generator)
+    with pytest.raises(ValueError, match="for each of 7 samples"):
+        EmpiricalFisher(lambda x: network(x).mean(), network.parameters(), data=x)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"x": torch.ones(3, 3), "mask": None}, "got NoneType"),
+        ((torch.ones(3, 3), 3), "got int"),
+        ("abc", "got str"),
+    ],
+)
+def test_data_that_cannot_be_cut_are_refused(data, message, generator):
+    network, _ = make_network("mlp", generator)
+    with pytest.raises(TypeError, match=message):
+        Fisher(categorical(network), network.parameters(), data=data, chunk_size=2)
+
+
+def test_no_columns_are_no_columns(generator):
+    network, x = make_network("mlp", generator)
+    A = Fisher(categorical(network), network.parameters(), data=x)
+    assert (A @ torch.zeros(38, 0, dtype=DOUBLE)).shape == (38, 0)
+
+
 def test_scalars_only_for_the_hessian(generator):
     network, x = make_network("mlp", generator)
     with pytest.raises(ValueError, match=r"scalar loss, got \(7, 3\).*\.mean"):
