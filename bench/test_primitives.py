@@ -1,12 +1,13 @@
 """The primitives against their yardsticks, on one thread: `make bench`.
 
 Each group has a yardstick: one gradient of the same model and batch for the Fisher products,
-the bare loop of conjugate gradients for `cg`. Read the ratios inside a group, never the times.
+the bare loop of conjugate gradients for the solvers. Read ratios inside a group, never times.
 """
 
 import itertools
 
 import pytest
+import scipy.sparse.linalg
 import torch
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
@@ -88,6 +89,9 @@ def test_double_backward_of_the_kl_with_its_graph_kept(benchmark, problem):
     )
 
 
+SOLVERS = "20 iterations, dense, n = 1,500"
+
+
 @pytest.fixture
 def system():
     n = 1500
@@ -97,6 +101,7 @@ def system():
 
 
 def test_bare_conjugate_gradients(benchmark, system):
+    """The unit: no check of any kind."""
     A, b = system
 
     def bare():
@@ -112,11 +117,44 @@ def test_bare_conjugate_gradients(benchmark, system):
             p, rr = r + rr_next / rr * p, rr_next
         return x
 
-    benchmark.group = "20 iterations of conjugate gradients, dense, n = 1,500"
+    benchmark.group = SOLVERS
     benchmark(bare)
 
 
 def test_natgrad_cg(benchmark, system):
     A, b = system
-    benchmark.group = "20 iterations of conjugate gradients, dense, n = 1,500"
+    benchmark.group = SOLVERS
     benchmark(lambda: natgrad.cg(A, b, rtol=0.0, max_iterations=20))
+
+
+def test_natgrad_cg_with_eight_columns(benchmark, system):
+    A, b = system
+    B = b.unsqueeze(1) * torch.linspace(1, 2, 8) + 0.1 * torch.randn(len(b), 8)
+    benchmark.group = SOLVERS
+    benchmark(lambda: natgrad.cg(A, B, rtol=0.0, max_iterations=20))
+
+
+def test_natgrad_minres(benchmark, system):
+    A, b = system
+    benchmark.group = SOLVERS
+    benchmark(lambda: natgrad.minres(A, b, rtol=0.0, max_iterations=20))
+
+
+def test_natgrad_steihaug(benchmark, system):
+    A, b = system
+    benchmark.group = SOLVERS
+    benchmark(lambda: natgrad.steihaug(A, b, 1e6, rtol=0.0, max_iterations=20))
+
+
+def test_natgrad_lanczos(benchmark, system):
+    A, b = system
+    benchmark.group = SOLVERS
+    benchmark(lambda: natgrad.lanczos(A, b, rtol=0.0, max_iterations=20, search=0).solve(radius=1))
+
+
+@pytest.mark.parametrize("solver", ["cg", "minres"])
+def test_scipy(benchmark, system, solver):
+    A, b = (part.numpy() for part in system)
+    solve = getattr(scipy.sparse.linalg, solver)
+    benchmark.group = SOLVERS
+    benchmark(lambda: solve(A, b, rtol=0.0, maxiter=20))

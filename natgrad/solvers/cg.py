@@ -117,11 +117,12 @@ def _iterate(
         status: Status, iterations: int, direction: Tensor | None = None
     ) -> Solution[Tensor]:
         answer, kept = unscale(x, b_scale, A_scale)
-        product = (b_hat - r) * b_scale
-        residual_norm = float(norm(rhs - product))
+        product = b_hat - r
+        residual_norm = float(norm(b_hat - product) * b_scale.double())
         if not math.isfinite(residual_norm) or not bool(kept):
             status = Status.NONFINITE
-        return Solution(answer, product, status, iterations, products, residual_norm, direction)
+        Ax = product * b_scale
+        return Solution(answer, Ax, status, iterations, products, residual_norm, direction)
 
     def breakdown(product: Tensor) -> Status:
         """Why vᵀA v, or rᵀz for the preconditioner, is not positive."""
@@ -153,16 +154,18 @@ def _iterate(
     if not bool(rz > 0):
         return solution(breakdown(rz), 0)
     restarts, last_true_norm, claim = 0, b_norm, tolerance
-    A_norm_squared = torch.zeros_like(rz)
+    claim_squared = claim.square().to(rz)
     alive = torch.ones((), dtype=torch.bool, device=rhs.device)
-    positive, claimed, stopped, curvature, r_before, p_before = alive, ~alive, ~alive, rz, r, p
+    positive, claimed, stopped, curvature = alive, ~alive, ~alive, rz
+    squares: list[tuple[Tensor, Tensor]] = []
     model_values: list[Tensor] = []
 
     def keep(new: Tensor, old: Tensor) -> Tensor:
         # Between two read-backs a finished solve idles: nothing it found may change any more.
         return torch.where(alive, new, old) if check_every > 1 else new
 
-    # All in tensors: one read-back every `check_every` iterations.
+    # All in tensors: one read-back every `check_every` iterations. Every call here costs as much as
+    # a vector operation where n is small.
     for iteration in range(1, limit + 1):
         Ap = (yield p) / A_scale
         if products == 0:
@@ -170,34 +173,35 @@ def _iterate(
             A_scale, Ap = first_scale, Ap / first_scale
         products += 1
         pp, ApAp = torch.dot(p, p), torch.dot(Ap, Ap)
+        squares.append((ApAp, pp))
         curvature = keep(torch.dot(p, Ap), curvature)
         # False where Ap holds a NaN and, since ‖Ap‖ is infinite then, where it holds an infinity.
         positive = keep(curvature > eps * torch.sqrt(pp * ApAp), positive)
-        A_norm_squared = keep(torch.maximum(A_norm_squared, ApAp / pp), A_norm_squared)
-
-        step = torch.where(positive, rz / curvature, 0.0)
-        r_before, p_before = keep(r, r_before), keep(p, p_before)
+        alive = alive & positive
+        before = x, r, p
+        step = rz / curvature
         x = keep(torch.addcmul(x, p, step), x)
-        r = keep(torch.addcmul(r, Ap, -step), r)
+        r = keep(torch.addcmul(r, Ap, step, value=-1), r)
 
         z = r if precondition is _identity else precondition(r) / P_scale
         rz_next = torch.dot(r, z)
-        r_norm = rz_next.sqrt() if precondition is _identity else norm(r)
-        claimed = keep(r_norm <= claim, claimed)
+        small = rz_next <= claim_squared if precondition is _identity else norm(r) <= claim
+        claimed = keep(small, claimed)
         p = keep(torch.addcmul(z, p, rz_next / rz), p)
         rz = keep(rz_next, rz)
         if stop is not None:
             # φ(x) = ½ xᵀA x − bᵀx = −½ xᵀ(b + r), at no product.
             model_values.append(-0.5 * dot(x, b_hat + r))
             stopped = keep(stop(model_values), stopped)
-        alive = alive & positive & ~claimed & ~stopped & (rz > 0)
+            alive = alive & ~stopped
+        alive = alive & ~claimed & (rz > 0)
 
         if (iteration % check_every and iteration < limit) or bool(alive):
             continue
         if not bool(positive):
-            r, status = r_before, breakdown(curvature)
-            direction = p_before if status is Status.NEGATIVE_CURVATURE else None
-            return solution(status, iteration, direction)
+            x, r, p = before
+            status = breakdown(curvature)
+            return solution(status, iteration, p if status is Status.NEGATIVE_CURVATURE else None)
         if not bool(claimed):
             if bool(stopped):
                 return solution(Status.STOPPED, iteration)
@@ -206,13 +210,16 @@ def _iterate(
         r = b_hat - (yield x) / A_scale
         products += 1
         true_norm = norm(r)
-        claim = tolerance - eps * (A_norm_squared.sqrt() * norm(x) + b_norm)
+        # An idle p may be 0, and teaches nothing of ‖A‖.
+        ratios = [torch.where(pp > 0, ApAp / pp, 0.0) for ApAp, pp in squares]
+        A_norm = torch.stack(ratios).amax().sqrt()
+        claim = tolerance - eps * (A_norm * norm(x) + b_norm)
         if bool(true_norm <= claim):
             return solution(Status.CONVERGED, iteration)
         progress = (claim > 0) & (true_norm < 0.5 * last_true_norm)
         if restarts == MAX_RESTARTS or not bool(progress):
             return solution(Status.STAGNATED, iteration)
-        restarts, last_true_norm = restarts + 1, true_norm
+        restarts, last_true_norm, claim_squared = restarts + 1, true_norm, claim.square().to(rz)
         z = precondition(r) / P_scale
         p, rz, alive = z, torch.dot(r, z), ~alive
     return solution(Status.MAX_ITERATIONS, limit)

@@ -30,10 +30,11 @@ def cholesky(
     ``b`` is (n,) or (n, k), as in :func:`cg`. Where the factorisation fails in float32 it is tried
     in float64; where it fails there, and ``jitter`` allows it, with n eps ‖A‖ · 10ʲ on the
     diagonal, j = 0 … 7. Up to three steps of refinement with the residual of the *asked* system
-    follow. The status is CONVERGED only where that residual, in float64, is at most rtol ‖b‖;
-    STAGNATED otherwise (a singular system that jitter regularised, say); NEGATIVE_CURVATURE, with
-    the lowest eigenvector as ``direction``, where no factor exists. ``iterations`` counts the
-    factorisations tried; ``Ax`` is A x without the damping.
+    follow. The status is CONVERGED only where that residual, in float64 and of x as it is returned,
+    is at most rtol ‖b‖; STAGNATED otherwise (a singular system that jitter regularised, say, or a
+    condition that float32 cannot hold); NEGATIVE_CURVATURE, with the lowest eigenvector as
+    ``direction``, where no factor exists. A column has a status of its own. ``iterations`` counts
+    the factorisations tried; ``Ax`` is A x without the damping.
 
     Raises ``ValueError`` for a damping that is negative or not finite, an A that is not symmetric,
     and as :func:`cg` does.
@@ -61,55 +62,56 @@ def cholesky(
         )
 
     A_scale = power_of_two(matrix)
-    b_scale = power_of_two(columns)
-    scaled = matrix / A_scale
+    scaled = (matrix / A_scale).double()
     scaled = (scaled + scaled.mT) / 2
     shift = damping / A_scale.double()
+    identity = torch.eye(n, dtype=torch.float64, device=rhs.device)
+    wide = scaled + shift * identity
+    b_scale = torch.stack([power_of_two(column) for column in columns.mT])
+    # Each column at unit size; one that is not finite has a status and no part in the solve.
+    sound = torch.isfinite(columns).all(dim=0)
+    hat = torch.where(sound, columns.double() / b_scale.double(), 0.0)
 
     def solutions(
         x: Tensor, status: Status, tries: int, direction: Tensor | None = None
     ) -> Solution[V]:
-        Ax = (scaled.double() @ x).to(rhs)
-        residual = columns.double() / b_scale.double() - scaled.double() @ x - shift * x
-        answer, kept = unscale(x.to(rhs), b_scale, A_scale)
+        x = x.to(rhs).double()  # what is returned is what is judged
+        Ax = scaled @ x
+        residual = hat - Ax - shift * x
         found = []
         for column in range(columns.shape[1]):
-            norm_here = norm(residual[:, column])
+            answer, kept = unscale(x[:, column], b_scale[column], A_scale, rhs.dtype)
+            norm_here, b_norm = norm(residual[:, column]), norm(hat[:, column])
             own = status
-            if status is Status.CONVERGED:
-                b_norm = norm(columns[:, column] / b_scale)
-                if not bool(b_norm > 0):
-                    own = Status.ZERO_RHS
-                elif not bool(norm_here <= rtol * b_norm):
-                    own = Status.STAGNATED
-            if not bool(kept) or not bool(torch.isfinite(norm_here)):
+            if not bool(sound[column] & kept & torch.isfinite(norm_here)):
                 own = Status.NONFINITE
-            residual_norm = float(norm_here * b_scale.double())
+            elif not bool(b_norm > 0):
+                own = Status.ZERO_RHS
+            elif status is Status.CONVERGED and not bool(norm_here <= rtol * b_norm):
+                own = Status.STAGNATED
+            unit = b_scale[column].double()
             found.append(
                 Solution(
-                    answer[:, column], Ax[:, column] * b_scale, own, tries,
-                    products if column == 0 else 0, residual_norm, direction,
+                    answer, (Ax[:, column] * unit).to(rhs), own, tries,
+                    products if column == 0 else 0, float(norm_here * unit), direction,
                 )
             )  # fmt: skip
         whole = stack(found) if rhs.ndim == 2 else found[0]
         return as_kind(whole, in_numpy=problem.in_numpy)
 
-    zero = torch.zeros_like(columns, dtype=torch.float64)
-    if not bool(torch.isfinite(scaled).all() & torch.isfinite(columns).all()):
+    zero = torch.zeros_like(hat)
+    if not bool(torch.isfinite(wide).all()):
         return solutions(zero, Status.NONFINITE, 0)
-    wide = scaled.double() + shift * torch.eye(n, dtype=torch.float64, device=rhs.device)
-    size = n * torch.finfo(torch.float64).eps * torch.linalg.matrix_norm(wide, ord=1)
+    size = n * torch.finfo(torch.float64).eps * torch.linalg.matrix_norm(wide)
     attempts = [wide.to(rhs)] if rhs.dtype == torch.float32 else []
     attempts.append(wide)
     tries = 0
-    identity = torch.eye(n, dtype=torch.float64, device=rhs.device)
     for rung in (0.0, *(LADDER if jitter else ())):
         for attempt in attempts if rung == 0.0 else (wide + rung * size * identity,):
             factor, info = torch.linalg.cholesky_ex(attempt)
             tries += 1
             if bool(info == 0) and bool(torch.isfinite(factor).all()):
-                x = _refine(wide, factor, columns.double() / b_scale.double(), rtol)
-                return solutions(x, Status.CONVERGED, tries)
+                return solutions(_refine(wide, factor, hat, rtol), Status.CONVERGED, tries)
     eigenvalues, vectors = torch.linalg.eigh(wide)
     direction = vectors[:, 0].to(rhs) if bool(eigenvalues[0] <= 0) else None
     return solutions(zero, Status.NEGATIVE_CURVATURE, tries, direction)
@@ -125,6 +127,7 @@ def _refine(matrix: Tensor, factor: Tensor, b: Tensor, rtol: float) -> Tensor:
         remaining = torch.linalg.vector_norm(b - matrix @ better, dim=0)
         x = torch.where(remaining < best, better, x)
         best = torch.minimum(remaining, best)
-        if bool((best <= rtol * torch.linalg.vector_norm(b, dim=0)).all()):
+        # Half of it: rounding x to b's dtype may take the rest.
+        if bool((best <= 0.5 * rtol * torch.linalg.vector_norm(b, dim=0)).all()):
             break
     return x

@@ -16,6 +16,10 @@ from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.solution import Solution, Status, V
 
 DEFAULT_LIMIT = 500
+# The chance with which a search for curvature may end too early.
+FAILURE = 1e-3
+# Of the random start: one that no caller's b is likely to be drawn with, or the two are parallel.
+SEED = 0x9E3779B97F4A7C15
 
 
 def lanczos(
@@ -32,8 +36,10 @@ def lanczos(
     ``rtol`` is the relative residual that a solve must reach. ``max_iterations`` bounds the size of
     the basis (default: n, at most 500). ``search`` bounds the products spent, for a radius, on
     curvature that b does not excite (the hard case): None for as many as ``max_iterations``
-    leaves, 0 for none, which is plain GLTR; right where A is known to be positive semidefinite. Its
-    starting vector comes from ``generator``, by default one of its own with a fixed seed.
+    leaves, 0 for none, which is plain GLTR; right where A is known to be positive semidefinite. A
+    search takes some 8 √(‖A‖ / (λ_min + λ + μ)) products, fewer where it finds curvature sooner; it
+    is not repeated for a smaller radius. Its starting vector comes from ``generator``, by default
+    one of its own with a fixed seed.
 
     Takes no product by itself. Raises as :func:`cg` does.
 
@@ -43,7 +49,9 @@ def lanczos(
     Source: Gould, Lucidi, Roma & Toint, "Solving the trust-region subproblem using the Lanczos
     method", 1999. How it differs: the basis stays orthogonal to rounding, so that no ghost
     eigenvalues arise; the residual is that of the kept products, not of the recurrence; the hard
-    case is met by a second, random starting vector, whose Krylov space joins the first.
+    case is met by a second, random starting vector, whose Krylov space joins the first. How long to
+    follow it: Kuczyński & Woźniakowski, "Estimating the largest eigenvalue by the power and Lanczos
+    algorithms with a random start", 1992, theorem 4.2.
 
     >>> krylov = lanczos(torch.diag(torch.tensor([1.0, -1.0])), torch.tensor([1.0, 1.0]))
     >>> [(s.status.name, s.products) for s in (krylov.solve(radius=r) for r in (1.0, 0.1, 5.0))]
@@ -57,7 +65,7 @@ def lanczos(
         limit = min(limit, DEFAULT_LIMIT)
     require(search is None or search >= 0, f"search must be >= 0 or None, got {search}")
     if generator is None:
-        generator = torch.Generator(problem.rhs.device).manual_seed(0)
+        generator = torch.Generator(problem.rhs.device).manual_seed(SEED)
     return Krylov(problem, rtol, limit, limit if search is None else search, generator)
 
 
@@ -83,11 +91,12 @@ class Krylov(Generic[V]):
         self._basis: list[Tensor] = []
         self._images: list[Tensor] = []
         self._projected = b.new_zeros(0, 0, dtype=torch.float64)
-        self._searched = 0
+        self._products = self._searched = 0
+        self._random_at: int | None = None  # the place of the random vector in the basis
 
     @property
     def size(self) -> int:
-        """The number of vectors in the basis, and of products taken so far."""
+        """The number of vectors in the basis."""
         return len(self._basis)
 
     def solve(self, *, damping: float = 0.0, radius: float = math.inf) -> Solution[V]:
@@ -111,19 +120,16 @@ class Krylov(Generic[V]):
             f"damping must be finite and >= 0, got {damping}",
         )
         require(radius > 0, f"radius must be positive, got {radius}")
-        before = self.size
-        for _ in range(self._limit + 1 - before):
+        before = self._products
+        while True:  # ends at the latest when the basis has reached its limit
             best = self._best(damping, radius)
             status = best.status
+            if status is None and self.size >= self._limit:
+                status = best.passed_as or Status.MAX_ITERATIONS
             if status is None:
-                towards = self._towards(best)
-                if self.size >= self._limit:
-                    status = best.at_limit
-                elif towards is None or not self._grow(towards):
-                    status = best.when_stuck if self._finite else Status.NONFINITE
+                status = self._grow(best)
             if status is not None:
-                break
-        return self._solution(best, status or best.at_limit, self.size - before)
+                return self._solution(best, status, self._products - before)
 
     def _best(self, damping: float, radius: float) -> _Best:
         """The best answer that the basis holds."""
@@ -138,35 +144,66 @@ class Krylov(Generic[V]):
         eps = torch.finfo(self._b.dtype).eps
         A_norm = eigenvalues.abs().amax()
         mu, on_boundary, direction = torch.zeros_like(shift), False, None
+        bound = radius * (A_scale / self._b_scale.double())
         if radius < math.inf:
-            bound = radius * (A_scale / self._b_scale.double())
             y, mu, on_boundary = solve_secular(shifted, c, bound)
         else:
             positive = shifted > eps * shifted.abs().amax()
             y = torch.where(positive, c / shifted, 0.0)
             direction = None if bool(positive[0]) else lowest.to(self._b) @ basis
-        y = (vectors @ y).to(self._b)
-        x, Ax = y @ basis, y @ images
-        residual = self._b - Ax - ((shift + mu) * x).to(x)
+        # In float64 from here: a radius may take x beyond the dtype where A and b have unit size.
+        y = vectors @ y
+        size = torch.where((y != 0).any(), y.abs().amax(), 1.0)
+        unit = (y / size).to(self._b)
+        x, Ax = size * (unit @ basis).double(), size * (unit @ images).double()
+        if radius < math.inf:
+            fit = torch.clamp(1 / norm(x / bound), max=1.0)  # rounding may have put x outside
+            x, Ax = fit * x, fit * Ax
+        residual = self._b - Ax - (shift + mu) * x
         reference = norm(self._b) + (A_norm * norm(x) if on_boundary else 0.0)
         margin = eps * (math.sqrt(self.size) * A_norm * norm(y) + norm(self._b))
         passed = bool(norm(residual) <= self._rtol * reference - margin)
 
         status: Status | None = None
-        pair = None
+        unseen = None
         if direction is not None:
             status = Status.NEGATIVE_CURVATURE
         elif passed:
-            status = Status.BOUNDARY if on_boundary else Status.CONVERGED
-            if radius < math.inf and self._searched < self._search and self.size < len(self._b):
-                # Curvature below −μ may hide outside the basis, unless the lowest Ritz pair is
-                # accurate enough to say that it does not.
-                v = lowest.to(self._b)
-                pair = v @ images - (eigenvalues[0] * (v @ basis)).to(v)
-                room = torch.maximum(0.1 * (shifted[0] + mu), self._rtol * A_norm)
-                if self._searched and bool(norm(pair) <= room):
-                    pair = None
-        return _Best(x, Ax, residual, status, pair, mu * A_scale, direction)
+            inside = Status.CONVERGED if bool(self._b.any()) else Status.ZERO_RHS
+            status = Status.BOUNDARY if on_boundary else inside
+            if radius < math.inf and self._searched < self._search and self.size < self._limit:
+                unseen = self._unseen(shift + mu, A_norm, basis, images)
+        return _Best(x, Ax, residual, status, unseen, mu * A_scale, direction)
+
+    def _unseen(
+        self, shift: Tensor, A_norm: Tensor, basis: Tensor, images: Tensor
+    ) -> Tensor | None:
+        """Where to look for curvature below −``shift`` that b does not excite; None if there is
+        none, but for a chance of FAILURE at most.
+
+        Only vectors that grew from a random start can tell: the lowest Ritz pair of the whole basis
+        may be accurate and belong to what b excites. Their own lowest pair (θ, v) tells once it is
+        accurate, or by their number k: that Lanczos from a random start leaves an eigenvalue below
+        θ − ε (λ_max − λ_min) unseen has a chance of 1.648 √n exp(−√ε (2k − 1)) at most.
+        """
+        if self._random_at is None:
+            return self._sample()
+        own = self._projected[self._random_at :, self._random_at :]
+        eigenvalues, vectors = torch.linalg.eigh(own)
+        v = vectors[:, 0].to(basis)
+        image = v @ images[self._random_at :]
+        outside = image - (basis @ image) @ basis
+        if bool(norm(outside) <= self._rtol * A_norm):
+            return None
+        epsilon = torch.clamp(eigenvalues[0] + shift, min=0.0) / (2 * A_norm)
+        exponent = torch.sqrt(epsilon) * (2 * len(own) - 1)
+        known = 1.648 * math.sqrt(len(self._b)) * torch.exp(-exponent) <= FAILURE
+        return None if bool(known) else outside
+
+    def _sample(self) -> Tensor:
+        return torch.randn(
+            len(self._b), generator=self._generator, dtype=torch.float64, device=self._b.device
+        ).to(self._b)
 
     def _start(self, radius: float) -> _Best:
         zero = torch.zeros_like(self._b)
@@ -175,23 +212,13 @@ class Krylov(Generic[V]):
             return _Best(zero, zero, self._b, Status.NONFINITE, None, nothing, None)
         if bool(self._b.any()):
             return _Best(zero, zero, self._b, None, None, nothing, None)
-        pair = zero if radius < math.inf and self._search else None
-        return _Best(zero, zero, zero, Status.ZERO_RHS, pair, nothing, None)
+        unseen = self._sample() if radius < math.inf and self._search else None
+        return _Best(zero, zero, zero, Status.ZERO_RHS, unseen, nothing, None)
 
-    def _towards(self, best: _Best) -> Tensor | None:
-        """Where the basis should grow: the residual, or in a search the lowest Ritz pair's."""
-        if best.pair is None:
-            return best.residual
-        self._searched += 1
-        if self._searched > 1:
-            return best.pair
-        sample = torch.randn(
-            len(self._b), generator=self._generator, dtype=torch.float64, device=self._b.device
-        )
-        return sample.to(self._b)
-
-    def _grow(self, vector: Tensor) -> bool:
-        """Add the part of the vector outside the basis; False where rounding leaves none."""
+    def _grow(self, best: _Best) -> Status | None:
+        """Add a vector to the basis; the status to end with where there is none to add."""
+        searching = best.unseen is not None
+        vector = best.unseen if best.unseen is not None else best.residual.to(self._b)
         q = vector / power_of_two(vector)
         q = q / norm(q).to(q)
         if self._basis:
@@ -200,15 +227,18 @@ class Krylov(Generic[V]):
                 q = q - (basis @ q) @ basis
                 length = norm(q)
                 if not bool(length > 100 * torch.finfo(q.dtype).eps):
-                    return False
+                    return best.passed_as or Status.STAGNATED
                 q = q / length.to(q)
         image = self._multiply(q)
+        self._products += 1
         if not self.size:
             self._A_scale = power_of_two(image) / power_of_two(q)
         image = image / self._A_scale
-        self._finite = bool(torch.isfinite(image).all())
-        if not self._finite:
-            return False
+        if not bool(torch.isfinite(image).all()):
+            return Status.NONFINITE
+        if searching:
+            self._searched += 1
+            self._random_at = self.size if self._random_at is None else self._random_at
         self._basis.append(q)
         self._images.append(image)
         column = (torch.stack(self._basis).double() @ image.double()).unsqueeze(1)
@@ -216,11 +246,11 @@ class Krylov(Generic[V]):
         self._projected = torch.cat(
             [torch.cat([self._projected, column[:-1]], dim=1), torch.cat([row, column[-1:]], dim=1)]
         )
-        return True
+        return None
 
     def _solution(self, best: _Best, status: Status, products: int) -> Solution[V]:
-        x, kept = unscale(best.x, self._b_scale, self._A_scale)
-        Ax = best.Ax * self._b_scale
+        x, kept = unscale(best.x, self._b_scale, self._A_scale, self._b.dtype)
+        Ax = (best.Ax * self._b_scale.double()).to(x)
         residual_norm = float(norm(best.residual) * self._b_scale.double())
         if not (bool(kept) and math.isfinite(residual_norm)):
             status = Status.NONFINITE
@@ -234,26 +264,18 @@ class Krylov(Generic[V]):
 class _Best:
     """An answer in scaled units; ``multiplier`` is in the caller's.
 
-    ``passed_as`` is None where the residual has not passed. ``pair`` is the residual of the lowest
-    Ritz pair where it has, but curvature is still to be searched for.
+    ``passed_as`` is None where the residual has not passed. ``unseen`` is where the basis should
+    grow where it has, but curvature is still to be searched for.
     """
 
     x: Tensor
     Ax: Tensor
     residual: Tensor
     passed_as: Status | None
-    pair: Tensor | None
+    unseen: Tensor | None
     multiplier: Tensor
     direction: Tensor | None
 
     @property
     def status(self) -> Status | None:
-        return None if self.pair is not None else self.passed_as
-
-    @property
-    def at_limit(self) -> Status:
-        return self.passed_as or Status.MAX_ITERATIONS
-
-    @property
-    def when_stuck(self) -> Status:
-        return self.passed_as or Status.STAGNATED
+        return None if self.unseen is not None else self.passed_as

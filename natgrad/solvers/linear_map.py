@@ -21,7 +21,9 @@ LinearMap = SupportsMatmul | Callable[[Any], Any]
 Multiply = Callable[[Tensor], Tensor]
 
 
-def as_multiply(operator: LinearMap, like: Tensor, *, numpy_caller: bool, name: str) -> Multiply:
+def as_multiply(
+    operator: LinearMap, like: Tensor, *, numpy_caller: bool, name: str, like_name: str = "b"
+) -> Multiply:
     """v ↦ A v on torch vectors (n,) and matrices (n, k) of n rows like ``like``.
 
     NumPy arrays, and SciPy operators and sparse matrices, are handed NumPy vectors; torch matrices
@@ -32,11 +34,13 @@ def as_multiply(operator: LinearMap, like: Tensor, *, numpy_caller: bool, name: 
     shape = getattr(operator, "shape", None)
     if shape is not None and tuple(shape) != (len(like), len(like)):
         raise ValueError(
-            f"{name} has shape {tuple(shape)}, but b has {len(like)} elements; "
+            f"{name} has shape {tuple(shape)}, but {like_name} has {len(like)} elements; "
             f"expected ({len(like)}, {len(like)})"
         )
     if isinstance(operator, Tensor) and operator.dtype != like.dtype:
-        raise ValueError(f"{name} is {operator.dtype} but b is {like.dtype}; convert one of them")
+        raise ValueError(
+            f"{name} is {operator.dtype} but {like_name} is {like.dtype}; convert one of them"
+        )
     if hasattr(operator, "__matmul__"):
         apply: Callable[[Any], Any] = operator.__matmul__
         is_scipy = type(operator).__module__.split(".")[0] == "scipy"

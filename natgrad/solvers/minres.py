@@ -31,7 +31,8 @@ def minres(
     positive definite, A need not. The residual falls at every iteration, in the preconditioner's
     norm.
     Where A is singular and b in its range this solves; where b is not, the status is LEAST_SQUARES,
-    and x minimises the residual (in the norm of the preconditioner, if there is one). A
+    and x minimises the residual (in the norm of the preconditioner, if there is one). The two are
+    told apart to √eps: what A makes of a residual below √eps ‖A‖ counts as nothing. A
     ``direction`` of nonpositive curvature is returned if one was met; the solve goes on past it.
 
     Cost: one product an iteration, one to verify the end, two for a claim of least squares, one
@@ -90,11 +91,12 @@ def _iterate(
 
     def solution(status: Status) -> Solution[Tensor]:
         answer, kept = unscale(x, b_scale, A_scale)
-        product = (b_hat - r) * b_scale
-        residual_norm = float(norm(rhs - product))
+        product = b_hat - r
+        residual_norm = float(norm(b_hat - product) * b_scale.double())
         if not math.isfinite(residual_norm) or not bool(kept):
             status = Status.NONFINITE
-        return Solution(answer, product, status, iterations, products, residual_norm, direction)
+        Ax = product * b_scale
+        return Solution(answer, Ax, status, iterations, products, residual_norm, direction)
 
     if not bool(torch.isfinite(rhs).all()):
         return solution(Status.NONFINITE)
@@ -161,7 +163,8 @@ def _iterate(
             gamma = torch.hypot(gamma_bar, beta)
             # ‖A r‖ / ‖A‖ ‖r‖ of the last residual. Where it is tiny x may solve least squares,
             # of which the next steps, along the null space, would make nothing: keep it, and see.
-            flatness = torch.hypot(gamma_bar, delta_bar) / T_norm
+            slope = torch.hypot(gamma_bar, delta_bar)
+            flatness = torch.where(slope > 0, slope / T_norm, 0.0)
             if bool(flatness < flattest) and (patience == math.inf or norm(x) < 2 * norm(flat_x)):
                 flattest, flat_x, patience = flatness, x, min(patience, 2 * iterations + 10)
             if iterations >= patience or not bool(gamma > eps * T_norm):

@@ -80,12 +80,14 @@ def as_kind(solution: Solution[Tensor], *, in_numpy: bool) -> Solution[V]:
     )  # type: ignore[return-value]
 
 
-def pose(A: LinearMap, b: V, *, columns: bool = False) -> Problem[V]:
-    """Check b and A against each other. ``columns`` says whether b may be a matrix (n, k)."""
+def pose(A: LinearMap, b: V, *, columns: bool = False, name: str = "b") -> Problem[V]:
+    """Check b and A against each other. ``columns`` says whether b may be a matrix (n, k), ``name``
+    what the caller knows it as."""
     in_numpy = not isinstance(b, Tensor)
-    rhs = as_tensor(b, "b", columns=columns)
-    require(rhs.ndim == 1 or rhs.shape[1] > 0, "b has no columns; expected at least one")
-    return Problem(rhs, as_multiply(A, rhs, numpy_caller=in_numpy, name="A"), in_numpy)
+    rhs = as_tensor(b, name, columns=columns)
+    require(rhs.ndim == 1 or rhs.shape[1] > 0, f"{name} has no columns; expected at least one")
+    multiply = as_multiply(A, rhs, numpy_caller=in_numpy, name="A", like_name=name)
+    return Problem(rhs, multiply, in_numpy)
 
 
 def as_start(x0: Tensor | NDArray[Any] | None, rhs: Tensor) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,23 +41,33 @@ class SampleSpace:
     """What :func:`sample_space` returns; ``eigenvalues`` (m,) are those of K, ascending."""
 
     def __init__(self, gram: GramLike) -> None:
-        matrix = gram.to_dense()
+        matrix = gram.to_dense().detach()
+        require(
+            matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0,
+            f"expected a square matrix J Jᵀ, not empty, got shape {tuple(matrix.shape)}",
+        )
         self._transpose = gram.transpose
         self._like = matrix.new_empty(0)
-        scale = power_of_two(matrix)
-        wide = (matrix / scale).double()
+        self._scale = power_of_two(matrix).double()
+        wide = (matrix / self._scale.to(matrix)).double()
         self._finite = bool(torch.isfinite(wide).all())
         if not self._finite:
             wide = torch.zeros_like(wide)
-        eigenvalues, self._vectors = torch.linalg.eigh((wide + wide.mT) / 2)
+        self._matrix = (wide + wide.mT) / 2
+        eigenvalues, self._vectors = torch.linalg.eigh(self._matrix)
         rounding = len(wide) * torch.finfo(matrix.dtype).eps * eigenvalues.abs().amax()
+        asymmetry = (wide - wide.mT).abs().amax()
+        if bool(asymmetry > math.sqrt(torch.finfo(matrix.dtype).eps) * wide.abs().amax()):
+            raise ValueError(
+                "expected a symmetric matrix J Jᵀ; its antisymmetric part is not rounding"
+            )
         if bool(eigenvalues[0] < -10 * rounding):
             raise ValueError(
                 "expected a positive semidefinite matrix J Jᵀ, got one whose lowest eigenvalue is "
                 f"{float(eigenvalues[0] / eigenvalues.abs().amax()):.3g} of the largest"
             )
         # What rounding alone explains is zero: its inverse would be noise.
-        self.eigenvalues = torch.where(eigenvalues > rounding, eigenvalues, 0.0) * scale.double()
+        self.eigenvalues = torch.where(eigenvalues > rounding, eigenvalues, 0.0) * self._scale
 
     def solve(
         self, r: Tensor, *, damping: float = 0.0, radius: float = math.inf
@@ -66,7 +76,9 @@ class SampleSpace:
 
         With a ``radius``, λ grows by the ``multiplier`` that makes ‖x‖₂ = radius where x were
         longer (status BOUNDARY). With λ = 0 this is the least-squares solution of least norm.
-        ``Ax`` is JᵀJ x, ``residual_norm`` that of the system solved. NONFINITE where J or r are.
+        ``Ax`` is JᵀJ x. A direct method has no tolerance: how well it did, ``residual_norm`` tells,
+        that of the system solved, with K as given and its solution as rounded to its dtype.
+        NONFINITE where J or r are.
 
         Cost: m² operations and 2 products with Jᵀ, which ``products`` counts, for every call.
 
@@ -88,33 +100,30 @@ class SampleSpace:
         theta = self.eigenvalues
         usable = self._finite and bool(torch.isfinite(c).all())
         shift = theta.new_tensor(damping)
-        status, multiplier = (
-            Status.CONVERGED if usable else Status.NONFINITE,
-            torch.zeros_like(shift),
-        )
+        status = Status.CONVERGED if usable else Status.NONFINITE
+        multiplier = torch.zeros_like(shift)
         # x = Σ √θᵢ cᵢ / (θᵢ + λ) wᵢ in the right singular vectors wᵢ of J.
         solvable = (theta + shift > 0) & usable
-        x_norm = _length(theta, c, shift, solvable)
-        if usable and bool(x_norm > radius):
-            projected = torch.where(solvable, theta.sqrt() * c, 0.0)
+        projected = torch.where(solvable, theta.sqrt() * c, 0.0)
+        denominator = torch.where(solvable, theta + shift, 1.0)
+        if bool(norm(projected / denominator) > radius):
             bound = theta.new_tensor(radius)
             multiplier = solve_secular(theta + shift, projected, bound).multiplier
             status, shift = Status.BOUNDARY, shift + multiplier
-        u = torch.where(solvable, c / torch.where(solvable, theta + shift, 1.0), 0.0)
-        x = self._transpose((self._vectors @ u).to(self._like))
-        Ax = self._transpose((self._vectors @ (theta * u)).to(self._like))
+            denominator = torch.where(solvable, theta + shift, 1.0)
+        u = torch.where(solvable, c / denominator, 0.0)
+        u = (self._vectors @ u).to(self._like)
+        x = self._transpose(u)
+        if radius < math.inf:
+            fit = torch.clamp(radius / norm(x), max=1.0)  # rounding may have put x outside
+            x, u = (fit * x).to(x), (fit * u).to(u)
+        Ku = self._scale * (self._matrix @ u.double())
+        Ax = self._transpose(Ku.to(self._like))
         # ‖Jᵀρ‖ of the residual ρ in sample space.
-        rho = torch.where(solvable, (theta + shift) * u - c, 0.0)
-        residual = torch.linalg.vector_norm(theta.sqrt() * rho)
+        rho = c - self._vectors.mT @ (Ku + shift * u.double())
+        residual = norm(theta.sqrt() * rho)
         if not bool(torch.isfinite(norm(x)) & torch.isfinite(norm(Ax))):
-            status = Status.NONFINITE
+            status, x, Ax = Status.NONFINITE, torch.zeros_like(x), torch.zeros_like(Ax)
         elif status is Status.CONVERGED and not bool((theta.sqrt() * c).any()):
             status = Status.ZERO_RHS
         return Solution(x, Ax, status, 0, 2, float(residual), None, float(multiplier))
-
-
-def _length(theta: Tensor, c: Tensor, shift: Tensor, solvable: Tensor) -> Any:
-    entries = torch.where(
-        solvable, theta.sqrt() * c / torch.where(solvable, theta + shift, 1.0), 0.0
-    )
-    return torch.linalg.vector_norm(entries)

@@ -25,12 +25,16 @@ def power_of_two(vector: Tensor) -> Tensor:
     return torch.where(usable, magnitude / (2 * mantissa), torch.ones_like(magnitude))
 
 
-def unscale(x: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
-    """x · numerator / denominator for powers of two, and whether it kept inside the dtype's range.
+def unscale(
+    x: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """x · numerator / denominator in ``dtype``, x's where none is given, and whether it kept inside
+    the dtype's range.
 
-    Scaling by powers of two loses nothing else.
+    Scaling by powers of two loses nothing else; the product is float64's, so that factors outside
+    the dtype's range do not matter.
     """
     factor = numerator.double() / denominator.double()
-    answer = (x * factor).to(x.dtype)
-    kept = norm(answer / factor - x) <= torch.finfo(x.dtype).eps * norm(x)
-    return answer, kept
+    answer = (x.double() * factor).to(dtype or x.dtype)
+    lost = norm(answer.double() / factor - x)
+    return answer, lost <= 2 * torch.finfo(answer.dtype).eps * norm(x)

@@ -34,22 +34,22 @@ def solve_secular(eigenvalues: Tensor, c: Tensor, radius: Tensor) -> SecularSolu
     gaps = torch.clamp(eigenvalues + pole, min=0.0)  # θᵢ + pole, 0 at the pole and not by rounding
     free = gaps > 0
     y = torch.where(free, c / torch.where(free, gaps, 1.0), 0.0)
-    length = torch.linalg.vector_norm(y)
-    if not bool((~free & (c != 0)).any()) and bool(length <= radius):
+    length = torch.linalg.vector_norm(y / radius)
+    if not bool((~free & (c != 0)).any()) and bool(length <= 1):
         # The pole itself is feasible. At μ = 0 that is the answer; beyond, the hard case.
         if not bool(pole > 0):
             return SecularSolution(y, pole, False)
-        fill = torch.sqrt(torch.clamp((radius - length) * (radius + length), min=0.0))
-        y[lowest] = y[lowest] + fill
+        y[lowest] = radius * torch.sqrt((1 - length) * (1 + length))
         return SecularSolution(y, pole, True)
-    # One entry alone has length >= radius here: left of the root, and off every pole.
-    shift = torch.clamp((c.abs() / radius - gaps).amax(), min=0.0)
+    c = c / radius  # and y in units of the radius, so that no square leaves the range
+    # One entry alone has length >= 1 here: left of the root, and off every pole.
+    shift = torch.clamp((c.abs() - gaps).amax(), min=0.0)
     for _ in range(100):
         denominator = gaps + shift
         y = torch.where(c != 0, c / denominator, 0.0)
         length = torch.linalg.vector_norm(y)
         slope = torch.where(c != 0, (y / length).square() / denominator, 0.0).sum()
-        candidate = shift + (length / radius - 1) / slope
+        candidate = shift + (length - 1) / slope
         if not bool(candidate > shift):
             break
         shift = candidate

@@ -46,13 +46,14 @@ def steihaug(
 
     Raises ``ValueError`` for a radius that is not positive and finite, and as :func:`cg` does.
 
-    Cost: one product an iteration, one to verify convergence; memory of nine vectors.
+    Cost: one product an iteration, one to verify convergence; memory of nine vectors, two more with
+    a preconditioner.
 
     Source: Steihaug 1983; Conn, Gould & Toint, *Trust-Region Methods*, 2000, algorithm 7.5.1. How
-    it differs from them: scaled by powers of two as :func:`cg` is; without a preconditioner the
-    norms are those of the vectors, in float64, not of the recurrences, which drift; the root for
-    the boundary is taken in the form without cancellation; a step that rounding put outside is
-    scaled back.
+    it differs from them: scaled by powers of two as :func:`cg` is; the norms are those of the
+    vectors, P s carried beside s, in float64, not of the recurrences, which drift; the root for the
+    boundary is taken in the form without cancellation; without a preconditioner, a step that
+    rounding put outside is scaled back.
 
     >>> s = steihaug(torch.diag(torch.tensor([1.0, -1.0])), torch.tensor([1.0, 1.0]), 2.0)
     >>> s.status.name, round(float(s.x.norm()), 6)
@@ -86,14 +87,18 @@ class SteihaugPath(Generic[V]):
         atol: float = 0.0,
         max_iterations: int | None = None,
     ) -> None:
-        problem = pose(A, g)
+        problem = pose(A, g, name="g")
         self._g = problem.rhs
         self._multiply, self._in_numpy = problem.multiply, problem.in_numpy
         self._precondition = (
             None
             if preconditioner is None
             else as_multiply(
-                preconditioner, self._g, numpy_caller=problem.in_numpy, name="preconditioner"
+                preconditioner,
+                self._g,
+                numpy_caller=problem.in_numpy,
+                name="preconditioner",
+                like_name="g",
             )
         )
         self._limit = as_limit(max_iterations, len(self._g))
@@ -124,37 +129,42 @@ class SteihaugPath(Generic[V]):
         )
         before = self._products
         for iterations, leg in enumerate(legs):
+            # The model is that of (A/α, g/β), its steps are s α/β.
+            unit = self._g_scale.double() / self._A_scale.double()
             if isinstance(leg, _End):
                 products = self._products - before
-                return self._solution(leg.s, leg.r, leg.status, iterations, products, None)
-            # The model is that of (A/α, g/β), its steps are s α/β.
-            bound = radius * (self._A_scale.double() / self._g_scale.double())
+                return self._solution(leg.s, unit, leg.r, leg.status, iterations, products, None)
+            bound = radius / unit
             if leg.ends_inside(bound):
                 continue
             tau = leg.to_boundary(bound)
-            s, r = (leg.s + tau * leg.p).to(leg.s), (leg.r + tau * leg.Ap).to(leg.r)
+            r = (leg.r + tau * leg.Ap).to(leg.r)
+            # In units of the radius, which may be beyond the dtype where the model is of unit size.
+            s = (leg.s.double() + tau * leg.p.double()) / bound
             if self._precondition is None:
-                fit = torch.clamp(bound / norm(s), max=1.0)
-                s, r = (fit * s).to(s), (fit * r + (1 - fit) * self._g_hat).to(r)
+                s = s / torch.clamp(norm(s), min=1.0)
             status, direction = Status.BOUNDARY, None
             if not leg.positive:
                 status, direction = Status.NEGATIVE_CURVATURE, leg.p
             products = self._products - before
-            return self._solution(s, r, status, iterations + 1, products, direction)
+            unit = torch.full_like(unit, radius)
+            return self._solution(s, unit, r, status, iterations + 1, products, direction)
         raise AssertionError("a path ends with its end")
 
     def _solution(
         self,
         s: Tensor,
+        unit: Tensor,
         r: Tensor,
         status: Status,
         iterations: int,
         products: int,
         direction: Tensor | None,
     ) -> Solution[V]:
-        answer, kept = unscale(s, self._g_scale, self._A_scale)
-        product = (r - self._g_hat) * self._g_scale
-        residual_norm = float(norm(self._g + product))
+        answer, kept = unscale(s, unit, torch.ones_like(unit), self._g.dtype)
+        product = r - self._g_hat
+        residual_norm = float(norm(self._g_hat + product) * self._g_scale.double())
+        product = product * self._g_scale
         if not math.isfinite(residual_norm) or not bool(kept):
             status = Status.NONFINITE
         solution = Solution(answer, product, status, iterations, products, residual_norm, direction)
@@ -175,9 +185,13 @@ class SteihaugPath(Generic[V]):
         P_scale = power_of_two(z).double()
         z = (z / P_scale).to(r)
         p, rz = -z, dot(r, z)
-        sPs, sPp, pPp = g_norm.new_zeros(()), g_norm.new_zeros(()), rz / P_scale
+        # P s and P p in units of P_scale, known since P z = r. The recurrences of algorithm 7.5.1
+        # for the norms alone rest on an orthogonality that rounding takes.
+        Ps, Pp = s, -r
         for _ in range(self._limit):
-            if not bool(rz > 0):  # the preconditioner's doing: there is no direction to follow
+            sPs, sPp, pPp = dot(s, Ps) / P_scale, dot(s, Pp) / P_scale, dot(p, Pp) / P_scale
+            # Otherwise, and that is the preconditioner's doing, there is no direction to follow.
+            if not bool((rz > 0) & (pPp > 0)):
                 finite = bool(torch.isfinite(rz))
                 yield _End(s, r, Status.NEGATIVE_CURVATURE if finite else Status.NONFINITE)
                 return
@@ -189,8 +203,6 @@ class SteihaugPath(Generic[V]):
             curvature, Ap_norm, p_norm = dot(p, Ap), norm(Ap), norm(p)
             A_norm = torch.maximum(A_norm, Ap_norm / p_norm)
             alpha = rz / curvature
-            if self._precondition is None:
-                sPs, sPp, pPp = dot(s, s), dot(s, p), dot(p, p)
             if not bool(torch.isfinite(Ap_norm)):
                 yield _End(s, r, Status.NONFINITE)
                 return
@@ -199,6 +211,7 @@ class SteihaugPath(Generic[V]):
             if not positive:
                 return
             s, r = (s + alpha * p).to(s), (r + alpha * Ap).to(r)
+            Ps = s if self._precondition is None else (Ps + alpha * Pp).to(s)
             if bool(norm(r) <= self._tolerance):
                 r = self._g_hat + self._multiply(s) / self._A_scale
                 self._products += 1
@@ -209,10 +222,8 @@ class SteihaugPath(Generic[V]):
             z = r if self._precondition is None else (self._precondition(r) / P_scale).to(r)
             rz_next = dot(r, z)
             beta = rz_next / rz
-            sPs = sPs + 2 * alpha * sPp + alpha.square() * pPp
-            sPp = beta * (sPp + alpha * pPp)
-            pPp = rz_next / P_scale + beta.square() * pPp
             p, rz = (beta * p - z).to(p), rz_next
+            Pp = p if self._precondition is None else (beta * Pp - r).to(p)
         yield _End(s, r, Status.MAX_ITERATIONS)
 
 
@@ -239,11 +250,12 @@ class _Leg:
 
     def to_boundary(self, radius: Tensor) -> Tensor:
         """The positive root τ of ‖s + τ p‖ = radius, in the form that does not cancel."""
-        room = torch.clamp(radius.square() - self.sPs, min=0.0)
-        root = torch.sqrt(self.sPp.square() + self.pPp * room)
-        tau = torch.where(self.sPp > 0, room / (self.sPp + root), (root - self.sPp) / self.pPp)
-        # From 0, where no square may underflow.
-        return torch.where(self.sPs > 0, tau, radius / self.pPp.sqrt())
+        # For s in units of the radius and p in units of ‖p‖: no square leaves the range.
+        p_norm = self.pPp.sqrt()
+        along = self.sPp / p_norm / radius
+        room = torch.clamp(1 - self.sPs / radius / radius, min=0.0)
+        root = torch.sqrt(along.square() + room)
+        return torch.where(along > 0, room / (along + root), root - along) * (radius / p_norm)
 
 
 @dataclass(frozen=True)

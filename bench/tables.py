@@ -1,0 +1,91 @@
+"""Writes the measured tables into docs/pages, between their markers, from bench/results.
+
+.venv/bin/python bench/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+PAGES = ROOT / "docs" / "pages"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def curvature() -> str:
+    record = json.loads((RESULTS / "curvature.json").read_text())
+    models = list(record["threads"]["1"])
+    contestants = list(dict.fromkeys(c for model in models for c in record["threads"]["1"][model]))
+
+    def cell(model: str, contestant: str) -> str:
+        entries = [record["threads"][t].get(model, {}).get(contestant) for t in ("1", "2")]
+        times = " / ".join(f"{entry['median_g']:.2f}" for entry in entries if entry)
+        memory = next((entry.get("peak_memory_g") for entry in entries if entry), None)
+        return times + (f", {memory:.2f}" if memory else "")
+
+    rows = [[name, *(cell(model, name) for model in models)] for name in contestants]
+    versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items())
+    notes = "\n".join(f"- {note}" for note in record["notes"])
+    return (
+        "Time with one thread / with two, then peak memory in units of the gradient's.\n\n"
+        + markdown(["", *models], rows)
+        + f"\n\n{notes}\n- {versions}"
+    )
+
+
+def honesty() -> str:
+    record = json.loads((RESULTS / "solver_honesty.json").read_text())
+    solvers = list(next(iter(record["rows"].values())))
+
+    def cell(tally: dict[str, float]) -> str:
+        worst = f" ({tally['worst']:.2g})" if tally["false"] else ""
+        return f"{tally['solved']} / {tally['false']}{worst}"
+
+    rows = [
+        [name, *(cell(row[solver]) for solver in solvers)] for name, row in record["rows"].items()
+    ]
+    false = [
+        str(sum(row[solver]["false"] for row in record["rows"].values())) for solver in solvers
+    ]
+    return markdown(
+        [f"{record['systems']} systems", *solvers], [*rows, ["all false claims", *false]]
+    )
+
+
+def solvers() -> str:
+    record = json.loads((RESULTS / "primitives.json").read_text())
+    entries = [entry for entry in record["benchmarks"] if entry["group"].startswith("20 iter")]
+    unit = next(e["median"] for e in entries if e["name"] == "test_bare_conjugate_gradients")
+    rows = [
+        [entry["name"].removeprefix("test_").replace("_", " "), f"{entry['median'] / unit:.2f}"]
+        for entry in sorted(entries, key=lambda entry: entry["median"])
+    ]
+    return markdown(["", "bare loops"], rows)
+
+
+def main() -> None:
+    for page, name, table in (
+        ("curvature.md", "curvature", curvature),
+        ("solvers.md", "honesty", honesty),
+        ("solvers.md", "solvers", solvers),
+    ):
+        path = PAGES / page
+        text = path.read_text(encoding="utf-8")
+        marked = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        filled, found = re.subn(
+            marked, lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text, flags=re.S
+        )
+        if not found:
+            raise SystemExit(f"{path.relative_to(ROOT)} has no markers for the table {name!r}")
+        path.write_text(filled, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
