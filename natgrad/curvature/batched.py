@@ -111,6 +111,7 @@ class BatchedOperator(LinearOperator):
             # Once: kernels with second derivatives from here on.
             self._forward.fallback = True
             if self._kept is not None:
+                self._kept = None  # or two graphs would be alive at once
                 self._kept = self._whole()
             return self._product(matrix)
 

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+# What torch says of fused kernels, and of cuDNN's RNNs.
+_NO_SECOND_DERIVATIVE = ("is not implemented", "double backward")
+
 
 class NotTwiceDifferentiable(RuntimeError):
     """A fused kernel in the graph has no second derivative."""
@@ -61,7 +64,7 @@ def gradients(
                 "the graph of these outputs was freed by an earlier backward pass; pass "
                 "retain_graph=True to that one, or build the operator from a fresh forward pass"
             ) from error
-        if "is not implemented" in message or "double backward" in message.lower():
+        if any(part in message.lower() for part in _NO_SECOND_DERIVATIVE):
             raise NotTwiceDifferentiable(
                 "an operation of this model has no second derivative. Fused attention or a cuDNN "
                 "RNN: compute the outputs inside `with natgrad.twice_differentiable():`, or hand "

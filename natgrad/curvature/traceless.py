@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from natgrad.curvature.convolution import LeanConvolutions
 from natgrad.curvature.differentiation import twice_differentiable
 
 
@@ -74,8 +75,6 @@ class Forward:
             yield
 
     def __call__(self, data: Any) -> Any:
-        with torch.enable_grad(), preserved_buffers():
-            if not self.fallback:
-                return self._function(data)
-            with twice_differentiable():
-                return self._function(data)
+        kernels = twice_differentiable() if self.fallback else LeanConvolutions()
+        with torch.enable_grad(), preserved_buffers(), kernels:
+            return self._function(data)
