@@ -7,11 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from natgrad.solvers.linear_map import LinearMap, Multiply, as_multiply
+from natgrad.solvers.linear_map import LinearMap, Multiply
 from natgrad.solvers.problem import (
     Iteration,
     as_limit,
-    as_start,
     check_tolerances,
     pose,
     require,
@@ -69,29 +68,15 @@ def cg(
     tensor([1.0000, 0.5000, 0.2500])
     """
     problem = pose(A, b, columns=True)
-    rhs = problem.rhs
-    precondition = (
-        _identity
-        if preconditioner is None
-        else as_multiply(preconditioner, rhs, numpy_caller=problem.in_numpy, name="preconditioner")
-    )
-    start = as_start(x0, rhs)
-    limit = as_limit(max_iterations, len(rhs))
+    precondition = problem.preconditioner(preconditioner) or _identity
+    limit = as_limit(max_iterations, len(problem.rhs))
     check_tolerances(rtol, atol)
     require(check_every >= 1, f"check_every must be at least 1, got {check_every}")
 
-    def iteration(rhs: Tensor, start: Tensor | None) -> Iteration:
+    def iterate(rhs: Tensor, start: Tensor | None) -> Iteration:
         return _iterate(rhs, start, precondition, rtol, atol, limit, stop, check_every)
 
-    if rhs.ndim == 1:
-        return problem.run(iteration(rhs, start))
-    starts = [None] * rhs.shape[1] if start is None else start.mT.contiguous()
-    return problem.run_columns(
-        [
-            iteration(column, as_start(begin, column))
-            for column, begin in zip(rhs.mT.contiguous(), starts, strict=True)
-        ]
-    )
+    return problem.solve(iterate, x0)
 
 
 def _iterate(

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from natgrad.solvers.linear_map import LinearMap, Multiply, as_multiply
-from natgrad.solvers.problem import Iteration, as_limit, as_start, check_tolerances, pose
+from natgrad.solvers.linear_map import LinearMap, Multiply
+from natgrad.solvers.problem import Iteration, as_limit, check_tolerances, pose
 from natgrad.solvers.scaling import dot, norm, power_of_two, unscale
 from natgrad.solvers.solution import Solution, Status, V
 
@@ -49,23 +49,11 @@ def minres(
     tensor([ 1.0000, -0.5000])
     """
     problem = pose(A, b, columns=True)
-    rhs = problem.rhs
-    precondition = (
-        None
-        if preconditioner is None
-        else as_multiply(preconditioner, rhs, numpy_caller=problem.in_numpy, name="preconditioner")
-    )
-    start = as_start(x0, rhs)
-    limit = as_limit(max_iterations, len(rhs))
+    precondition = problem.preconditioner(preconditioner)
+    limit = as_limit(max_iterations, len(problem.rhs))
     check_tolerances(rtol, atol)
-    if rhs.ndim == 1:
-        return problem.run(_iterate(rhs, start, precondition, rtol, atol, limit))
-    starts = [None] * rhs.shape[1] if start is None else start.mT.contiguous()
-    return problem.run_columns(
-        [
-            _iterate(column, as_start(begin, column), precondition, rtol, atol, limit)
-            for column, begin in zip(rhs.mT.contiguous(), starts, strict=True)
-        ]
+    return problem.solve(
+        lambda rhs, start: _iterate(rhs, start, precondition, rtol, atol, limit), x0
     )
 
 

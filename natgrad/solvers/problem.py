@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
@@ -26,6 +26,28 @@ class Problem(Generic[V]):
     rhs: Tensor
     multiply: Multiply
     in_numpy: bool
+
+    def preconditioner(self, given: LinearMap | None) -> Multiply | None:
+        """A preconditioner as a function on vectors like b's, or like one of its columns."""
+        if given is None:
+            return None
+        return as_multiply(given, self.rhs, numpy_caller=self.in_numpy, name="preconditioner")
+
+    def solve(
+        self, iterate: Callable[[Tensor, Tensor | None], Iteration], x0: V | None
+    ) -> Solution[V]:
+        """``iterate(b, x0)`` carried to its end, for b or for each of its columns."""
+        start = as_start(x0, self.rhs)
+        if self.rhs.ndim == 1:
+            return self.run(iterate(self.rhs, start))
+        columns = self.rhs.mT.contiguous()
+        starts = [None] * len(columns) if start is None else start.mT.contiguous()
+        return self.run_columns(
+            [
+                iterate(column, as_start(begin, column))
+                for column, begin in zip(columns, starts, strict=True)
+            ]
+        )
 
     def run(self, iteration: Iteration) -> Solution[V]:
         """Carry one iteration to its end. It is bounded, and so is this loop."""

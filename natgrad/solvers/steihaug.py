@@ -10,7 +10,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from natgrad.solvers.linear_map import LinearMap, as_multiply
+from natgrad.solvers.linear_map import LinearMap
 from natgrad.solvers.problem import as_kind, as_limit, check_tolerances, pose, require
 from natgrad.solvers.scaling import dot, norm, power_of_two, unscale
 from natgrad.solvers.solution import Solution, Status, V
@@ -90,17 +90,7 @@ class SteihaugPath(Generic[V]):
         problem = pose(A, g, name="g")
         self._g = problem.rhs
         self._multiply, self._in_numpy = problem.multiply, problem.in_numpy
-        self._precondition = (
-            None
-            if preconditioner is None
-            else as_multiply(
-                preconditioner,
-                self._g,
-                numpy_caller=problem.in_numpy,
-                name="preconditioner",
-                like_name="g",
-            )
-        )
+        self._precondition = problem.preconditioner(preconditioner)
         self._limit = as_limit(max_iterations, len(self._g))
         check_tolerances(rtol, atol)
         self._g_scale = power_of_two(self._g)
