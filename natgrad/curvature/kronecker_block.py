@@ -37,6 +37,11 @@ class KroneckerBlock:
     """
 
     def __init__(self, layer: Layer, A: Tensor, G: Tensor, *, reduced: bool) -> None:
+        if not bool(torch.isfinite(A).all() & torch.isfinite(G).all()):
+            raise ValueError(
+                f"the factors of {layer.module} are not finite: its inputs, its weights or the "
+                "distribution's scores hold NaN or infinity"
+            )
         self.owners: Sequence[Tensor] = layer.owners
         self._layer, self._A, self._G = layer, A, G
         self._eigen: _Eigen | None = None

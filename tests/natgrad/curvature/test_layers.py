@@ -248,3 +248,15 @@ def test_factors_keep_no_graph_alive(x, generator):
     gc.collect()
     assert all(reference() is None for reference in seen)
     assert K.shape == (8, 8)
+
+
+def test_weights_that_are_not_finite_are_told():
+    layer = nn.utils.skip_init(nn.Linear, 3, 2, dtype=DOUBLE)
+    nn.init.constant_(layer.weight, torch.nan)
+    nn.init.zeros_(layer.bias)
+    with pytest.raises(ValueError, match="not finite"):
+        Kronecker(
+            layer,
+            torch.ones(4, 3, dtype=DOUBLE),
+            forward=lambda x: Categorical(logits=layer(x), validate_args=False),
+        )

@@ -46,7 +46,10 @@ def test_converged_is_never_said_above_the_tolerance(A, seed, digits):
     s = cholesky(A, b, rtol=10.0**digits)
     if s.status is Status.CONVERGED:
         assert relative_residual(A, s.x, b) <= 10.0**digits * (1 + 1e-6)
-    assert s.status in (Status.CONVERGED, Status.STAGNATED)
+    if s.status is Status.NEGATIVE_CURVATURE:  # rounding to float32 may take the definiteness
+        assert float(torch.linalg.eigvalsh(A.double())[0]) <= 0
+    else:
+        assert s.status in (Status.CONVERGED, Status.STAGNATED)
     assert np.isclose(s.residual_norm, float(b.norm()) * relative_residual(A, s.x, b), rtol=1e-2)
 
 

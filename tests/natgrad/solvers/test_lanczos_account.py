@@ -109,6 +109,7 @@ def test_the_random_start_is_the_callers_or_always_the_same():
     assert not torch.equal(once, other.x)
 
 
+@settings(max_examples=50)
 @given(
     ANY, SEEDS, RADII, st.integers(-30, 30), st.integers(-30, 30), st.booleans(), st.floats(0, 1)
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from natgrad.solvers import Status, cg, minres
@@ -71,6 +71,7 @@ def test_every_iterate_is_that_of_scipy(A, seed, k):
         assert relative_residual(A, ours.x, b) == pytest.approx(expected, rel=1e-4)
 
 
+@settings(max_examples=50)
 @given(ANY, SEEDS)
 def test_the_residual_falls_at_every_iteration(A, seed):
     b = vectors_like(A, seed=seed)
@@ -81,6 +82,7 @@ def test_the_residual_falls_at_every_iteration(A, seed):
     assert all(after <= before + floor for before, after in itertools.pairwise(norms))
 
 
+@settings(max_examples=50)
 @given(spd_matrices(max_log10_condition=2, dtypes=FLOAT64), SEEDS)
 def test_it_minimises_the_residual_where_conjugate_gradients_minimise_the_error(A, seed):
     b = vectors_like(A, seed=seed)
@@ -121,6 +123,7 @@ def test_a_singular_system_is_solved_where_b_is_in_the_range(A, seed):
     assert float(s.x.norm()) <= (1 + 1e-6) * float((torch.linalg.pinv(A, rtol=1e-10) @ b).norm())
 
 
+@settings(max_examples=50)
 @given(indefinite(3.0, null=4), SEEDS)
 def test_a_singular_system_gives_least_squares_where_b_is_not_in_the_range(A, seed):
     b = vectors_like(A, seed=seed)

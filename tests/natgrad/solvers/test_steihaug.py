@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from natgrad.solvers import Status, SteihaugPath, cg, steihaug
@@ -76,6 +76,7 @@ def test_half_of_the_best_decrease_is_reached_where_A_is_positive(
     assert model(A, g, s.x) >= best.value - rounding(A, g, s.x)
 
 
+@settings(max_examples=50)
 @given(FLOAT64, SEEDS)
 def test_the_step_grows_and_the_model_falls_along_the_path(A, seed):
     g = vectors_like(A, seed=seed)
