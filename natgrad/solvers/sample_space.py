@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from natgrad.solvers.problem import require
+from natgrad.solvers.problem import check_tolerances, require
 from natgrad.solvers.scaling import norm, power_of_two
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.solution import Solution, Status
@@ -70,15 +70,15 @@ class SampleSpace:
         self.eigenvalues = torch.where(eigenvalues > rounding, eigenvalues, 0.0) * self._scale
 
     def solve(
-        self, r: Tensor, *, damping: float = 0.0, radius: float = math.inf
+        self, r: Tensor, *, damping: float = 0.0, radius: float = math.inf, rtol: float = 1e-5
     ) -> Solution[Tensor]:
         """x = Jᵀ(J Jᵀ + λ I)⁻¹ r (n,), the solution of (JᵀJ + λ I) x = Jᵀr; λ is the ``damping``.
 
         With a ``radius``, λ grows by the ``multiplier`` that makes ‖x‖₂ = radius where x were
         longer (status BOUNDARY). With λ = 0 this is the least-squares solution of least norm.
-        ``Ax`` is JᵀJ x. A direct method has no tolerance: how well it did, ``residual_norm`` tells,
-        that of the system solved, with K as given and its solution as rounded to its dtype.
-        NONFINITE where J or r are.
+        ``Ax`` is JᵀJ x, ``residual_norm`` that of the system solved, with K as given and its
+        solution as rounded to its dtype. CONVERGED says that it is at most ``rtol`` ‖Jᵀr‖,
+        STAGNATED that rounding left more. NONFINITE where J or r are.
 
         Cost: m² operations and 2 products with Jᵀ, which ``products`` counts, for every call.
 
@@ -96,6 +96,7 @@ class SampleSpace:
             f"damping must be finite and >= 0, got {damping}",
         )
         require(radius > 0, f"radius must be positive, got {radius}")
+        check_tolerances(rtol)
         c = self._vectors.mT @ r.detach().double()
         theta = self.eigenvalues
         usable = self._finite and bool(torch.isfinite(c).all())
@@ -124,6 +125,10 @@ class SampleSpace:
         residual = norm(theta.sqrt() * rho)
         if not bool(torch.isfinite(norm(x)) & torch.isfinite(norm(Ax))):
             status, x, Ax = Status.NONFINITE, torch.zeros_like(x), torch.zeros_like(Ax)
-        elif status is Status.CONVERGED and not bool((theta.sqrt() * c).any()):
-            status = Status.ZERO_RHS
+        elif status is Status.CONVERGED:
+            rhs_norm = norm(theta.sqrt() * c)
+            if not bool(rhs_norm > 0):
+                status = Status.ZERO_RHS
+            elif not bool(residual <= rtol * rhs_norm):
+                status = Status.STAGNATED
         return Solution(x, Ax, status, 0, 2, float(residual), None, float(multiplier))

@@ -75,7 +75,9 @@ def test_one_decomposition_solves_the_primal_system_for_every_damping(J, seed, d
         # J Jᵀ, u and Jᵀu are rounded: eps ‖K‖ ‖u‖ in sample space, over λ in the parameters'.
         allowed = 20 * len(r) * eps * (1 + 1 / damping) * float(r.double().norm()) / damping**0.5
         assert float((s.x.double() - exact).norm()) <= allowed + 1e-12
-        assert s.status in (Status.CONVERGED, Status.ZERO_RHS)
+        claims = s.residual_norm <= 1e-5 * float(b.norm()) * (1 + 1e-3)
+        assert claims or s.status in (Status.STAGNATED, Status.ZERO_RHS)
+        assert J.dtype == torch.float32 or s.status is not Status.STAGNATED
         assert (s.products, s.iterations, s.multiplier) == (2, 0, 0.0)
 
 
