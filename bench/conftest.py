@@ -1,7 +1,11 @@
 """Keeps of pytest-benchmark's record what a reader compares: no host names, no raw rounds."""
 
+import os
 import platform
 from importlib.metadata import version
+
+# Before NumPy loads: SciPy's solvers get the one thread that torch's get.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):

@@ -25,7 +25,8 @@ def curvature() -> str:
     contestants = list(dict.fromkeys(c for model in models for c in record["threads"]["1"][model]))
 
     def cell(model: str, contestant: str) -> str:
-        entries = [record["threads"][t].get(model, {}).get(contestant) for t in ("1", "2")]
+        runs = (record["threads"].get(threads, {}) for threads in ("1", "2"))
+        entries = [run.get(model, {}).get(contestant) for run in runs]
         times = " / ".join(f"{entry['median_g']:.2f}" for entry in entries if entry)
         memory = next((entry.get("peak_memory_g") for entry in entries if entry), None)
         return times + (f", {memory:.2f}" if memory else "")
