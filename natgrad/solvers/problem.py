@@ -76,7 +76,8 @@ class Problem(Generic[V]):
             advance(column, None)
         while waiting:
             columns = list(waiting)
-            products = self.multiply(torch.stack([waiting[column] for column in columns], dim=1))
+            # Column by column in memory: what each solve reads, and faster for most products.
+            products = self.multiply(torch.stack([waiting[column] for column in columns]).mT)
             for index, column in enumerate(columns):
                 advance(column, products[:, index].contiguous())
         solution = stack([found[column] for column in range(len(iterations))])
