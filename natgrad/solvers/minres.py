@@ -180,7 +180,9 @@ def _iterate(
             z = flat_r if precondition is None else precondition(flat_r)
             Az = (yield z) / A_scale
             products += 2
-            if bool(norm(Az) <= math.sqrt(eps) * A_norm * norm(z)):
+            # The rounding error of the residual counts against it, as it does for CONVERGED.
+            error = eps * (A_norm * norm(flat_x) + b_norm) * norm(z) / norm(flat_r)
+            if bool(norm(Az) <= A_norm * (math.sqrt(eps) * norm(z) - error)):
                 x, r = flat_x, flat_r
                 return solution(Status.LEAST_SQUARES)
         if iterations == limit:
