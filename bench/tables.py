@@ -63,12 +63,12 @@ def honesty() -> str:
 def solvers() -> str:
     record = json.loads((RESULTS / "primitives.json").read_text())
     entries = [entry for entry in record["benchmarks"] if entry["group"].startswith("20 iter")]
-    unit = next(e["median"] for e in entries if e["name"] == "test_bare_conjugate_gradients")
+    unit = next(e["median"] for e in entries if e["name"] == "test_natgrad_cg")
     rows = [
         [entry["name"].removeprefix("test_").replace("_", " "), f"{entry['median'] / unit:.2f}"]
         for entry in sorted(entries, key=lambda entry: entry["median"])
     ]
-    return markdown(["", "bare loops"], rows)
+    return markdown(["", "natgrad cg"], rows)
 
 
 def main() -> None:

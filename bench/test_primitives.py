@@ -1,7 +1,7 @@
 """The primitives against their yardsticks, on one thread: `make bench`.
 
 Each group has a yardstick: one gradient of the same model and batch for the Fisher products,
-the bare loop of conjugate gradients for the solvers. Read ratios inside a group, never times.
+`cg` for the solvers. Read the ratios inside a group, never the times.
 """
 
 import itertools
@@ -98,27 +98,6 @@ def system():
     basis, _ = torch.linalg.qr(torch.randn(n, n))
     A = (basis * torch.logspace(0, -2, n)) @ basis.mT
     return (A + A.mT) / 2, torch.randn(n)
-
-
-def test_bare_conjugate_gradients(benchmark, system):
-    """The unit: no check of any kind."""
-    A, b = system
-
-    def bare():
-        x, r = torch.zeros_like(b), b
-        p, rr = r, r @ r
-        for _ in range(20):
-            Ap = A @ p
-            alpha = rr / (p @ Ap)
-            x, r = x + alpha * p, r - alpha * Ap
-            rr_next = r @ r
-            if rr_next < 1e-20:
-                break
-            p, rr = r + rr_next / rr * p, rr_next
-        return x
-
-    benchmark.group = SOLVERS
-    benchmark(bare)
 
 
 def test_natgrad_cg(benchmark, system):
