@@ -131,7 +131,7 @@ class BatchedOperator(LinearOperator):
                 reaches = reaches or batch.reaches
                 del batch  # or two chunks' graphs would be alive while the next is recorded
         if not reaches:
-            self._raise_unreached()
+            raise self._slots.unreached()
         return total / samples if self._mean else total
 
     def _whole(self) -> Recorded:
@@ -152,17 +152,10 @@ class BatchedOperator(LinearOperator):
 
     def _checked(self, batch: Recorded) -> Recorded:
         if not batch.reaches:
-            self._raise_unreached()
+            raise self._slots.unreached()
         if not batch.samples > 0:
             raise ValueError("the batch is empty: the mean over no samples is undefined")
         return batch
-
-    def _raise_unreached(self) -> None:
-        trained = len(self._slots.trained)
-        raise ValueError(
-            f"the outputs depend on none of the {trained} parameters with requires_grad=True; "
-            "compute them with gradients enabled, from these very parameters and not from copies"
-        )
 
 
 def _columns(matrix: Tensor) -> Iterator[Tensor]:

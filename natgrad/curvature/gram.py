@@ -111,10 +111,7 @@ class Gram(LinearOperator):
         self._outputs = outputs
         self._jacobian = Jacobian((outputs,), self._slots)
         if not self._jacobian.reaches:
-            raise ValueError(
-                f"the outputs depend on none of the {len(self._slots.trained)} parameters with "
-                "requires_grad=True; compute them with gradients enabled, from these, not copies"
-            )
+            raise self._slots.unreached()
 
     def transpose(self, u: Tensor) -> Tensor:
         """Jᵀ u (n,) for u (m,)."""

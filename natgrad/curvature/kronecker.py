@@ -195,16 +195,8 @@ class Kronecker(LinearOperator):
     ) -> Tensor:
         """Every block's action on its rows. Rows of no block are divided by ``rest``, or zero."""
         result = torch.zeros_like(matrix) if not rest else matrix / rest
-        starts: dict[int, int] = {}
-        start = 0
-        for parameter in self._slots.parameters:
-            starts[id(parameter)] = start
-            start += parameter.numel()
         for block in self._blocks:
-            spans = [
-                slice(starts[id(owner)], starts[id(owner)] + owner.numel())
-                for owner in block.owners
-            ]
+            spans = [self._slots.span(owner) for owner in block.owners]
             pieces = [
                 matrix[span].reshape(*owner.shape, matrix.shape[1])
                 for span, owner in zip(spans, block.owners, strict=True)

@@ -22,7 +22,11 @@ class Slots:
         if len(set(map(id, self.parameters))) != len(self.parameters):
             raise ValueError("a parameter is listed twice; list a tied parameter once")
         self.trained = [parameter for parameter in self.parameters if parameter.requires_grad]
-        self.size = sum(parameter.numel() for parameter in self.parameters)
+        self._spans: dict[int, slice] = {}
+        self.size = 0
+        for parameter in self.parameters:
+            start, self.size = self.size, self.size + parameter.numel()
+            self._spans[id(parameter)] = slice(start, self.size)
         self._versions = [parameter._version for parameter in self.parameters]
 
     def check_unchanged(self) -> None:
@@ -32,6 +36,18 @@ class Slots:
                 "the parameters were changed in place after this operator was built; curvature "
                 "belongs to one point: build a new operator at the new parameters"
             )
+
+    def span(self, parameter: Tensor) -> slice:
+        """The place of a parameter in a vector (n,)."""
+        return self._spans[id(parameter)]
+
+    def unreached(self) -> ValueError:
+        """The error for outputs that depend on no parameter."""
+        return ValueError(
+            f"the outputs depend on none of the {len(self.trained)} parameters with "
+            "requires_grad=True; compute them with gradients enabled, from these very parameters "
+            "and not from copies"
+        )
 
     def pieces(self, vector: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
         """The pieces of a vector (n,) that belong to the ``wanted`` parameters."""

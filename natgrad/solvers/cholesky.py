@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from natgrad.solvers.linear_map import LinearMap
-from natgrad.solvers.problem import as_kind, check_tolerances, pose, require
+from natgrad.solvers.problem import as_kind, check_damping, check_tolerances, pose
 from natgrad.solvers.scaling import norm, power_of_two, unscale
 from natgrad.solvers.solution import Solution, Status, V, stack
 
@@ -45,9 +45,7 @@ def cholesky(
     tensor([0.5000, 0.2000])
     """
     problem = pose(A, b, columns=True)
-    require(
-        math.isfinite(damping) and damping >= 0, f"damping must be finite and >= 0, got {damping}"
-    )
+    check_damping(damping)
     check_tolerances(rtol)
     rhs = problem.rhs
     n = len(rhs)

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from natgrad.solvers.linear_map import LinearMap
-from natgrad.solvers.problem import Problem, as_kind, as_limit, check_tolerances, pose, require
+from natgrad.solvers.problem import (
+    Problem,
+    as_kind,
+    as_limit,
+    check_damping,
+    check_tolerances,
+    pose,
+    require,
+)
 from natgrad.solvers.scaling import norm, power_of_two, unscale
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.solution import Solution, Status, V
@@ -115,10 +123,7 @@ class Krylov(Generic[V]):
         this call took. Raises ``ValueError`` for a damping that is negative or not finite and a
         radius that is not positive.
         """
-        require(
-            math.isfinite(damping) and damping >= 0,
-            f"damping must be finite and >= 0, got {damping}",
-        )
+        check_damping(damping)
         require(radius > 0, f"radius must be positive, got {radius}")
         before = self._products
         while True:  # ends at the latest when the basis has reached its limit

@@ -139,6 +139,12 @@ def check_tolerances(rtol: float, atol: float = 0.0) -> None:
     require(math.isfinite(atol) and atol >= 0, f"atol must be finite and >= 0, got {atol}")
 
 
+def check_damping(damping: float) -> None:
+    require(
+        math.isfinite(damping) and damping >= 0, f"damping must be finite and >= 0, got {damping}"
+    )
+
+
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)

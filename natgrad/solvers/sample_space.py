@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from natgrad.solvers.problem import check_tolerances, require
+from natgrad.solvers.problem import check_damping, check_tolerances, require
 from natgrad.solvers.scaling import norm, power_of_two
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.solution import Solution, Status
@@ -91,10 +91,7 @@ class SampleSpace:
                 f"r must be ({m},) {self._like.dtype} on {self._like.device}, "
                 f"got {tuple(r.shape)} {r.dtype} on {r.device}"
             )
-        require(
-            math.isfinite(damping) and damping >= 0,
-            f"damping must be finite and >= 0, got {damping}",
-        )
+        check_damping(damping)
         require(radius > 0, f"radius must be positive, got {radius}")
         check_tolerances(rtol)
         c = self._vectors.mT @ r.detach().double()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,9 +22,7 @@ def root_outputs(distribution: Distributions) -> Tensor:
     """
     metric = output_metric(distribution)
     batch = batch_shape(distribution)
-    samples = 1
-    for extent in batch:
-        samples *= extent
+    samples = math.prod(batch)
     for output in metric.outputs:
         if tuple(output.shape[: len(batch)]) != batch:
             raise ValueError(
