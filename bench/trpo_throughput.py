@@ -32,7 +32,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from rl_plugins import train
-from rl_plugins.data import make_environments
+from rl_plugins.data.environments import make_environments
 
 TASK = "HalfCheetah-v5"
 BATCH = 2048

@@ -1,18 +1,54 @@
-"""Reinforcement-learning algorithms from natgrad's primitives, each a thin file."""
+"""Reinforcement-learning algorithms from natgrad's primitives, each a thin file.
 
+What needs Gymnasium (``train``, ``evaluate_run``, ``Run``) is loaded when it is first used: steps
+from one's own rollouts need none of it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from rl_plugins.a2c import A2C, ACKTR, A2CConfig, ACKTRConfig
 from rl_plugins.advantages import gae
+from rl_plugins.ddpg import DDPG, DDPGConfig
 from rl_plugins.errors import UsageError
-from rl_plugins.reports import StepReport
-from rl_plugins.runs import Run, evaluate_run, train
+from rl_plugins.npg import NPG, NPGConfig
+from rl_plugins.ppo import PPO, PPOConfig
+from rl_plugins.reports import StepReport, StepStatus
+from rl_plugins.td3 import TD3, TD3Config
 from rl_plugins.trpo import TRPO, TRPOConfig
 
+if TYPE_CHECKING:
+    from rl_plugins.runs import Run, evaluate_run, train
+
 __all__ = [
+    "A2C",
+    "ACKTR",
+    "DDPG",
+    "NPG",
+    "PPO",
+    "TD3",
     "TRPO",
+    "A2CConfig",
+    "ACKTRConfig",
+    "DDPGConfig",
+    "NPGConfig",
+    "PPOConfig",
     "Run",
     "StepReport",
+    "StepStatus",
+    "TD3Config",
     "TRPOConfig",
     "UsageError",
     "evaluate_run",
     "gae",
     "train",
 ]
+
+_OF_RUNS = ("Run", "evaluate_run", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OF_RUNS:
+        from rl_plugins import runs
+
+        return getattr(runs, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

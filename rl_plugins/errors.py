@@ -33,6 +33,13 @@ def require_between(settings: Any, low: float, high: float, *names: str) -> None
             raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
 
 
+def require_one_of(settings: Any, name: str, *choices: str) -> None:
+    """Raise ``ValueError`` unless the named setting is one of the choices."""
+    value = getattr(settings, name)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?``, or the list of what is known."""
     known = sorted(known)

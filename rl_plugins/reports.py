@@ -1,8 +1,10 @@
-"""What one natural-gradient update did."""
+"""What one update did."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -10,10 +12,31 @@ from torch import Tensor
 from natgrad import LineSearchResult, LineSearchStatus, Solution, Status
 
 
-@dataclass(frozen=True)
+class StepStatus(Enum):
+    """How a first-order update ended."""
+
+    TAKEN = "the parameters moved"
+    NONFINITE = "a loss or a gradient was NaN or infinite; the parameters are as they were"
+    WAITING = "the replay buffer does not hold enough yet; nothing was learnt"
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One update. ``kl`` and ``improvement`` are the accepted candidate's, or the last refused
-    one's (NaN if there was none); ``step_fraction`` is 0 where the update was refused."""
+    """One update. Every field is a column of ``progress.csv``; ``summary`` is worth watching."""
+
+    explained_variance: float = math.nan
+
+    @property
+    def summary(self) -> str:
+        """A part of the progress line."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustRegionReport(StepReport):
+    """A natural-gradient update. ``kl`` and ``improvement`` are the accepted candidate's, or the
+    last refused one's (NaN if there was none); ``step_fraction`` is 0 where the update was
+    refused. ``kl`` is E[KL(π_old ‖ π_new)] on all states."""
 
     status: LineSearchStatus
     kl: float
@@ -27,7 +50,6 @@ class StepReport:
     cg_status: Status
     cg_iterations: int
     cg_residual: float
-    explained_variance: float = float("nan")
 
     @classmethod
     def of(
@@ -39,7 +61,7 @@ class StepReport:
         *,
         max_kl: float,
         entropy: Tensor,
-    ) -> StepReport:
+    ) -> TrustRegionReport:
         """From the pieces of the update, read back from the device once, at its end."""
         norm = float(torch.linalg.vector_norm(gradient))
         return cls(
@@ -59,6 +81,44 @@ class StepReport:
 
     @property
     def summary(self) -> str:
-        """KL against its bound and the outcome of the line search, for the progress line."""
+        """KL against its bound and the outcome of the step."""
         outcome = self.status.name.lower().replace("_", " ")
         return f"KL {self.kl:.4f} of {self.max_kl:g}  {outcome} ×{self.step_fraction:.2f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientReport(StepReport):
+    """An update of A2C or PPO. ``kl`` is E[KL(π_old ‖ π_new)] on all states, ``improvement`` that
+    of E[π/π_old · A]; ``gradient_norm`` is before clipping, the mean over minibatches.
+    ``step_fraction`` is below 1 where a hard bound on the KL pulled the update back."""
+
+    status: StepStatus
+    kl: float
+    entropy: float
+    improvement: float
+    gradient_norm: float
+    learning_rate: float
+    clip_fraction: float = 0.0
+    penalty: float = 0.0
+    step_fraction: float = 1.0
+
+    @property
+    def summary(self) -> str:
+        return f"KL {self.kl:.4f}  {self.status.name.lower()} ×{self.step_fraction:.2f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicyReport(StepReport):
+    """The gradient steps of DDPG or TD3 since the last report; means over them."""
+
+    status: StepStatus
+    updates: int
+    critic_loss: float = math.nan
+    action_value: float = math.nan
+    """E[Q(s, μ(s))], what the actor climbs."""
+    action_change: float = math.nan
+    """Root mean square change of the actions by the last actor step, in half ranges."""
+
+    @property
+    def summary(self) -> str:
+        return f"Q {self.action_value:.2f}  critic loss {self.critic_loss:.3g}"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor, nn
+
+from rl_plugins.policies.observations import FeatureBatch
 
 
 class AdamRegression:
@@ -24,11 +27,14 @@ class AdamRegression:
         self._optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
         self._epochs, self._batch_size, self._generator = epochs, batch_size, generator
 
-    def fit(self, network: nn.Module, features: Tensor, targets: Tensor) -> None:
+    def fit(self, network: nn.Module, features: FeatureBatch, targets: Tensor) -> None:
+        if not bool(torch.isfinite(targets).all()):
+            return  # one NaN would be in every weight after one epoch
         for _ in range(self._epochs):
-            order = torch.randperm(len(features), generator=self._generator)
+            order = torch.randperm(len(targets), generator=self._generator)
             for batch in torch.split(order, self._batch_size):
-                loss = (network(features[batch]).squeeze(-1) - targets[batch]).square().mean()
+                part = optree.tree_map(lambda leaf: leaf[batch], features)  # noqa: B023
+                loss = (network(part).squeeze(-1) - targets[batch]).square().mean()
                 self._optimizer.zero_grad()
                 loss.backward()
                 self._optimizer.step()

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from rl_plugins.policies.normalisation import RunningMoments
+from rl_plugins.policies import Features, Perception, RunningMoments
+from rl_plugins.policies.normalisation import Reader
+from rl_plugins.policies.observations import FeatureBatch
 
 
 class Regression(Protocol):
     """A way to fit a network to targets by least squares."""
 
-    def fit(self, network: nn.Module, features: Tensor, targets: Tensor) -> None:
-        """Lower the mean of (network(features) − targets)², features (B, d), targets (B,)."""
+    def fit(self, network: nn.Module, features: FeatureBatch, targets: Tensor) -> None:
+        """Lower the mean of (network(features) − targets)², features (B, …), targets (B,)."""
 
-    def state_dict(self) -> dict[str, object]: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, object]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Critic(nn.Module):
-    """V(s) = μ + σ · network(normaliser(s)), with μ and σ the running moments of the targets.
+    """V(s) = μ + σ · network(features(s)), with μ and σ the running moments of the targets.
 
     The network sees targets of mean 0 and deviation 1 whatever the task pays, while rewards,
     returns and advantages stay in the task's own units. When μ and σ move, the last layer is
     changed by the inverse, so that V itself does not.
+
+    Beside a recurrent policy it also sees what the policy remembers: an observation alone does not
+    tell the state. The memory is data here; no gradient flows into it.
 
     Source: van Hasselt et al., "Learning values across many orders of magnitude", 2016, section 2.
     """
@@ -34,26 +39,34 @@ class Critic(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, normaliser: nn.Module, network: nn.Sequential, regression: Regression):
+    def __init__(
+        self, features: Features, network: nn.Sequential | Perception, regression: Regression
+    ) -> None:
         super().__init__()
-        self.normaliser, self.network, self.regression = normaliser, network, regression
+        self.features, self.network, self.regression = features, network, regression
         self.moments = RunningMoments()
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """V, (B,), of observations (B, *shape)."""
-        standardised = self.network(self._features(observations)).squeeze(-1)
+    def forward(self, observations: Any, memories: Tensor | None = None) -> Tensor:
+        """V, (B,), of observations (B, …) and memories (B, h)."""
+        standardised = self.network(self._inputs(observations, memories)).squeeze(-1)
         values: Tensor = self.shift + self.scale * standardised
         return values
 
-    def fit(self, observations: Tensor, targets: Tensor) -> None:
+    def fit(self, observations: Any, targets: Tensor, memories: Tensor | None = None) -> None:
         """Regress V(observations) on the fixed targets (B,): no gradient flows into them."""
         targets = targets.detach()
         self._rescale(targets)
         with torch.no_grad():
-            features = self._features(observations)
-        self.regression.fit(self.network, features, (targets - self.shift) / self.scale)
+            inputs = self._inputs(observations, memories)
+        self.regression.fit(self.network, inputs, (targets - self.shift) / self.scale)
+
+    def readers(self) -> list[Reader]:
+        """The layers that must change with the statistics of the observations."""
+        first = self.network[0]
+        assert isinstance(first, nn.Linear)
+        return [(first.weight, first.bias)]
 
     @torch.no_grad()
     def _rescale(self, targets: Tensor) -> None:
@@ -72,9 +85,13 @@ class Critic(nn.Module):
         self.shift.copy_(shift)
         self.scale.copy_(scale)
 
-    def _features(self, observations: Tensor) -> Tensor:
-        features: Tensor = self.normaliser(observations)
-        return features.reshape(len(observations), -1)
+    def _inputs(self, observations: Any, memories: Tensor | None) -> FeatureBatch:
+        inputs = self.features(observations)
+        if memories is None:
+            return inputs
+        if isinstance(inputs, Tensor):
+            return torch.cat([inputs, memories], dim=1)
+        return {**inputs, "vector": torch.cat([inputs["vector"], memories], dim=1)}
 
 
 def explained_variance(values: Tensor, targets: Tensor) -> float:

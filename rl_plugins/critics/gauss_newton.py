@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import optree
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
 from natgrad import Fisher, backtracking, cg
 from natgrad.flat import assign, flatten, gradient
+from rl_plugins.policies.observations import FeatureBatch
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class GaussNewtonRegression:
     damping: float = 0.1
     stride: int = 1
 
-    def fit(self, network: nn.Module, features: Tensor, targets: Tensor) -> None:
+    def fit(self, network: nn.Module, features: FeatureBatch, targets: Tensor) -> None:
         parameters = list(network.parameters())
 
         def half_mean_square(values: Tensor) -> Tensor:
@@ -39,10 +42,11 @@ class GaussNewtonRegression:
             assign(parameters, theta)
             return half_mean_square(network(features).squeeze(-1)), 0.0
 
+        every_kth = optree.tree_map(lambda leaf: leaf[:: self.stride], features)
         for _ in range(self.steps):
             loss = half_mean_square(network(features).squeeze(-1))
             downhill = -gradient(loss, parameters)
-            sampled = network(features[:: self.stride]).squeeze(-1)
+            sampled = network(every_kth).squeeze(-1)
             metric = Fisher(Normal(sampled, torch.ones_like(sampled)), parameters)
             direction = cg(
                 metric.damped(self.damping), downhill, max_iterations=self.cg_iterations, rtol=1e-3
@@ -58,8 +62,8 @@ class GaussNewtonRegression:
             if not search.accepted:
                 break
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         pass

@@ -1,6 +1,11 @@
-"""Where experience comes from."""
+"""Where experience comes from.
 
-from rl_plugins.data.environments import make_environments
-from rl_plugins.data.rollouts import Rollout, RolloutCollector
+The rollout and the replay buffer are imported from here; what steps Gymnasium's environments
+(``environments``, ``autoreset``, ``collector``) is imported from its own module, so that an
+algorithm that is fed by hand needs no Gymnasium.
+"""
 
-__all__ = ["Rollout", "RolloutCollector", "make_environments"]
+from rl_plugins.data.replay import ReplayBuffer, Transitions
+from rl_plugins.data.rollout import Rollout
+
+__all__ = ["ReplayBuffer", "Rollout", "Transitions"]

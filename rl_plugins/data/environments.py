@@ -1,35 +1,115 @@
-"""Vector environments from a task's name."""
+"""Vector environments from a task's name, by Gymnasium or envpool."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from typing import Any
 
 import gymnasium as gym
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rl_plugins.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
+ACTION_MASK = "action_mask"
 
-def make_environments(task: str, count: int) -> SyncVectorEnv:
-    """``count`` copies of a Gymnasium task, stepped in this process, reset in the same step.
 
-    SAME_STEP autoreset spends no step on a reset and reports the true last observation, which a
-    truncated episode bootstraps from. Raises :class:`UsageError` for an unknown task or one whose
-    packages are missing.
+class Backend(Enum):
+    """Who steps the copies of a task."""
+
+    SYNC = "Gymnasium, in this process: fastest for cheap tasks"
+    ASYNC = "Gymnasium, a process each: for tasks that take milliseconds a step"
+    ENVPOOL = "envpool's C++ threads, where it is installed and has the task"
+
+
+def make_environments(
+    task: str, count: int, *, backend: Backend = Backend.SYNC, seed: int = 0
+) -> VectorEnv:
+    """``count`` copies of a task, with SAME_STEP autoreset where there is a choice.
+
+    That mode spends no step on a reset. A task that hands out ``info["action_mask"]`` gets a Dict
+    observation with that entry, so that the mask travels with the observation. ``seed`` is for
+    envpool, which takes it here; Gymnasium's tasks take theirs at the first reset. Raises
+    :class:`UsageError` for an unknown task or one whose packages are missing.
     """
     if count < 1:
         raise UsageError(f"environments must be at least 1, got {count}")
+    if backend is Backend.ENVPOOL:
+        return _envpool(task, count, seed)
     _quieten_mujoco()
     try:
-        # The checker wraps every step with assertions; a task is checked by its own tests.
-        environments = [lambda: gym.make(task, disable_env_checker=True) for _ in range(count)]
-        return SyncVectorEnv(environments, autoreset_mode=AutoresetMode.SAME_STEP)
+        make = partial(_make, task, masked=_hands_out_masks(task))
+        makers: list[Callable[[], gym.Env[Any, Any]]] = [make] * count
+        if backend is Backend.ASYNC:
+            # Not shared memory: it cannot hold spaces of every kind.
+            return AsyncVectorEnv(
+                makers, shared_memory=False, autoreset_mode=AutoresetMode.SAME_STEP
+            )
+        return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
     except (gym.error.Error, ImportError) as error:
         raise UsageError(
             f"cannot make the task {task!r}: {' '.join(str(error).split())}"
         ) from error
+
+
+class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
+    """Observations {"observation": …, "action_mask": info["action_mask"]}."""
+
+    def __init__(self, env: gym.Env[Any, Any], choices: int) -> None:
+        super().__init__(env)
+        self.observation_space = gym.spaces.Dict(
+            {
+                "observation": env.observation_space,
+                ACTION_MASK: gym.spaces.MultiBinary(choices),
+            }
+        )
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**options)
+        return self._with_mask(observation, info), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._with_mask(observation, info), reward, terminated, truncated, info
+
+    def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "observation": observation,
+            ACTION_MASK: np.asarray(info[ACTION_MASK], dtype=np.int8).reshape(-1),
+        }
+
+
+def _make(task: str, masked: int) -> gym.Env[Any, Any]:
+    # The checker wraps every step with assertions; a task is checked by its own tests.
+    environment = gym.make(task, disable_env_checker=True)
+    return MaskedObservation(environment, masked) if masked else environment
+
+
+def _hands_out_masks(task: str) -> int:
+    """The number of choices of the mask in the info of a reset; 0 where there is none."""
+    trial = gym.make(task, disable_env_checker=True)
+    try:
+        _, info = trial.reset(seed=0)
+        return int(np.size(info[ACTION_MASK])) if ACTION_MASK in info else 0
+    finally:
+        trial.close()
+
+
+def _envpool(task: str, count: int, seed: int) -> VectorEnv:
+    try:
+        import envpool
+    except ImportError as error:
+        raise UsageError("envpool is not installed: pip install envpool") from error
+    if task not in envpool.list_all_envs():
+        raise UsageError(f"envpool has no task {task!r}; use backend sync or async")
+    environments: Any = envpool.make_gymnasium(task, num_envs=count, seed=seed)
+    vector: VectorEnv = environments
+    return vector
 
 
 def _quieten_mujoco() -> None:

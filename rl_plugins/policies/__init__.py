@@ -1,26 +1,43 @@
-"""Who acts: networks that map observations to distributions over actions."""
+"""Who acts: networks that map observations to actions or to distributions over them."""
 
-from rl_plugins.policies.networks import mlp
-from rl_plugins.policies.normalisation import ObservationNormaliser, RunningMoments
+from rl_plugins.policies.behaviour import Behaviour, Exploring, Remembering, Sampling
+from rl_plugins.policies.joint import Joint
+from rl_plugins.policies.networks import Perception, cnn, feature_network, mlp
+from rl_plugins.policies.noise import GaussianNoise, Noise, OrnsteinUhlenbeckNoise
+from rl_plugins.policies.normalisation import (
+    ObservationNormaliser,
+    RewardNormaliser,
+    RunningMoments,
+)
+from rl_plugins.policies.observations import Features
 from rl_plugins.policies.policy import (
-    CategoricalPolicy,
-    GaussianPolicy,
+    DeterministicPolicy,
     Policy,
-    build_policy,
-    observation_shape,
-    to_environment,
+    RecurrentPolicy,
+    StochasticPolicy,
 )
 from rl_plugins.policies.sampling import sample
 
 __all__ = [
-    "CategoricalPolicy",
-    "GaussianPolicy",
+    "Behaviour",
+    "DeterministicPolicy",
+    "Exploring",
+    "Features",
+    "GaussianNoise",
+    "Joint",
+    "Noise",
     "ObservationNormaliser",
+    "OrnsteinUhlenbeckNoise",
+    "Perception",
     "Policy",
+    "RecurrentPolicy",
+    "Remembering",
+    "RewardNormaliser",
     "RunningMoments",
-    "build_policy",
+    "Sampling",
+    "StochasticPolicy",
+    "cnn",
+    "feature_network",
     "mlp",
-    "observation_shape",
     "sample",
-    "to_environment",
 ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+SMALLEST_FOR_LARGE_KERNELS = 36
 
 
 def mlp(
@@ -16,24 +19,127 @@ def mlp(
     *,
     output_gain: float,
     generator: torch.Generator,
+    activation: Callable[[], nn.Module] = nn.Tanh,
 ) -> nn.Sequential:
-    """tanh network (B, inputs) -> (B, outputs) with orthogonal weights and zero biases.
+    """Network (B, inputs) -> (B, outputs) with orthogonal weights and zero biases.
 
     Hidden layers have gain √2; a small ``output_gain`` starts a policy near its mean action.
     All randomness is the generator's: the global one is neither read nor advanced.
     """
     layers: list[nn.Module] = []
-    width = inputs
-    for size in hidden_sizes:
-        layers += [_linear(width, size, math.sqrt(2), generator), nn.Tanh()]
-        width = size
-    layers.append(_linear(width, outputs, output_gain, generator))
+    sizes = [inputs, *hidden_sizes]
+    for width, size in pairwise(sizes):
+        layers += [_linear(width, size, math.sqrt(2), generator), activation()]
+    layers.append(_linear(sizes[-1], outputs, output_gain, generator))
     return nn.Sequential(*layers)
+
+
+def cnn(shape: tuple[int, int, int], generator: torch.Generator) -> nn.Sequential:
+    """Network (B, C, H, W) -> (B, d) for an image of ``shape`` (C, H, W); ``[-1].features`` is d.
+
+    From 36 pixels on the kernels of Mnih et al. 2015 (8, 4, 3 with strides 4, 2, 1); below that up
+    to three of 3 × 3 with stride 2, as many as the image has room for.
+    """
+    channels, height, width = shape
+    large = min(height, width) >= SMALLEST_FOR_LARGE_KERNELS
+    kernels = [(32, 8, 4), (64, 4, 2), (64, 3, 1)] if large else [(32, 3, 2), (64, 3, 2)] * 2
+    layers: list[nn.Module] = []
+    for filters, size, stride in kernels[:3]:
+        if min(height, width) < size:
+            break
+        layers += [_convolution(channels, filters, size, stride, generator), nn.ReLU()]
+        channels = filters
+        height, width = ((length - size) // stride + 1 for length in (height, width))
+    return nn.Sequential(*layers, Flatten(channels * height * width))
+
+
+class Flatten(nn.Module):
+    """(B, …) -> (B, ``features``)."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self.features)
+
+
+class Perception(nn.Module):
+    """Features {"vector": (B, d), name of an image: (B, C, H, W) uint8 or float, …} -> outputs.
+
+    A CNN an image, whose features follow the vector into one network. Integer images are divided
+    by 255 here and not before: a stored batch stays a quarter of the size.
+    """
+
+    def __init__(
+        self,
+        vector: int,
+        images: Mapping[str, tuple[int, int, int]],
+        hidden_sizes: Sequence[int],
+        outputs: int,
+        *,
+        output_gain: float,
+        generator: torch.Generator,
+        activation: Callable[[], nn.Module] = nn.Tanh,
+    ) -> None:
+        super().__init__()
+        eyes = {name: cnn(shape, generator) for name, shape in images.items()}
+        inputs = vector + sum(int(eye[-1].features) for eye in eyes.values())  # type: ignore[arg-type, misc]
+        self.eyes = nn.ModuleDict(eyes)
+        self.network = mlp(
+            inputs, hidden_sizes, outputs,
+            output_gain=output_gain, generator=generator, activation=activation,
+        )  # fmt: skip
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        parts = [features["vector"]]
+        for name, eye in self.eyes.items():
+            image = features[name]
+            scaled = image if image.is_floating_point() else image.float() / 255
+            parts.append(eye(scaled))
+        outputs: Tensor = self.network(torch.cat(parts, dim=-1))
+        return outputs
+
+    def __getitem__(self, index: int) -> nn.Module:
+        """A layer behind the images: the first reads the vector, the last answers."""
+        return self.network[index]
+
+
+def feature_network(
+    vector: int,
+    images: Mapping[str, tuple[int, int, int]],
+    hidden_sizes: Sequence[int],
+    outputs: int,
+    *,
+    output_gain: float,
+    generator: torch.Generator,
+    activation: Callable[[], nn.Module],
+) -> nn.Sequential | Perception:
+    """An :func:`mlp` on a vector, or a :class:`Perception` where there are images."""
+    if images:
+        return Perception(
+            vector, images, hidden_sizes, outputs,
+            output_gain=output_gain, generator=generator, activation=activation,
+        )  # fmt: skip
+    return mlp(
+        vector, hidden_sizes, outputs,
+        output_gain=output_gain, generator=generator, activation=activation,
+    )  # fmt: skip
 
 
 def _linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
     # skip_init: nn.Linear's own initialisation would draw from the global generator.
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     nn.init.orthogonal_(layer.weight, gain, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _convolution(
+    inputs: int, outputs: int, size: int, stride: int, generator: torch.Generator
+) -> nn.Conv2d:
+    layer: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, inputs, outputs, size, stride)  # type: ignore[no-untyped-call]
+    nn.init.orthogonal_(layer.weight, math.sqrt(2), generator=generator)
+    assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer

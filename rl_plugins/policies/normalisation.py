@@ -1,4 +1,4 @@
-"""Running moments, and observations standardised by them, inside the agent and saved with it.
+"""Running moments, and what is standardised by them, inside the agent and saved with it.
 
 As a wrapper around the environment the statistics get lost or mismatched when a policy is saved,
 resumed or deployed; as a module they travel in its ``state_dict``.
@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+Reader = tuple[Tensor, Tensor]
+"""Weight (h, d) and bias (h,) of a layer whose first inputs are standardised."""
 
 
 class RunningMoments(nn.Module):
@@ -70,20 +73,19 @@ class ObservationNormaliser(nn.Module):
         return standardised.clamp(-self.clip, self.clip)
 
     @torch.no_grad()
-    def update(self, observations: Tensor, readers: Sequence[nn.Module] = ()) -> None:
+    def update(self, observations: Tensor, readers: Sequence[Reader] = ()) -> None:
         """Take a batch (B, *shape) into the statistics.
 
-        ``readers`` are layers that take the flattened output. Their weights and biases change so
-        that each remains the same function of the observation, the clipping aside:
-        W (x − m) s + b = W (s/s′) (x − m′) s′ + b + W (m′ − m) s.
+        The ``readers`` change so that each remains the same function of the observation, the
+        clipping aside: W (x − m) s + b = W (s/s′) (x − m′) s′ + b + W (m′ − m) s.
         """
         old_shift, old_scale = self.shift.flatten().clone(), self.scale.flatten().clone()
         self._move(observations)
         shift, scale = self.shift.flatten(), self.scale.flatten()
-        for layer in readers:
-            assert isinstance(layer, nn.Linear)
-            layer.bias.add_(layer.weight @ ((shift - old_shift) * old_scale))
-            layer.weight.mul_(old_scale / scale)
+        for weight, bias in readers:
+            read = weight[:, : len(shift)]
+            bias.add_(read @ ((shift - old_shift) * old_scale))
+            read.mul_(old_scale / scale)
 
     def _move(self, observations: Tensor) -> None:
         self.moments.update(observations)
@@ -93,3 +95,38 @@ class ObservationNormaliser(nn.Module):
         usable = variance > floor
         self.shift.copy_(self.moments.mean)
         self.scale.copy_(torch.where(usable, variance, torch.ones_like(variance)).rsqrt())
+
+
+class RewardNormaliser(nn.Module):
+    """Rewards divided by the running deviation of the discounted return, clipped to ±``clip``.
+
+    Not centred: a shift of all rewards changes which episode length is best. The return so far of
+    every environment runs on from one rollout to the next.
+    """
+
+    scale: Tensor
+
+    def __init__(self, discount: float, clip: float = 10.0) -> None:
+        super().__init__()
+        self.moments = RunningMoments()
+        self.discount, self.clip = discount, clip
+        self.register_buffer("scale", torch.ones(()))
+        self._running: Tensor | None = None
+
+    @torch.no_grad()
+    def update(self, rewards: Tensor, ended: Tensor) -> None:
+        """Take rewards (T, N) into the statistics; ``ended`` (T, N) ends a return."""
+        if self._running is None or len(self._running) != rewards.shape[1]:
+            self._running = torch.zeros(rewards.shape[1], dtype=torch.float64)
+        returns = torch.empty(rewards.shape, dtype=torch.float64)
+        for t, reward in enumerate(rewards.double()):
+            returns[t] = self._running * self.discount + reward
+            self._running = torch.where(ended[t], torch.zeros_like(self._running), returns[t])
+        self.moments.update(returns.flatten())
+        deviation = self.moments.variance.sqrt()
+        if bool(deviation > torch.finfo(torch.float32).eps * self.moments.mean.abs()):
+            self.scale.copy_(deviation)
+
+    def forward(self, rewards: Tensor) -> Tensor:
+        scaled: Tensor = (rewards / self.scale).clamp(-self.clip, self.clip)
+        return scaled

@@ -1,125 +1,117 @@
-"""Policies: modules that map observations to a distribution over actions."""
+"""Policies: modules that map observations to actions, or to a distribution over them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
+import optree
 import torch
-from gymnasium import Space, spaces
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.distributions import Distribution
 
-from rl_plugins.errors import UsageError
-from rl_plugins.policies.networks import mlp
+from rl_plugins.policies.heads import Head
+from rl_plugins.policies.networks import Perception
+from rl_plugins.policies.normalisation import Reader
+from rl_plugins.policies.observations import Features, Observations
 
-Policy = Callable[[Tensor], Distribution]
-"""Observations (B, *shape) -> a distribution with batch shape (B,)."""
+Policy = Callable[[Any], Distribution]
+"""Observations -> a distribution over actions with the batch shape of the observations."""
 
-POLICY_OUTPUT_GAIN = 0.01
-UNBOUNDED = 1e6
+Network = Any
+"""A module from features to outputs, whose ``[0]`` reads the vector and ``[-1]`` answers."""
 
 
-class CategoricalPolicy(nn.Module):
-    """Observations (B, *shape) -> ``Categorical`` over the actions of a Discrete space."""
+Sequences = Mapping[str, Any]
+"""What a recurrent policy learns from: see :meth:`RecurrentPolicy.forward`."""
 
-    def __init__(self, normaliser: nn.Module, network: nn.Sequential) -> None:
+
+class StochasticPolicy(nn.Module):
+    """Observations (B, …) -> a distribution over actions with batch shape (B,)."""
+
+    def __init__(self, features: Features, network: Network, head: Head) -> None:
         super().__init__()
-        self.normaliser, self.network = normaliser, network
+        self.features, self.network, self.head = features, network, head
 
-    def forward(self, observations: Tensor) -> Distribution:
-        features = self.normaliser(observations).reshape(len(observations), -1)
-        return Categorical(logits=self.network(features), validate_args=False)
+    def forward(self, observations: Observations) -> Distribution:
+        outputs = self.network(self.features(observations))
+        distribution: Distribution = self.head(outputs, self.features.mask(observations))
+        return distribution
+
+    def readers(self) -> list[Reader]:
+        """The layers that must change with the statistics of the observations."""
+        first = self.network[0]
+        return [(first.weight, first.bias)]
 
 
-class GaussianPolicy(nn.Module):
-    """Observations (B, *shape) -> diagonal normal (B,), d-dimensional, σ free of the observation.
+class RecurrentPolicy(nn.Module):
+    """A policy with a memory: a gated recurrent unit between the features and the head.
 
-    One unit of action is half the range of a bounded dimension: see :func:`to_environment`.
+    ``encoder`` turns features into the unit's inputs: the identity, or a :class:`Perception`.
+    ``advance`` takes one step of N environments and carries the memory (N, h) on. ``forward``
+    takes whole sequences, as an update does, and runs through time: memory independent of the
+    parameters enters only at the start of a sequence.
     """
 
     def __init__(
-        self, normaliser: nn.Module, network: nn.Sequential, dimensions: int, initial_log_std: float
+        self,
+        features: Features,
+        encoder: nn.Identity | Perception,
+        cell: nn.GRUCell,
+        network: Network,
+        head: Head,
     ) -> None:
         super().__init__()
-        self.normaliser, self.network = normaliser, network
-        self.log_std = nn.Parameter(torch.full((dimensions,), initial_log_std))
+        self.features, self.encoder = features, encoder
+        self.cell, self.network, self.head = cell, network, head
 
-    def forward(self, observations: Tensor) -> Distribution:
-        mean = self.network(self.normaliser(observations).reshape(len(observations), -1))
-        scale = self.log_std.exp().expand_as(mean)
-        return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+    def initial_memory(self, count: int) -> Tensor:
+        """(N, h) of zeros: that of an episode's start."""
+        return torch.zeros(count, self.cell.hidden_size)
 
+    def advance(self, observations: Observations, memory: Tensor) -> tuple[Distribution, Tensor]:
+        """One step from observations (N, …) and the memory (N, h) before it."""
+        memory = self.cell(self.encoder(self.features(observations)), memory)
+        outputs = self.network(memory)
+        return self.head(outputs, self.features.mask(observations)), memory
 
-def build_policy(
-    observation_space: Space[Any],
-    action_space: Space[Any],
-    normaliser: nn.Module,
-    *,
-    hidden_sizes: Sequence[int],
-    initial_log_std: float,
-    generator: torch.Generator,
-) -> CategoricalPolicy | GaussianPolicy:
-    """The policy for a pair of single-environment spaces.
+    def forward(self, sequences: Sequences) -> Distribution:
+        """{"observations": (N, T, …), "starts": (N, T), "memory": (N, h)} -> batch shape (N, T).
 
-    Raises :class:`UsageError` for spaces other than Box observations and Box or Discrete actions.
-    """
-    inputs = int(np.prod(observation_shape(observation_space)))
-
-    def network(outputs: int) -> nn.Sequential:
-        return mlp(
-            inputs, hidden_sizes, outputs, output_gain=POLICY_OUTPUT_GAIN, generator=generator
+        ``starts`` says where an episode begins, and with it an empty memory.
+        """
+        observations, starts, memory = (
+            sequences[name] for name in ("observations", "starts", "memory")
         )
+        count, steps = starts.shape
+        flat = optree.tree_map(lambda x: x.flatten(0, 1), observations)
+        inputs = self.encoder(self.features(flat)).view(count, steps, -1)
+        keep = (~starts).to(inputs.dtype).unsqueeze(-1)
+        memories = []
+        for t in range(steps):
+            memory = self.cell(inputs[:, t], memory * keep[:, t])
+            memories.append(memory)
+        outputs = self.network(torch.stack(memories, dim=1))
+        mask = self.features.mask(flat)
+        mask = None if mask is None else mask.view(count, steps, -1)
+        distribution: Distribution = self.head(outputs, mask)
+        return distribution
 
-    if isinstance(action_space, spaces.Discrete):
-        return CategoricalPolicy(normaliser, network(int(action_space.n)))
-    dimensions = _box_dimensions(action_space)
-    return GaussianPolicy(normaliser, network(dimensions), dimensions, initial_log_std)
-
-
-def observation_shape(space: Space[Any]) -> tuple[int, ...]:
-    """Shape of one observation. Raises :class:`UsageError` unless the space is a Box."""
-    if not isinstance(space, spaces.Box):
-        raise UsageError(
-            f"observations of type {type(space).__name__} are not supported, only Box; "
-            "wrap the task with gymnasium.wrappers.FlattenObservation"
-        )
-    return space.shape
-
-
-def to_environment(space: Space[Any]) -> Callable[[Tensor], NDArray[Any]]:
-    """The map from policy actions (B, ...) to what an environment with this action space takes.
-
-    Discrete: shifted by ``start``. Box: each bounded dimension is clipped to ±1 and stretched to
-    its bounds, so that 0 is the middle and exploration noise has the scale of the range, whatever
-    the bounds are; an unbounded dimension passes through, a half-bounded one is clipped.
-    """
-    if isinstance(space, spaces.Discrete):
-        start = int(space.start)
-        return lambda actions: actions.numpy() + start
-    _box_dimensions(space)
-    assert isinstance(space, spaces.Box)
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    # Bounds such as ±3e38 are none that an action could be stretched to.
-    bounded = (low > -UNBOUNDED) & (high < UNBOUNDED)
-    least, most = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-    middle, half_range = (least + most) / 2, (most - least) / 2
-
-    def stretch(actions: Tensor) -> NDArray[Any]:
-        wanted = actions.numpy().reshape(-1, *space.shape) * half_range + middle
-        # Two ufuncs: np.clip costs three times as much on arrays this small.
-        actual: NDArray[Any] = np.minimum(np.maximum(wanted, low), high).astype(space.dtype)
-        return actual
-
-    return stretch
+    def readers(self) -> list[Reader]:
+        if isinstance(self.encoder, nn.Identity):
+            return [(self.cell.weight_ih, self.cell.bias_ih)]
+        first = self.encoder[0]
+        assert isinstance(first, nn.Linear)
+        return [(first.weight, first.bias)]
 
 
-def _box_dimensions(space: Space[Any]) -> int:
-    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        raise UsageError(
-            f"actions of type {space} are not supported, only Discrete and Box of floats; "
-            "see `rl-plugins train --help`"
-        )
-    return int(np.prod(space.shape))
+class DeterministicPolicy(nn.Module):
+    """Observations (B, …) -> actions (B, d) in [−1, 1], stretched to the bounds of the task."""
+
+    def __init__(self, features: Features, network: Network) -> None:
+        super().__init__()
+        self.features, self.network = features, network
+
+    def forward(self, observations: Observations) -> Tensor:
+        actions: Tensor = torch.tanh(self.network(self.features(observations)))
+        return actions

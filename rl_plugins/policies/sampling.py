@@ -6,7 +6,9 @@ from functools import singledispatch
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
+
+from rl_plugins.policies.joint import Joint
 
 
 @singledispatch
@@ -34,6 +36,16 @@ def _categorical(distribution: Categorical, generator: torch.Generator) -> Tenso
     return draws.view(distribution.batch_shape)
 
 
+@sample.register(Bernoulli)
+def _bernoulli(distribution: Bernoulli, generator: torch.Generator) -> Tensor:
+    return torch.bernoulli(distribution.probs, generator=generator)
+
+
 @sample.register(Independent)
 def _independent(distribution: Independent[Distribution], generator: torch.Generator) -> Tensor:
     return sample(distribution.base_dist, generator)
+
+
+@sample.register(Joint)
+def _joint(distribution: Joint, generator: torch.Generator) -> Tensor:
+    return distribution.join([sample(part, generator) for part in distribution.components])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from rl_plugins.data import make_environments
-from rl_plugins.policies import Policy, to_environment
+from rl_plugins.data.autoreset import Environments
+from rl_plugins.data.environments import Backend, make_environments
+from rl_plugins.policies import Behaviour
 
 # Beyond any training seed that a person types, so that no episode was trained on.
 EVALUATION_SEED = 1_000_000
@@ -37,14 +40,15 @@ class Evaluation:
 
 
 def evaluate(
-    policy: Policy,
+    behave: Callable[[int], Behaviour],
     task: str,
     *,
     episodes: int,
     seed: int,
+    backend: Backend = Backend.SYNC,
     stop: threading.Event | None = None,
 ) -> Evaluation | None:
-    """``episodes`` episodes with the mode of the policy's distribution.
+    """``episodes`` episodes of ``behave(count)``, an agent that acts in so many environments.
 
     Every environment plays exactly one episode: counting whichever episodes end first would favour
     short ones. An episode longer than 100,000 steps is cut there. The environments' seeds are
@@ -55,8 +59,12 @@ def evaluate(
     lengths: list[int] = []
     for first in range(0, episodes, MOST_ENVIRONMENTS):
         count = min(MOST_ENVIRONMENTS, episodes - first)
-        start = EVALUATION_SEED + 1000 * seed + first
-        played = _play(policy, task, count, start, stop or threading.Event())
+        start = (EVALUATION_SEED + 1000 * seed + first) % 2**31
+        environments = make_environments(task, count, backend=backend, seed=start)
+        try:
+            played = _play(behave(count), environments, start, stop or threading.Event())
+        finally:
+            environments.close()
         if played is None:
             return None
         returns += played[0].tolist()
@@ -64,28 +72,27 @@ def evaluate(
     return Evaluation(tuple(returns), tuple(lengths))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _play(
-    policy: Policy, task: str, count: int, seed: int, stop: threading.Event
+    behaviour: Behaviour, vector: VectorEnv, seed: int, stop: threading.Event
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    environments = make_environments(task, count)
-    try:
-        act = to_environment(environments.single_action_space)
-        observations, _ = environments.reset(seed=seed)
-        returns, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
-        playing = np.ones(count, dtype=bool)
-        for _ in range(MAX_EPISODE_STEPS):
-            distribution = policy(torch.from_numpy(np.asarray(observations, dtype=np.float32)))
-            observations, rewards, terminated, truncated, _ = environments.step(
-                act(distribution.mode)
-            )
-            returns[playing] += rewards[playing]
-            lengths[playing] += 1
-            playing &= ~(terminated | truncated)
-            if not playing.any():
-                break
-            if stop.is_set():
-                return None
-        return returns, lengths
-    finally:
-        environments.close()
+    environments = Environments(vector)
+    count = environments.count
+    generator = torch.Generator().manual_seed(seed)
+    observations = environments.reset(seed)
+    returns, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
+    playing = np.ones(count, dtype=bool)
+    for _ in range(MAX_EPISODE_STEPS):
+        actions = behaviour.act(observations, generator)
+        step = environments.step(behaviour.to_environment(actions))
+        observations = step.observations
+        returns[playing] += step.rewards[playing]
+        lengths[playing] += 1
+        playing &= ~(step.terminated | step.truncated)
+        if not playing.any():
+            break
+        if stop.is_set():
+            return None
+        if step.starts.any():
+            behaviour.forget(torch.from_numpy(step.starts))
+    return returns, lengths

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from rl_plugins.errors import UsageError, require_between, require_least
 from rl_plugins.plugin import Plugin, configure
@@ -30,6 +30,8 @@ class RunSettings:
     """Copies of the task that are stepped together."""
     rollout_length: int = 256
     """Steps of each copy between two updates."""
+    backend: Literal["sync", "async", "envpool"] = "sync"
+    """Who steps the copies: Gymnasium in this process or in one each, or envpool if installed."""
     evaluations: int = 4
     """Evaluations during training, evenly spaced; the final one comes on top."""
     evaluation_episodes: int = 20
@@ -55,8 +57,15 @@ class Settings:
     tuned: bool
 
 
+DEFAULT = "default"
+
+
 def tuned_settings(algorithm: str) -> dict[str, dict[str, Any]]:
     """The settings file's entries for an algorithm, by task; empty where it has none."""
+    return {task: row for task, row in _settings_file(algorithm).items() if task != DEFAULT}
+
+
+def _settings_file(algorithm: str) -> dict[str, dict[str, Any]]:
     text = files("rl_plugins.runs").joinpath("settings.toml").read_text(encoding="utf-8")
     return dict(tomllib.loads(text).get(algorithm, {}))
 
@@ -64,12 +73,13 @@ def tuned_settings(algorithm: str) -> dict[str, dict[str, Any]]:
 def resolve(
     algorithm: str, plugin: type[Plugin], task: str, overrides: Mapping[str, Any]
 ) -> Settings:
-    """Defaults, then the settings file, then ``overrides`` by name.
+    """Defaults, then the settings file's default row and the task's, then ``overrides`` by name.
 
     Raises :class:`UsageError` for a name that neither the loop nor the algorithm has.
     """
-    tuned = tuned_settings(algorithm).get(task, {})
-    merged = {**tuned, **overrides}
+    rows = _settings_file(algorithm)
+    tuned = rows.get(task, {})
+    merged = {**rows.get(DEFAULT, {}), **tuned, **overrides}
     run_names = {field.name for field in dataclasses.fields(RunSettings)}
     config_names = {field.name for field in dataclasses.fields(plugin.Config)}
     if clash := run_names & config_names:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from gymnasium.vector import VectorEnv
 from rich.console import Console
 
 import natgrad
-from rl_plugins.data import RolloutCollector, make_environments
+from rl_plugins.data.collector import RolloutCollector
+from rl_plugins.data.environments import Backend, make_environments
 from rl_plugins.errors import UsageError
 from rl_plugins.plugin import Plugin, find_plugin
 from rl_plugins.runs.curve import draw_curve
@@ -77,16 +79,16 @@ def train(
     """
     plugin_class = find_plugin(algorithm)
     settings = resolve(algorithm, plugin_class, task, overrides)
-    if plugin_class.collects != "rollouts":
-        raise UsageError(
-            f"{algorithm} collects {plugin_class.collects}; this version trains on rollouts only"
-        )
     console = console or Console(quiet=True)
     generator = torch.Generator().manual_seed(settings.run.seed)
-    environments = make_environments(task, settings.run.environments)
+    run = settings.run
+    environments = make_environments(
+        task, run.environments, backend=Backend[run.backend.upper()], seed=run.seed
+    )
     try:
         plugin = _build(plugin_class, environments, settings, generator)
-        collector = RolloutCollector(environments, seed=settings.run.seed, generator=generator)
+        behaviour = plugin.behaviour(run.environments, explore=True)
+        collector = RolloutCollector(environments, behaviour, seed=run.seed, generator=generator)
         path = Path(run_dir) if run_dir is not None else _new_directory(settings)
         with (
             _torch_threads(settings.run.threads),
@@ -168,11 +170,11 @@ class _Training:
 
     def _update(self, update: int, length: int) -> None:
         started = time.perf_counter()
-        rollout = self._collector.collect(self._plugin.policy, length)
+        rollout = self._collector.collect(length)
         collected = time.perf_counter()
         report = self._plugin.update(rollout)
         updated = time.perf_counter()
-        self._steps += rollout.rewards.numel()
+        self._steps += rollout.steps
         returns, lengths = rollout.episode_returns, rollout.episode_lengths
         speed = self._steps / (updated - self._start)
         episode_return = sum(returns) / len(returns) if returns else None
@@ -195,8 +197,10 @@ class _Training:
     def _evaluate(self, episodes: int) -> Evaluation | None:
         run, task = self._settings.run, self._settings.task
         evaluation = evaluate(
-            self._plugin.policy, task, episodes=episodes, seed=run.seed, stop=self._stop
-        )
+            partial(self._plugin.behaviour, explore=False), task,
+            episodes=episodes, seed=run.seed, backend=Backend[run.backend.upper()],
+            stop=self._stop,
+        )  # fmt: skip
         if evaluation is None:
             return None
         self._directory.log_evaluation(
@@ -229,7 +233,9 @@ def evaluate_run(run_dir: Path | str, *, episodes: int = 20) -> Evaluation:
         settings = resolve(config["algorithm"], plugin_class, config["task"], overrides)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path / 'config.json'} is damaged: it holds no run") from error
-    environments = make_environments(settings.task, 1)
+    environments = make_environments(
+        settings.task, 1, backend=Backend[settings.run.backend.upper()]
+    )
     plugin = _build(plugin_class, environments, settings, torch.Generator())
     environments.close()
     try:
@@ -240,8 +246,10 @@ def evaluate_run(run_dir: Path | str, *, episodes: int = 20) -> Evaluation:
         ) from error
     with _torch_threads(settings.run.threads):
         evaluation = evaluate(
-            plugin.policy, settings.task, episodes=episodes, seed=settings.run.seed
-        )
+            partial(plugin.behaviour, explore=False), settings.task,
+            episodes=episodes, seed=settings.run.seed,
+            backend=Backend[settings.run.backend.upper()],
+        )  # fmt: skip
     assert evaluation is not None  # nothing could stop it
     return evaluation
 

@@ -60,7 +60,23 @@ class Identity(gym.Env):
         return np.eye(3, dtype=np.float32)[self.number], reward, True, False, {}
 
 
+class Unbounded(gym.Env):
+    """Pays for standing at the number shown; the action has no bounds. Best return: 0."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.number = self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self.number, {}
+
+    def step(self, action):
+        return self.number, -float(abs(action - self.number).sum()), True, False, {}
+
+
 TASKS = {
+    "test/Unbounded-v0": (Unbounded, {}),
     "test/Counter-v0": (Counter, {}),
     "test/IdentityDiscrete-v0": (Identity, {"kind": "discrete"}),
     "test/IdentityBox-v0": (Identity, {"kind": "box", "low": 2.0, "high": 10.0}),

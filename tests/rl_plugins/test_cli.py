@@ -27,7 +27,7 @@ QUICK = ["--total-steps", "256", "--environments", "2", "--rollout-length", "64"
         ("train trpo CartPole-v1 --max-kl -1", "max_kl must be above 0, got -1.0"),
         ("train trpo CartPole-v1 --discount 1.5", "discount must lie in [0, 1], got 1.5"),
         ("train trpo CartPole-v1 --fisher-stride 0", "fisher_stride must be at least 1, got 0"),
-        ("train trpo FrozenLake-v1", "FlattenObservation"),
+        ("train ddpg CartPole-v1", "Box of floats"),
         ("train trpo no_such_module:Task-v0", "no_such_module"),
         ("train --seed 1 trpo CartPole-v1", "rl-plugins train ALGORITHM TASK [options]"),
         ("train trpo --seed 1 CartPole-v1", "rl-plugins train ALGORITHM TASK [options]"),

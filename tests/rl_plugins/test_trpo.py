@@ -8,7 +8,8 @@ from torch.distributions import Categorical, Independent, Normal
 from natgrad import Fisher, LineSearchStatus, Status
 from natgrad.flat import flatten, gradient
 from rl_plugins import TRPO, TRPOConfig, UsageError, train
-from rl_plugins.data import RolloutCollector, make_environments
+from rl_plugins.data.collector import RolloutCollector
+from rl_plugins.data.environments import make_environments
 from rl_plugins.policies import mlp
 
 
@@ -265,9 +266,10 @@ def test_a_whole_update_keeps_the_bound_the_move_of_the_statistics_included(task
     environments = make_environments(task, 4)
     spaces = environments.single_observation_space, environments.single_action_space
     trpo = TRPO.build(*spaces, TRPOConfig(hidden_sizes=(16,)), generator)
-    collector = RolloutCollector(environments, seed=0, generator=generator)
+    behaviour = trpo.behaviour(4, explore=True)
+    collector = RolloutCollector(environments, behaviour, seed=0, generator=generator)
     for update in range(6):
-        rollout = collector.collect(trpo.policy, 100)
+        rollout = collector.collect(100)
         x = rollout.observations.flatten(0, 1)
         acted = frozen(trpo.policy(x))
         report = trpo.update(rollout)

@@ -4,20 +4,19 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch import nn
-from torch.distributions import Bernoulli, Categorical, Independent, Normal
+from torch.distributions import Categorical, Independent, Normal, Poisson
 
 from rl_plugins import UsageError
-from rl_plugins.policies import build_policy, mlp, sample, to_environment
+from rl_plugins.actor_critic import ActorCritic, OnPolicyConfig
+from rl_plugins.policies import mlp, sample
+from rl_plugins.policies.spaces import action_map
 
 BOX = spaces.Box(-1, 1, (4,), np.float32)
 
 
 def build(observation_space, action_space, generator):
-    return build_policy(
-        observation_space, action_space, nn.Identity(),
-        hidden_sizes=(8,), initial_log_std=-0.5, generator=generator,
-    )  # fmt: skip
+    config = OnPolicyConfig(hidden_sizes=(8,), normalise_observations=False)
+    return ActorCritic(observation_space, action_space, config, generator).policy
 
 
 def test_a_gaussian_policy_starts_near_the_middle_with_the_given_deviation(generator):
@@ -42,7 +41,7 @@ def test_observations_of_any_box_shape_are_flattened(generator):
 
 def test_bounded_actions_are_stretched_to_their_bounds_and_clipped():
     space = spaces.Box(np.array([2.0, -1.0], np.float32), np.array([10.0, 1.0], np.float32))
-    act = to_environment(space)
+    act = action_map(space)
     actions = act(torch.tensor([[0.0, 0.0], [1.0, 1.0], [-7.0, -0.5], [0.5, 3.0]]))
     assert actions.tolist() == [[6, 0], [10, 1], [2, -0.5], [8, 1]]
     assert actions.dtype == np.float32
@@ -51,20 +50,21 @@ def test_bounded_actions_are_stretched_to_their_bounds_and_clipped():
 
 def test_unbounded_actions_pass_and_half_bounded_ones_are_clipped():
     space = spaces.Box(np.array([-np.inf, 0.0]), np.array([np.inf, np.inf]), dtype=np.float64)
-    act = to_environment(space)
+    act = action_map(space)
     assert act(torch.tensor([[5.0, 5.0], [-5.0, -5.0]])).tolist() == [[5, 5], [-5, 0]]
 
 
 def test_discrete_actions_start_where_the_space_does():
-    assert to_environment(spaces.Discrete(3, start=5))(torch.tensor([0, 2])).tolist() == [5, 7]
+    assert action_map(spaces.Discrete(3, start=5))(torch.tensor([0, 2])).tolist() == [5, 7]
 
 
 @pytest.mark.parametrize(
     ("observations", "actions", "message"),
     [
-        (spaces.Discrete(3), spaces.Discrete(2), "observations of type Discrete"),
-        (BOX, spaces.MultiDiscrete([2, 2]), "only Discrete and Box"),
-        (BOX, spaces.Box(0, 9, (2,), np.int64), "only Discrete and Box of floats"),
+        (spaces.Text(3), spaces.Discrete(2), "observations of type Text"),
+        (spaces.Dict(a=spaces.Dict(b=spaces.Text(3))), spaces.Discrete(2), r"Text at a\.b"),
+        (BOX, spaces.Text(3), "only Discrete, MultiDiscrete"),
+        (BOX, spaces.Box(0, 9, (2,), np.int64), "Box of floats"),
     ],
 )
 def test_unsupported_spaces_are_usage_errors(observations, actions, message, generator):
@@ -106,5 +106,5 @@ def test_draws_are_the_generators_alone():
 
 
 def test_a_family_without_a_sampler_is_named(generator):
-    with pytest.raises(TypeError, match=r"Bernoulli.*register"):
-        sample(Bernoulli(logits=torch.zeros(3)), generator)
+    with pytest.raises(TypeError, match=r"Poisson.*register"):
+        sample(Poisson(torch.ones(3)), generator)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from rl_plugins import UsageError, evaluate_run, train
 from rl_plugins.errors import ExperienceError
+from rl_plugins.policies import Sampling
 from rl_plugins.runs import Outcome, RunSettings, evaluate, tuned_settings
 from rl_plugins.trpo import TRPO, TRPOConfig
 
@@ -141,9 +142,10 @@ def test_every_tuned_setting_is_a_setting_and_every_tuned_task_exists():
         ({"max_kll": 1.0}, "unknown setting 'max_kll'.*did you mean 'max_kl'"),
         ({"total_steps": 0}, "total_steps must be at least 1, got 0"),
         ({"evaluations": -1}, "evaluations must be at least 0, got -1"),
-        ({"critic": "newton"}, "critic must be 'gauss-newton' or 'adam', got 'newton'"),
+        ({"critic": "newton"}, "critic must be one of 'gauss-newton', 'adam', got 'newton'"),
         ({"hidden_sizes": (0,)}, "hidden_sizes must be at least 1"),
-        ({"task": "FrozenLake-v1"}, "observations of type Discrete"),
+        ({"algorithm": "ddpg"}, "Box of floats"),
+        ({"algorithm": "ddpg", "task": "test/Unbounded-v0"}, "need an action space with bounds"),
     ],
 )
 def test_usage_errors_leave_no_directory_behind(arguments, message, tmp_path):
@@ -247,8 +249,12 @@ def test_an_environment_that_returns_nan_fails_in_one_line(what, bad, tmp_path, 
 def test_ctrl_c_during_an_evaluation_ends_it():
     stop = threading.Event()
     stop.set()
-    policy = build_counter_policy()
-    assert evaluate(policy, "test/Counter-v0", episodes=3, seed=0, stop=stop) is None
+    behave = acting(build_counter_policy())
+    assert evaluate(behave, "test/Counter-v0", episodes=3, seed=0, stop=stop) is None
+
+
+def acting(policy):
+    return lambda count: Sampling(policy, lambda actions: actions.numpy(), explore=False)
 
 
 def build_counter_policy():
@@ -291,7 +297,7 @@ def test_numbers_of_numpy_are_settings_and_others_are_named(tmp_path):
 def test_every_environment_plays_exactly_one_episode():
     """Even first episodes of Counter last 5 steps, and pay 1 a step."""
     evaluation = evaluate(
-        build_counter_policy(),
+        acting(build_counter_policy()),
         "test/Counter-v0", episodes=40, seed=0,
     )  # fmt: skip
     assert evaluation.returns == (5.0,) * 40
@@ -304,9 +310,11 @@ def test_evaluation_takes_the_mode_and_is_repeatable():
         def forward(self, x):
             return torch.distributions.Categorical(logits=torch.stack([x[:, 2], -x[:, 2]], -1))
 
-    first, again = (evaluate(Skewed(), "CartPole-v1", episodes=5, seed=3) for _ in range(2))
+    first, again = (evaluate(acting(Skewed()), "CartPole-v1", episodes=5, seed=3) for _ in range(2))
     assert first == again
-    others = [evaluate(Skewed(), "CartPole-v1", episodes=5, seed=seed) for seed in range(4, 9)]
+    others = [
+        evaluate(acting(Skewed()), "CartPole-v1", episodes=5, seed=seed) for seed in range(4, 9)
+    ]
     assert any(other.returns != first.returns for other in others)
     assert math.isclose(np.mean(first.returns), first.mean)
 

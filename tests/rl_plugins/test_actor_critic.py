@@ -5,8 +5,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rl_plugins.data import RolloutCollector, make_environments
-from rl_plugins.on_policy import ActorCritic, OnPolicyConfig, standardise
+from rl_plugins.actor_critic import ActorCritic, OnPolicyConfig, standardise
+from rl_plugins.data.collector import RolloutCollector
+from rl_plugins.data.environments import make_environments
 
 BOX = spaces.Box(-np.inf, np.inf, (4,), np.float32)
 
@@ -16,41 +17,45 @@ def actor_critic(generator, **settings):
     return ActorCritic(BOX, spaces.Discrete(2), config, generator)
 
 
-@pytest.fixture
-def collector(generator):
-    return RolloutCollector(make_environments("CartPole-v1", 3), seed=0, generator=generator)
+def collector(agent, generator):
+    return RolloutCollector(
+        make_environments("CartPole-v1", 3), agent.behaviour(3, explore=True),
+        seed=0, generator=generator,
+    )  # fmt: skip
 
 
 def test_the_normaliser_sees_every_observation_once_and_moves_only_between_updates(
-    collector, generator
+    generator,
 ):
     agent = actor_critic(generator)
+    pieces = collector(agent, generator)
     seen = []
     for _ in range(4):
-        rollout = collector.collect(agent.policy, 20)
+        rollout = pieces.collect(20)
         batch = agent.learning_batch(rollout)
         seen.append(batch.observations)
-        during = agent.normaliser.shift.clone()
+        during = agent.features.normaliser.shift.clone()
         agent.critic.fit(batch.observations, batch.targets)
-        assert torch.equal(agent.normaliser.shift, during)
+        assert torch.equal(agent.features.normaliser.shift, during)
         agent.finish_update(batch)
         everything = torch.cat(seen).double()
-        assert float(agent.normaliser.moments.count) == len(everything)
-        assert torch.allclose(agent.normaliser.moments.mean, everything.mean(dim=0))
+        assert float(agent.features.normaliser.moments.count) == len(everything)
+        assert torch.allclose(agent.features.normaliser.moments.mean, everything.mean(dim=0))
 
 
 def test_policy_and_critic_see_through_one_normaliser_and_its_absence_is_the_identity(generator):
     agent = actor_critic(generator)
-    assert agent.policy.normaliser is agent.critic.normaliser is agent.normaliser
+    assert agent.policy.features is agent.critic.features is agent.features
+    assert agent.features.normaliser is not None
     plain = actor_critic(generator, normalise_observations=False)
-    assert plain.normaliser is None
+    assert plain.features.normaliser is None
     x = torch.randn(5, 4, generator=generator)
-    assert torch.equal(plain.policy.normaliser(x), x)
+    assert torch.equal(plain.policy.features(x), x)
 
 
-def test_targets_are_lambda_returns_and_advantages_are_standardised(collector, generator):
+def test_targets_are_lambda_returns_and_advantages_are_standardised(generator):
     agent = actor_critic(generator, discount=0.9, decay=1.0)
-    rollout = collector.collect(agent.policy, 30)
+    rollout = collector(agent, generator).collect(30)
     batch = agent.learning_batch(rollout)
     assert batch.observations.shape == (90, 4)
     assert abs(float(batch.advantages.mean())) < 1e-6
@@ -65,9 +70,9 @@ def test_targets_are_lambda_returns_and_advantages_are_standardised(collector, g
                 assert abs(float(targets[t - 1, n]) - 1.9) < 1e-4
 
 
-def test_the_state_of_an_agent_is_all_of_it(collector, generator):
+def test_the_state_of_an_agent_is_all_of_it(generator):
     first, second = actor_critic(generator), actor_critic(generator)
-    batch = first.learning_batch(collector.collect(first.policy, 20))
+    batch = first.learning_batch(collector(first, generator).collect(20))
     first.finish_update(batch)
     second.load_state_dict(first.state_dict())
     x = torch.randn(5, 4, generator=generator)
@@ -82,23 +87,24 @@ def test_equal_advantages_are_only_centred(value):
 
 
 def test_an_update_of_the_statistics_leaves_policy_and_critic_the_functions_they_are(
-    collector, generator
+    generator,
 ):
     class Idle:
         def fit(self, network, features, targets):
             pass
 
     agent = actor_critic(generator)
+    pieces = collector(agent, generator)
     for _ in range(3):
-        rollout = collector.collect(agent.policy, 40)
+        rollout = pieces.collect(40)
         batch = agent.learning_batch(rollout)
         before = agent.policy(batch.observations).logits.detach()
         agent.critic.regression = Idle()
         agent.critic._rescale = lambda _: None
         values = agent.critic(batch.observations).detach()
-        moved = agent.normaliser.shift.clone()
+        moved = agent.features.normaliser.shift.clone()
         agent.finish_update(batch)
         if not batch.already_seen:
-            assert not torch.equal(agent.normaliser.shift, moved)
+            assert not torch.equal(agent.features.normaliser.shift, moved)
         assert torch.allclose(agent.policy(batch.observations).logits, before, atol=1e-6)
         assert torch.allclose(agent.critic(batch.observations), values, atol=1e-5)

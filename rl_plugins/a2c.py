@@ -1,0 +1,167 @@
+"""Advantage actor-critic (Mnih et al. 2016, synchronous), and ACKTR (Wu et al. 2017) as a preset.
+
+Each update:
+
+    1. collect a short rollout with π_old, estimate advantages A     on_policy.py, advantages.py
+    2. g = ∇_θ E[log π_θ(a|s) · A] + c ∇_θ E[entropy]                one backward pass
+    3. θ moves by one step of an optimizer along g                   torch.optim; or, ACKTR:
+       s = (K + λI)⁻¹ g with K the Kronecker-factored Fisher matrix, natgrad.Kronecker
+       θ = θ + min(η, √(2δ / sᵀK s)) s
+    4. fit the critic to the λ-returns, which stay fixed             critics/
+
+Different from the paper and from common implementations: advantages are GAE's (λ = 1 gives the
+paper's n-step returns) and standardised; the critic has an optimizer of its own, since it shares no
+parameters with the policy. ACKTR's factors are those of the present batch, exact in the output
+distribution, not running averages over sampled labels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from natgrad import Kronecker, step_size
+from natgrad.flat import assign, gradient
+from rl_plugins.actor_critic import ActorCritic, OnPolicyConfig
+from rl_plugins.errors import require_least
+from rl_plugins.first_order import Snapshot, ascend
+from rl_plugins.on_policy import OnPolicyPlugin
+from rl_plugins.optimizers import make_optimizer
+from rl_plugins.reports import GradientReport, StepStatus
+from rl_plugins.surrogate import Surrogate
+
+KFAC = "KFAC"
+
+
+@dataclass(frozen=True)
+class A2CSettings:
+    """Settings of one gradient step."""
+
+    optimizer: str = "RMSprop"
+    """An optimizer of torch.optim, any other as package.module:Class, or KFAC, which makes it
+    ACKTR."""
+    learning_rate: float = 7e-4
+    """Of the optimizer; for KFAC η, the most that a step s is multiplied by."""
+    entropy_coefficient: float = 0.0
+    """c, the weight of the entropy in the objective."""
+    max_gradient_norm: float = 0.5
+    """The gradient is scaled down to this norm; not used by KFAC."""
+    max_kl: float = 0.001
+    """δ of KFAC, in nats."""
+    damping: float = 0.01
+    """λ of KFAC."""
+
+    def __post_init__(self) -> None:
+        require_least(self, 0, "learning_rate", "max_gradient_norm", "max_kl", exclusive=True)
+        require_least(self, 0, "entropy_coefficient", "damping")
+
+
+@dataclass(frozen=True)
+class A2CConfig(A2CSettings, OnPolicyConfig):
+    """Settings of A2C with the policy and the critic that the training loop builds for it."""
+
+    def __post_init__(self) -> None:
+        A2CSettings.__post_init__(self)
+        OnPolicyConfig.__post_init__(self)
+
+
+class A2C(OnPolicyPlugin):
+    """A2C for any module that maps observations to a torch Distribution.
+
+    ``A2C(policy).step(observations, actions, advantages)`` is all that own rollouts need; its
+    settings are the fields of :class:`A2CSettings`.
+    """
+
+    Settings: ClassVar[type[A2CSettings]] = A2CSettings
+    Config: ClassVar[type[A2CConfig]] = A2CConfig
+    config: A2CSettings
+
+    def _set_up(
+        self,
+        policy: nn.Module,
+        config: Any,
+        generator: torch.Generator,
+        actor_critic: ActorCritic | None,
+    ) -> None:
+        super()._set_up(policy, config, generator, actor_critic)
+        self._optimizers = (
+            []
+            if config.optimizer == KFAC
+            else [make_optimizer(config.optimizer, self.parameters(), config.learning_rate)]
+        )
+
+    def step(
+        self, observations: Any, actions: Tensor, advantages: Tensor, mask: Tensor | None = None
+    ) -> GradientReport:
+        """One gradient step from B states, actions and advantages (B,), or from sequences (B, T)
+        with a ``mask`` of the steps that count; no critic needed.
+
+        The parameters stay bitwise what they were where the gradient is NaN or infinite. Raises
+        ``ValueError`` where the shapes do not fit. Cost: one gradient and two forward passes; with
+        KFAC the factors besides.
+        """
+        config, parameters = self.config, self.parameters()
+        surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
+        pi = self.policy(observations)
+        gain = surrogate.mean(pi.log_prob(surrogate.actions) * surrogate.advantages)
+        objective = gain + config.entropy_coefficient * surrogate.mean(pi.entropy())
+        before = Snapshot(parameters, *self._optimizers)
+        if self._optimizers:
+            norm = ascend(objective, parameters, self._optimizers[0], config.max_gradient_norm)
+        else:
+            g = gradient(objective, parameters)
+            norm = torch.linalg.vector_norm(g)
+            if bool(torch.isfinite(norm)):
+                assign(parameters, before.theta + self._kfac_step(observations, g))
+        with torch.no_grad():
+            pi = self.policy(observations)
+            kl, improvement = float(surrogate.kl(pi)), float(surrogate.improvement(pi))
+        sound = all(map(math.isfinite, (float(norm), kl, improvement)))
+        if not sound:
+            before.restore()
+        return GradientReport(
+            status=StepStatus.TAKEN if sound else StepStatus.NONFINITE,
+            kl=kl,
+            entropy=float(surrogate.entropy()),
+            improvement=improvement,
+            gradient_norm=float(norm),
+            learning_rate=config.learning_rate,
+            step_fraction=float(sound),
+        )
+
+    def _kfac_step(self, observations: Any, g: Tensor) -> Tensor:
+        K = Kronecker(self.policy, observations, parameters=self.parameters())
+        s = K.solve(g, damping=self.config.damping)
+        alpha, _ = step_size(s @ (K @ s), self.config.max_kl)
+        return min(self.config.learning_rate, float(alpha)) * s
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+
+@dataclass(frozen=True)
+class ACKTRConfig(A2CConfig):
+    """A2C with the Kronecker-factored natural gradient."""
+
+    optimizer: str = KFAC
+    """KFAC is what makes it ACKTR."""
+    learning_rate: float = 1.0
+    """η, the most that a step s is multiplied by."""
+
+
+class ACKTR(A2C):
+    """A2C with ``optimizer="KFAC"``."""
+
+    Config: ClassVar[type[ACKTRConfig]] = ACKTRConfig

@@ -1,0 +1,79 @@
+"""Deep deterministic policy gradient (Lillicrap et al. 2016).
+
+Each update:
+
+    1. act by μ(s) + noise, store the transitions                    off_policy.py, data/replay.py
+    2. for every step taken, draw a minibatch (s, a, r, s′):
+       y = r + γ Q′(s′, μ′(s′)), without the last term where s′ is terminal
+       Q moves along −∇ E[(Q(s, a) − y)²]
+       μ moves along ∇ E[Q(s, μ(s))]                                 deterministic_gradient.py
+       Q′ and μ′ follow Q and μ by a part τ
+
+Different from the paper and from some implementations: a time limit is not the end (the bootstrap
+stays, from the true last observation); the target y carries no gradient; actions are stretched to
+the bounds of the task whatever these are; noise is Gaussian unless asked otherwise, and does not
+decay; no weight decay, no batch normalisation. The actor may take natural steps instead, bounded in
+action space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rl_plugins.data import Transitions
+from rl_plugins.deterministic_gradient import (
+    ActorStep,
+    DeterministicGradientSettings,
+    actor_step,
+)
+from rl_plugins.experience import OffPolicyConfig
+from rl_plugins.first_order import ascend
+from rl_plugins.off_policy import OffPolicyPlugin
+
+
+@dataclass(frozen=True)
+class DDPGConfig(DeterministicGradientSettings, OffPolicyConfig):
+    """Settings of DDPG with the networks and the replay buffer that the training loop builds."""
+
+    def __post_init__(self) -> None:
+        DeterministicGradientSettings.__post_init__(self)
+        OffPolicyConfig.__post_init__(self)
+
+
+class DDPG(OffPolicyPlugin):
+    """DDPG for any policy observations -> actions (B, d) and any critic (observations, actions)
+    -> values (B,).
+
+    ``DDPG(policy, critic).step(observations, actions, rewards, next_observations, terminated)`` is
+    one gradient step from one's own transitions; the settings are the fields of
+    :class:`DeterministicGradientSettings`.
+    """
+
+    Settings: ClassVar[type[DeterministicGradientSettings]] = DeterministicGradientSettings
+    Config: ClassVar[type[DDPGConfig]] = DDPGConfig
+    critic_count: ClassVar[int] = 1
+    config: DeterministicGradientSettings
+
+    def targets(self, batch: Transitions) -> Tensor:
+        """y = r + γ Q′(s′, μ′(s′)), (B,), and r where s′ is terminal; no gradient."""
+        with torch.no_grad():
+            next_actions = self.target_policy(batch.next_observations)
+            value = self.target_critics[0](batch.next_observations, next_actions)
+            y: Tensor = batch.rewards + self.config.discount * value.where(~batch.terminated, 0.0)
+        return y
+
+    def gradient_step(self, batch: Transitions) -> tuple[Tensor, ActorStep]:
+        """One minibatch: the critic, the actor, the targets. The critic's loss is the first."""
+        (critic,) = self.critics
+        loss = (critic(batch.observations, batch.actions) - self.targets(batch)).square().mean()
+        ascend(-loss, self.critic_parameters, self.critic_optimizer)
+        actor = actor_step(
+            self.policy, self.actor_parameters, critic, batch.observations,
+            self.actor_optimizer, self.config,
+        )  # fmt: skip
+        self.follow()
+        return loss.detach(), actor

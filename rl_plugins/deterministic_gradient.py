@@ -1,0 +1,104 @@
+"""The actor's step of DDPG and TD3: up ∇_θ E[Q(s, μ_θ(s))] = E[∂Q/∂a · ∂μ/∂θ]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from natgrad import GaussNewton, backtracking, cg, step_size
+from natgrad.curvature.metrics import squared_error
+from natgrad.flat import assign, flatten, gradient
+from rl_plugins.errors import require_between, require_least, require_one_of
+from rl_plugins.first_order import ascend
+
+
+@dataclass(frozen=True)
+class DeterministicGradientSettings:
+    """Settings of DDPG's and TD3's gradient steps."""
+
+    discount: float = 0.99
+    """γ."""
+    optimizer: str = "Adam"
+    """An optimizer of torch.optim, or any other as package.module:Class."""
+    actor_learning_rate: float = 1e-3
+    """Of the actor's optimizer; not used by the natural step."""
+    critic_learning_rate: float = 1e-3
+    """Of the critic's optimizer."""
+    target_rate: float = 0.005
+    """τ: the target networks move so far towards the others at every gradient step."""
+    actor: Literal["gradient", "natural"] = "gradient"
+    """How the actor climbs Q: by the optimizer, or by natural steps bounded in action space."""
+    max_action_change: float = 0.01
+    """Natural step: bound on the root mean square change of an action, in half ranges."""
+    damping: float = 0.01
+    """Natural step: λ."""
+    cg_iterations: int = 10
+    """Natural step: most conjugate-gradient iterations."""
+
+    def __post_init__(self) -> None:
+        require_one_of(self, "actor", "gradient", "natural")
+        require_between(self, 0, 1, "discount", "target_rate")
+        require_least(self, 0, "actor_learning_rate", "critic_learning_rate", exclusive=True)
+        require_least(self, 0, "max_action_change", "target_rate", exclusive=True)
+        require_least(self, 0, "damping")
+        require_least(self, 1, "cg_iterations")
+
+
+@dataclass(frozen=True)
+class ActorStep:
+    """``value`` = E[Q(s, μ(s))] before the step; ``change`` (natural steps; else NaN) the root mean
+    square change of an action."""
+
+    value: Tensor
+    change: float = math.nan
+
+
+def actor_step(
+    policy: nn.Module,
+    parameters: Sequence[Tensor],
+    critic: Callable[[Any, Tensor], Tensor],
+    observations: Any,
+    optimizer: torch.optim.Optimizer,
+    settings: DeterministicGradientSettings,
+) -> ActorStep:
+    """One step of the policy up E[Q(s, μ(s))] over a batch of states; no gradient in Q's weights.
+
+    The natural step measures distance by E‖Δμ(s)‖², whose matrix is the Gauss-Newton matrix
+    K = E[JᵀJ] of the actions: s = (K + λI)⁻¹ g is scaled to the bound and searched along until the
+    bound and an improvement of E[Q] both hold on the batch. Cost: one gradient through Q; the
+    natural step ``cg_iterations`` products more.
+    """
+    actions = policy(observations)
+    objective = critic(observations, actions).mean()
+    if settings.actor == "gradient":
+        ascend(objective, parameters, optimizer)
+        return ActorStep(objective.detach())
+
+    g = gradient(objective, parameters, retain_graph=True)
+    # squared_error is the mean over states and dimensions of (a − a′)², its matrix twice E[JᵀJ].
+    K = GaussNewton(actions, parameters, squared_error)
+    s = cg(K.damped(settings.damping), g, max_iterations=settings.cg_iterations, rtol=1e-3)
+    sKs = s.x.double() @ s.Ax.double() - settings.damping * s.x.double().square().sum()
+    bound = settings.max_action_change**2
+    alpha, _ = step_size(sKs, bound)
+    step = alpha * s.x
+    theta_old = flatten(parameters)
+
+    def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
+        assign(parameters, theta)
+        moved = policy(observations)
+        return -critic(observations, moved).mean(), (moved - actions).square().mean()
+
+    search = backtracking(
+        evaluate, theta_old, step,
+        bound=bound, start_objective=-objective.detach(), expected_improvement=g @ step,
+        shrink=0.7,
+    )  # fmt: skip
+    assign(parameters, search.theta)
+    change = math.sqrt(search.constraint) if search.accepted else 0.0
+    return ActorStep(objective.detach(), change)

@@ -1,0 +1,76 @@
+"""What an off-policy algorithm has seen, and how many gradient steps that is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rl_plugins.data import ReplayBuffer, Rollout, Transitions
+from rl_plugins.errors import require_least, require_one_of
+from rl_plugins.policies import GaussianNoise, Noise, OrnsteinUhlenbeckNoise
+
+
+@dataclass(frozen=True)
+class OffPolicyConfig:
+    """Settings of the networks, the replay buffer and the exploration."""
+
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """Widths of the hidden ReLU layers of the actor and of the critic."""
+    buffer_size: int = 1_000_000
+    """Transitions kept for replay."""
+    batch_size: int = 256
+    """Transitions of a gradient step."""
+    learning_starts: int = 10_000
+    """Steps of uniformly random actions before the first gradient step."""
+    updates_per_step: float = 1.0
+    """Gradient steps for every environment step."""
+    noise: Literal["gaussian", "ornstein-uhlenbeck"] = "gaussian"
+    """Exploration noise."""
+    noise_scale: float = 0.1
+    """Its standard deviation, in half ranges of the action."""
+
+    def __post_init__(self) -> None:
+        require_one_of(self, "noise", "gaussian", "ornstein-uhlenbeck")
+        if any(size < 1 for size in self.hidden_sizes):
+            raise ValueError(f"hidden_sizes must be at least 1, got {self.hidden_sizes}")
+        require_least(self, 1, "batch_size", "learning_starts")
+        require_least(self, 2, "buffer_size")
+        require_least(self, 0, "noise_scale", "updates_per_step")
+        if self.buffer_size < self.learning_starts:
+            raise ValueError(
+                f"buffer_size ({self.buffer_size}) must hold learning_starts "
+                f"({self.learning_starts}) transitions"
+            )
+
+
+class Experience:
+    """What has been seen: the replay buffer, and how many gradient steps it is worth."""
+
+    def __init__(self, config: OffPolicyConfig, to_environment: Callable[[Tensor], Any]) -> None:
+        self._config, self.to_environment = config, to_environment
+        self.buffer = ReplayBuffer(config.buffer_size)
+        self.seen = 0
+        self.owed = 0.0
+
+    def noise(self) -> Noise:
+        if self._config.noise == "gaussian":
+            return GaussianNoise(self._config.noise_scale)
+        return OrnsteinUhlenbeckNoise(self._config.noise_scale)
+
+    def is_warming_up(self) -> bool:
+        return self.seen < self._config.learning_starts
+
+    def draw(self, rollout: Rollout, generator: torch.Generator) -> Iterator[Transitions]:
+        """Take a rollout in; then the minibatches that it is worth."""
+        self.buffer.add(rollout)
+        self.seen += rollout.steps
+        if self.is_warming_up():
+            return
+        self.owed += rollout.steps * self._config.updates_per_step
+        for _ in range(int(self.owed)):
+            yield self.buffer.sample(self._config.batch_size, generator)
+        self.owed -= int(self.owed)

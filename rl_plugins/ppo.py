@@ -1,0 +1,237 @@
+"""Proximal policy optimisation (Schulman et al. 2017): clipped or penalised, with a hard KL bound.
+
+Each update:
+
+    1. collect a rollout with π_old, estimate advantages A           on_policy.py, advantages.py
+    2. for every epoch, for every minibatch of the rollout:
+       r = π_θ/π_old
+       clip:     L = E[min(r A, clip(r, 1 − ε, 1 + ε) A)]            clipped_objective
+       penalty:  L = E[r A] − β E[KL(π_old ‖ π_θ)]
+       θ moves by one step of an optimizer along ∇(L + c E[entropy])
+    3. penalty: β doubles where the KL came out above 1.5 times its target, halves where below
+       target / 1.5
+    4. with max_kl: the first θ_old + cʲ (θ − θ_old), j = 0, 1, …,
+       with E[KL(π_old ‖ π_θ)] <= max_kl                             natgrad.backtracking
+    5. fit the critic to the λ-returns                               critics/
+
+Different from the paper and from common implementations: the critic shares no parameters with the
+policy and is fitted apart, so that no coefficient weighs its loss against L; the old policy's
+log-probabilities are computed once, with the parameters of the update's start; clipping and
+penalty bound no KL, step 4 does, and it keeps the direction that the epochs found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from natgrad import backtracking
+from natgrad.flat import assign, flatten
+from rl_plugins.actor_critic import ActorCritic, OnPolicyConfig
+from rl_plugins.errors import require_least, require_one_of
+from rl_plugins.first_order import Snapshot, ascend
+from rl_plugins.on_policy import OnPolicyPlugin
+from rl_plugins.optimizers import make_optimizer
+from rl_plugins.reports import GradientReport, StepStatus
+from rl_plugins.surrogate import Surrogate
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """Settings of one update of the policy."""
+
+    objective: Literal["clip", "penalty"] = "clip"
+    """The clipped surrogate, or the one with a KL penalty."""
+    clip: float = 0.2
+    """ε."""
+    penalty: float = 1.0
+    """β at the start; it adapts."""
+    target_kl: float = 0.01
+    """KL of an update that β is adapted towards, in nats."""
+    max_kl: float | None = None
+    """Hard bound on E[KL(π_old ‖ π_θ)] of an update, in nats. Unset: none."""
+    epochs: int = 10
+    """Passes over the rollout."""
+    batch_size: int = 64
+    """Steps of a minibatch; for sequences, as many of them as hold about so many steps."""
+    optimizer: str = "Adam"
+    """An optimizer of torch.optim, or any other as package.module:Class."""
+    learning_rate: float = 3e-4
+    """Of the optimizer."""
+    learning_rate_steps: int | None = None
+    """Environment steps over which the learning rate falls linearly to 0. Unset: it is constant."""
+    entropy_coefficient: float = 0.0
+    """c, the weight of the entropy in the objective."""
+    max_gradient_norm: float = 0.5
+    """The gradient of a minibatch is scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        require_one_of(self, "objective", "clip", "penalty")
+        require_least(self, 0, "clip", "penalty", "target_kl", "learning_rate", exclusive=True)
+        require_least(self, 0, "max_gradient_norm", exclusive=True)
+        require_least(self, 0, "entropy_coefficient")
+        require_least(self, 1, "epochs", "batch_size")
+        if self.max_kl is not None:
+            require_least(self, 0, "max_kl", exclusive=True)
+        if self.learning_rate_steps is not None:
+            require_least(self, 1, "learning_rate_steps")
+
+
+@dataclass(frozen=True)
+class PPOConfig(PPOSettings, OnPolicyConfig):
+    """Settings of PPO with the policy and the critic that the training loop builds for it."""
+
+    def __post_init__(self) -> None:
+        PPOSettings.__post_init__(self)
+        OnPolicyConfig.__post_init__(self)
+
+
+def clipped_objective(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """min(r A, clip(r, 1 − ε, 1 + ε) A), one number a step.
+
+    Its gradient in r is A, but 0 where r has gone further than ε in the direction that A rewards.
+    Source: Schulman et al. 2017, equation 7.
+
+    >>> clipped_objective(torch.tensor([1.5, 0.5]), torch.tensor([1.0, 1.0]), 0.2)
+    tensor([1.2000, 0.5000])
+    """
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+class PPO(OnPolicyPlugin):
+    """PPO for any module that maps observations to a torch Distribution.
+
+    ``PPO(policy).step(observations, actions, advantages)`` is all that own rollouts need; its
+    settings are the fields of :class:`PPOSettings`, and ``generator`` shuffles the minibatches.
+    """
+
+    Settings: ClassVar[type[PPOSettings]] = PPOSettings
+    Config: ClassVar[type[PPOConfig]] = PPOConfig
+    config: PPOSettings
+
+    def _set_up(
+        self,
+        policy: nn.Module,
+        config: Any,
+        generator: torch.Generator,
+        actor_critic: ActorCritic | None,
+    ) -> None:
+        super()._set_up(policy, config, generator, actor_critic)
+        self._optimizer = make_optimizer(config.optimizer, self.parameters(), config.learning_rate)
+        self.penalty = config.penalty
+        self.steps_taken = 0
+
+    def step(
+        self, observations: Any, actions: Tensor, advantages: Tensor, mask: Tensor | None = None
+    ) -> GradientReport:
+        """One update from B states, actions and advantages (B,), or from sequences (B, T) with a
+        ``mask`` of the steps that count; no critic needed.
+
+        The parameters, and the optimizer's state, stay bitwise what they were where anything in
+        the update is NaN or infinite. Raises ``ValueError`` where the shapes do not fit. Cost:
+        ``epochs`` gradients of the batch, in minibatches, and two forward passes.
+        """
+        config, parameters = self.config, self.parameters()
+        surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
+        before = Snapshot(parameters, self._optimizer)
+        learning_rate = self._anneal(surrogate.count)
+        norms = []
+        for part in self._minibatches(surrogate):
+            pi = self.policy(part.observations)
+            objective = self._objective(part, pi)
+            if config.entropy_coefficient:
+                objective = objective + config.entropy_coefficient * part.mean(pi.entropy())
+            norms.append(ascend(objective, parameters, self._optimizer, config.max_gradient_norm))
+        norm = float(torch.stack(norms).mean())
+        fraction = self._pull_back(surrogate, before.theta) if math.isfinite(norm) else 0.0
+        with torch.no_grad():
+            pi = self.policy(observations)
+            ratio = surrogate.ratio(pi)
+            kl, improvement = float(surrogate.kl(pi)), float(surrogate.improvement(pi))
+            clipped = float(surrogate.mean(((ratio - 1).abs() > config.clip).to(ratio.dtype)))
+        sound = all(map(math.isfinite, (norm, kl, improvement)))
+        if not sound:
+            before.restore()
+        elif config.objective == "penalty":
+            self._adapt_penalty(kl)
+        return GradientReport(
+            status=StepStatus.TAKEN if sound else StepStatus.NONFINITE,
+            kl=kl,
+            entropy=float(surrogate.entropy()),
+            improvement=improvement,
+            gradient_norm=norm,
+            learning_rate=learning_rate,
+            clip_fraction=clipped,
+            penalty=self.penalty if config.objective == "penalty" else 0.0,
+            step_fraction=fraction if sound else 0.0,
+        )
+
+    def _minibatches(self, surrogate: Surrogate) -> Iterator[Surrogate]:
+        samples = len(surrogate.advantages)
+        per_sample = surrogate.advantages.numel() // samples
+        size = max(1, self.config.batch_size // per_sample)
+        for _ in range(self.config.epochs):
+            order = torch.randperm(samples, generator=self.generator)
+            for index in torch.split(order, size):
+                yield surrogate.part(index)
+
+    def _objective(self, part: Surrogate, pi: Distribution) -> Tensor:
+        ratio = part.ratio(pi)
+        if self.config.objective == "clip":
+            return part.mean(clipped_objective(ratio, part.advantages, self.config.clip))
+        penalised: Tensor = part.mean(ratio * part.advantages) - self.penalty * part.kl(pi)
+        return penalised
+
+    def _adapt_penalty(self, kl: float) -> None:
+        # Section 4 of the paper; the bounds keep β from running away where the KL cannot follow.
+        if kl > 1.5 * self.config.target_kl:
+            self.penalty = min(2 * self.penalty, 1e6)
+        elif kl < self.config.target_kl / 1.5:
+            self.penalty = max(self.penalty / 2, 1e-6)
+
+    def _pull_back(self, surrogate: Surrogate, theta_old: Tensor) -> float:
+        """The part of the update that stays within the hard bound; 1 where there is none."""
+        if self.config.max_kl is None:
+            return 1.0
+        parameters = self.parameters()
+        step = flatten(parameters) - theta_old
+
+        def evaluate(theta: Tensor) -> tuple[float, Tensor]:
+            assign(parameters, theta)
+            # Any point within the bound will do: the epochs have chosen the direction.
+            return -1.0, surrogate.kl(self.policy(surrogate.observations))
+
+        search = backtracking(
+            evaluate, theta_old, step,
+            bound=self.config.max_kl, start_objective=0.0, shrink=0.8, max_backtracks=20,
+        )  # fmt: skip
+        assign(parameters, search.theta)
+        return search.fraction
+
+    def _anneal(self, steps: int) -> float:
+        rate = self.config.learning_rate
+        if self.config.learning_rate_steps is not None:
+            rate *= max(0.0, 1 - self.steps_taken / self.config.learning_rate_steps)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+        self.steps_taken += steps
+        return rate
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "penalty": self.penalty,
+            "steps_taken": self.steps_taken,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.penalty, self.steps_taken = state["penalty"], state["steps_taken"]

@@ -1,0 +1,111 @@
+"""Twin delayed deep deterministic policy gradient (Fujimoto, van Hoof & Meger 2018).
+
+Each update:
+
+    1. act by μ(s) + noise, store the transitions                    off_policy.py, data/replay.py
+    2. for every step taken, draw a minibatch (s, a, r, s′):
+       a′ = μ′(s′) + clipped noise, within the bounds                smoothing
+       y = r + γ min(Q₁′(s′, a′), Q₂′(s′, a′)), without the last term where s′ is terminal
+       Q₁ and Q₂ move along −∇ E[(Q₁(s, a) − y)² + (Q₂(s, a) − y)²]
+       every d-th time: μ moves along ∇ E[Q₁(s, μ(s))]               deterministic_gradient.py
+                        Q′ and μ′ follow Q and μ by a part τ
+
+DDPG with three changes against values that are too high: two critics and the lower of their
+targets, an actor that waits for its critics, targets smoothed over neighbouring actions. Different
+from the paper as DDPG is: see ddpg.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rl_plugins.data import Transitions
+from rl_plugins.deterministic_gradient import (
+    ActorStep,
+    DeterministicGradientSettings,
+    actor_step,
+)
+from rl_plugins.errors import require_least
+from rl_plugins.experience import OffPolicyConfig
+from rl_plugins.first_order import ascend
+from rl_plugins.off_policy import OffPolicyPlugin
+
+
+@dataclass(frozen=True)
+class TD3Settings(DeterministicGradientSettings):
+    """Settings of TD3's gradient steps."""
+
+    policy_delay: int = 2
+    """d: critic steps for every step of the actor and of the targets."""
+    smoothing: float = 0.2
+    """Standard deviation of the noise on the targets' actions, in half ranges."""
+    smoothing_clip: float = 0.5
+    """Most that the noise changes a target's action."""
+    action_limit: float = 1.0
+    """Actions of the targets stay within ± this, which is what a policy built for a task reaches;
+    infinity for one's own policy without bounds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_least(self, 1, "policy_delay")
+        require_least(self, 0, "smoothing", "smoothing_clip")
+        if not self.action_limit > 0:
+            raise ValueError(f"action_limit must be above 0, got {self.action_limit}")
+
+
+@dataclass(frozen=True)
+class TD3Config(TD3Settings, OffPolicyConfig):
+    """Settings of TD3 with the networks and the replay buffer that the training loop builds."""
+
+    def __post_init__(self) -> None:
+        TD3Settings.__post_init__(self)
+        OffPolicyConfig.__post_init__(self)
+
+
+class TD3(OffPolicyPlugin):
+    """TD3 for any policy observations -> actions (B, d) and any two critics (observations, actions)
+    -> values (B,).
+
+    ``TD3(policy, critic, other).step(observations, actions, rewards, next_observations,
+    terminated)`` is one gradient step from one's own transitions; the settings are the fields of
+    :class:`TD3Settings`.
+    """
+
+    Settings: ClassVar[type[TD3Settings]] = TD3Settings
+    Config: ClassVar[type[TD3Config]] = TD3Config
+    critic_count: ClassVar[int] = 2
+    config: TD3Settings
+
+    def targets(self, batch: Transitions) -> Tensor:
+        """y = r + γ min over both target critics at the smoothed action, (B,), and r where s′ is
+        terminal; no gradient."""
+        config = self.config
+        with torch.no_grad():
+            actions = self.target_policy(batch.next_observations)
+            noise = torch.randn(actions.shape, generator=self.generator, dtype=actions.dtype)
+            noise = (config.smoothing * noise).clamp(-config.smoothing_clip, config.smoothing_clip)
+            actions = (actions + noise).clamp(-config.action_limit, config.action_limit)
+            values = [Q(batch.next_observations, actions) for Q in self.target_critics]
+            value = torch.minimum(*values)
+            return batch.rewards + config.discount * value.where(~batch.terminated, 0.0)
+
+    def gradient_step(self, batch: Transitions) -> tuple[Tensor, ActorStep]:
+        """One minibatch: the critics, and every d-th time the actor and the targets. The mean of
+        the critics' losses is the first."""
+        y = self.targets(batch)
+        errors = [Q(batch.observations, batch.actions) - y for Q in self.critics]
+        loss = torch.stack(errors).square().mean(dim=1).sum()
+        ascend(-loss, self.critic_parameters, self.critic_optimizer)
+        actor = ActorStep(torch.tensor(math.nan))
+        if self.updates % self.config.policy_delay == self.config.policy_delay - 1:
+            actor = actor_step(
+                self.policy, self.actor_parameters, self.critics[0], batch.observations,
+                self.actor_optimizer, self.config,
+            )  # fmt: skip
+            self.follow()
+        return loss.detach() / 2, actor
