@@ -1,4 +1,4 @@
-"""The command line: ``rl-plugins train | evaluate | list``."""
+"""The command line: ``rl-plugins train | resume | evaluate | plot | list``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ from rich.console import Console
 
 from rl_plugins.errors import ExperienceError, UsageError
 from rl_plugins.plugin import find_plugin, registered_plugins
-from rl_plugins.runs import Outcome, evaluate_run, resolve, train, tuned_settings
+from rl_plugins.runs import (
+    Outcome,
+    Run,
+    draw_curves,
+    evaluate_run,
+    resolve,
+    resume,
+    train,
+    tuned_settings,
+)
 
 FAILURE_STATUS = 1
 USAGE_STATUS = 2
@@ -35,6 +44,14 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was interrupted, from its last checkpoint."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Directory of a run."""
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Play episodes with the mode of a trained policy."""
 
@@ -47,13 +64,25 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """Draw the learning curves of runs; runs of one algorithm on one task become one curve."""
+
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    """Directories of runs."""
+    out: Path = Path("curve.png")
+    """The picture."""
+
+
+@dataclass(frozen=True)
 class List:
     """Name the algorithms and the tasks that they have tuned settings for."""
 
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Resume, tyro.conf.subcommand("resume")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Plot, tyro.conf.subcommand("plot")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 
@@ -94,6 +123,13 @@ def _run(arguments: list[str]) -> int:
         return _train(command, rest)
     if rest:
         raise UsageError(f"unknown option {rest[0]}; see rl-plugins {arguments[0]} --help")
+    if isinstance(command, Resume):
+        console = Console()
+        return _conclude(resume(command.run_dir, console=console), console)
+    if isinstance(command, Plot):
+        draw_curves(command.run_dirs, command.out)
+        print(f"curve: {command.out}")
+        return 0
     return _evaluate(command) if isinstance(command, Evaluate) else _list()
 
 
@@ -115,6 +151,10 @@ def _train(command: Train, rest: list[str]) -> int:
     run = train(
         command.algorithm, command.task, run_dir=options.run_dir, console=console, **overrides
     )
+    return _conclude(run, console)
+
+
+def _conclude(run: Run, console: Console) -> int:
     console.print(f"{run.steps / run.seconds:,.0f} steps/s over the whole run", highlight=False)
     console.print(f"run: {run.directory}", highlight=False, soft_wrap=True)
     console.print(f"curve: {run.directory / 'curve.png'}", highlight=False, soft_wrap=True)

@@ -221,6 +221,7 @@ class OffPolicyPlugin:
             "updates": self.updates,
             "seen": experience.seen,
             "owed": experience.owed,
+            "replay": experience.buffer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -232,6 +233,7 @@ class OffPolicyPlugin:
             getattr(self, name).load_state_dict(state[name])
         self.updates = state["updates"]
         experience.seen, experience.owed = state["seen"], state["owed"]
+        experience.buffer.load_state_dict(state["replay"])
 
     def _require_experience(self) -> Experience:
         if self._experience is None:

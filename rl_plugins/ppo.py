@@ -23,13 +23,14 @@ penalty bound no KL, step 4 does, and it keeps the direction that the epochs fou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.func import functional_call
 
 from natgrad import backtracking
 from natgrad.flat import assign, flatten
@@ -173,13 +174,18 @@ class PPO(OnPolicyPlugin):
         )
 
     def _minibatches(self, surrogate: Surrogate) -> Iterator[Surrogate]:
+        old = self._old_policy() if self.config.objective == "penalty" else None
         samples = len(surrogate.advantages)
         per_sample = surrogate.advantages.numel() // samples
         size = max(1, self.config.batch_size // per_sample)
         for _ in range(self.config.epochs):
             order = torch.randperm(samples, generator=self.generator)
             for index in torch.split(order, size):
-                yield surrogate.part(index)
+                yield surrogate.part(index, old)
+
+    def _old_policy(self) -> Callable[[Any], Distribution]:
+        parameters = {name: p.detach().clone() for name, p in self.policy.named_parameters()}
+        return lambda observations: functional_call(self.policy, parameters, (observations,))
 
     def _objective(self, part: Surrogate, pi: Distribution) -> Tensor:
         ratio = part.ratio(pi)

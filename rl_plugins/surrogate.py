@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,9 @@ class Surrogate:
 
     ``policy(observations)`` must have the batch shape of ``advantages``, (B,) or, for sequences,
     (B, T), so that ``log_prob`` is one number a step. ``mask`` (the same shape, bool) leaves steps
-    out of every mean: padding, and whatever else is not to be learnt from. Means are taken in
-    float64. Raises ``ValueError`` where the shapes do not fit or the batch is empty.
+    out of every mean: padding, and whatever else is not to be learnt from. Actions and advantages
+    there may be anything, observations must be finite. Means are taken in float64. Raises
+    ``ValueError`` where the shapes do not fit or the batch is empty.
 
     Source: Schulman et al. 2015, equation 14; L and its gradient agree with those of the expected
     return at π_old.
@@ -44,6 +46,10 @@ class Surrogate:
         self.count = advantages.numel() if mask is None else int(mask.sum())
         if not self.count:
             raise ValueError("the batch is empty: a step needs at least one state")
+        if mask is not None:
+            # The gradient of a NaN that no mean counts is 0 · NaN, and not 0.
+            self.actions = _padded(self.actions, mask)
+            self.advantages = self.advantages.where(mask, 0.0)
         with torch.no_grad():
             # A copy: a distribution may share memory with a parameter that a step overwrites.
             self.old = copy.deepcopy(policy(observations))
@@ -84,8 +90,12 @@ class Surrogate:
         """E[entropy of π_old]."""
         return self.mean(self.old.entropy()).detach()
 
-    def part(self, index: Tensor) -> Surrogate:
-        """The same over some of the samples (of the sequences, if there are any)."""
+    def part(self, index: Tensor, old: Callable[[Any], Distribution] | None = None) -> Surrogate:
+        """The same over some of the samples (of the sequences, if there are any).
+
+        A distribution cannot be indexed: where the KL of the part is asked for, ``old`` is π_old
+        as a function of observations.
+        """
         part = copy.copy(self)
         part.observations = optree.tree_map(lambda leaf: leaf[index], self.observations)
         part.actions, part.advantages = self.actions[index], self.advantages[index]
@@ -93,4 +103,7 @@ class Surrogate:
         if self.mask is not None:
             part.mask = self.mask[index]
             part.count = max(1, int(part.mask.sum()))
+        if old is not None:
+            with torch.no_grad():
+                part.old = old(part.observations)
         return part

@@ -82,43 +82,58 @@ class ReplayBuffer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as tensors; the observations as a list of leaves."""
+        """Everything stored, as tensors; the observations in the structure of the space."""
         if self._observations is None:
             return {}
+        count = len(self._cursors)
+        used = self._length if self._wrapped else int(self._cursors.max()) + 1
+
+        def filled(leaf: Tensor) -> Tensor:
+            return leaf.view(count, self._length, *leaf.shape[1:])[:, :used].clone()
+
         return {
-            "observations": optree.tree_leaves(self._observations),
-            "actions": self._actions,
-            "rewards": self._rewards,
-            "terminated": self._terminated,
-            "valid": torch.from_numpy(self._valid),
+            "observations": optree.tree_map(filled, self._observations),
+            "actions": filled(self._actions),
+            "rewards": filled(self._rewards),
+            "terminated": filled(self._terminated),
+            "valid": filled(torch.from_numpy(self._valid)),
             "cursors": torch.from_numpy(self._cursors),
+            "wrapped": self._wrapped,
         }
 
-    def load_state_dict(self, state: dict[str, Any], like: Any) -> None:
-        """``like``: observations in the structure of the task's."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         if not state:
             return
-        self._observations = optree.tree_unflatten(
-            optree.tree_structure(like), state["observations"]
-        )
-        self._actions, self._rewards = state["actions"], state["rewards"]
-        self._terminated = state["terminated"]
-        self._valid, self._cursors = state["valid"].numpy(), state["cursors"].numpy()
-        self._length = len(self._valid) // len(self._cursors)
+        count, used = state["rewards"].shape
+        self._length = -(-self.capacity // count) + 1
+
+        def whole(leaf: Tensor) -> Tensor:
+            slots = leaf.new_zeros((count, self._length, *leaf.shape[2:]))
+            slots[:, :used] = leaf
+            return slots.flatten(0, 1)
+
+        self._observations = optree.tree_map(whole, state["observations"])
+        self._actions, self._rewards = whole(state["actions"]), whole(state["rewards"])
+        self._terminated = whole(state["terminated"])
+        self._valid, self._cursors = whole(state["valid"]).numpy(), state["cursors"].numpy()
+        self._wrapped = state["wrapped"]
         self._drawable = None
 
     def _allocate(self, rollout: Rollout, count: int) -> None:
         # One slot a column is the observation that has not been acted on yet.
         self._length = -(-self.capacity // count) + 1
         slots = self._length * count
-        self._observations = optree.tree_map(
-            lambda leaf: leaf.new_empty((slots, *leaf.shape[1:])), rollout.next_observations
-        )
-        self._actions = rollout.actions.new_empty((slots, *rollout.actions.shape[2:]))
-        self._rewards = torch.empty(slots)
-        self._terminated = torch.empty(slots, dtype=torch.bool)
+
+        def empty(leaf: Tensor) -> Tensor:
+            # NumPy's zeros take memory as it is written; torch's, at once.
+            return torch.from_numpy(np.zeros((slots, *leaf.shape[1:]), leaf.numpy().dtype))
+
+        self._observations = optree.tree_map(empty, rollout.next_observations)
+        self._actions, self._rewards = empty(rollout.actions[0]), empty(rollout.rewards[0])
+        self._terminated = empty(rollout.terminated[0])
         self._valid = np.zeros(slots, dtype=bool)
         self._cursors = np.zeros(count, dtype=np.int64)
+        self._wrapped = False
 
     def _add_column(self, rollout: Rollout, column: int) -> None:
         keep = rollout.valid[:, column]
@@ -154,6 +169,7 @@ class ReplayBuffer:
         self._write(
             place(taken), optree.tree_map(lambda leaf: leaf[column], rollout.next_observations)
         )
+        self._wrapped |= cursor + taken >= self._length
         self._cursors[column] = (cursor + taken) % self._length
 
     def _cursor(self, rollout: Rollout, column: int) -> int:

@@ -1,19 +1,28 @@
-"""The learning curve of a run as a picture."""
+"""Learning curves as pictures."""
 
 from __future__ import annotations
 
 import csv
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl_plugins.errors import UsageError
+from rl_plugins.runs.directory import read_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Column = NDArray[np.float64]
 
 
 def draw_curve(run: Path, out: Path, title: str) -> None:
     """Returns of training episodes and of evaluations against steps, from the run's CSV files."""
-    # Imported here: a sixth of the start of every command, a mistyped one included.
-    from matplotlib.figure import Figure
-
-    # A Figure of its own, not pyplot: no display, no global state.
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    axes = _axes(title)
     steps, returns = _columns(run / "progress.csv", "steps", "episode_return")
     axes.plot(steps, returns, color="tab:blue", alpha=0.6, label="training episodes (sampled)")
     steps, returns, deviations = _columns(
@@ -23,15 +32,64 @@ def draw_curve(run: Path, out: Path, title: str) -> None:
         steps, returns, deviations, color="tab:orange", marker="o", capsize=3,
         label="evaluation (mode, ± std over episodes)",
     )  # fmt: skip
+    _save(axes, out)
+
+
+def draw_curves(runs: Sequence[Path], out: Path) -> None:
+    """Evaluations of several runs: a line for each algorithm on each task, the mean over its runs
+    (its seeds), within the least and the greatest of them.
+
+    Raises :class:`UsageError` where a directory holds no run, or none has been evaluated.
+    """
+    curves: dict[str, list[tuple[Column, Column]]] = defaultdict(list)
+    for run in runs:
+        config = read_json(run, "config.json")
+        steps, returns = _columns(run / "evaluations.csv", "steps", "mean_return")
+        if len(steps):
+            curves[f"{config['algorithm']} on {config['task']}"].append((steps, returns))
+    if not curves:
+        raise UsageError("none of the runs has been evaluated yet: there is nothing to draw")
+    axes = _axes("evaluation, mode of the policy: mean, least and greatest run")
+    for name, seeds in curves.items():
+        # Over the steps that all of them have reached, where the shortest run was evaluated.
+        last = min(steps[-1] for steps, _ in seeds)
+        grid = next(steps for steps, _ in seeds if steps[-1] == last)
+        values = np.stack([np.interp(grid, steps, returns) for steps, returns in seeds])
+        (line,) = axes.plot(
+            grid, values.mean(axis=0), marker="o", label=f"{name} ({len(seeds)} runs)"
+        )
+        axes.fill_between(
+            grid, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2
+        )
+    _save(axes, out)
+
+
+def _axes(title: str) -> Axes:
+    # Imported here: a sixth of the start of every command, a mistyped one included.
+    from matplotlib.figure import Figure
+
+    # A Figure of its own, not pyplot: no display, no global state.
+    axes = Figure(figsize=(7, 4), layout="constrained").subplots()
     axes.set(xlabel="environment steps", ylabel="episode return", title=title)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(alpha=0.3)
+    return axes
+
+
+def _save(axes: Axes, out: Path) -> None:
     axes.legend()
-    figure.savefig(out, dpi=150)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    try:
+        figure.savefig(out, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot draw into {out}: {error}") from error
 
 
-def _columns(path: Path, *names: str) -> list[list[float]]:
+def _columns(path: Path, *names: str) -> list[Column]:
     """Columns of a table by name, without the rows where one of them is blank."""
+    if not path.exists():
+        return [np.empty(0) for _ in names]
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if all(row.get(name) for name in names)]
-    return [[float(row[name]) for row in rows] for name in names]
+    return [np.array([float(row[name]) for row in rows]) for name in names]

@@ -4,7 +4,7 @@
     progress.csv      one row per update, flushed as it is written
     evaluations.csv   one row per evaluation
     events.*          the same numbers for TensorBoard
-    checkpoint.pt     the agent's state, loadable with ``weights_only=True``
+    checkpoint.pt     everything that a run goes on from, loadable with ``weights_only=True``
     outcome.json      how the run ended: finished, interrupted or failed, steps, seconds
     curve.png         the learning curve
 
@@ -34,8 +34,19 @@ Row = Mapping[str, Any]
 class RunDirectory:
     """Writes a run. A context manager: leaving it closes the files, whatever happened."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Create the directory. Raises :class:`UsageError` where it exists and is not empty."""
+    def __init__(self, path: Path, *, after: int = 0) -> None:
+        """Open the files of a run; rows of later steps than ``after`` are dropped from them."""
+        # Imported here: it takes a second, and a mistyped command should not.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.path = path
+        self._progress = _Table(path / "progress.csv", after)
+        self._evaluations = _Table(path / "evaluations.csv", after)
+        self._events = SummaryWriter(str(path), purge_step=after + 1 if after else None)
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
+        """A new run. Raises :class:`UsageError` where the directory exists and is not empty."""
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise UsageError(
@@ -45,14 +56,9 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot make the run directory {path}: {error.strerror}") from error
-        # Imported here: it takes a second, and a mistyped command should not.
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self.path = path
-        self.write_json("config.json", config)
-        self._progress = _Table(path / "progress.csv")
-        self._evaluations = _Table(path / "evaluations.csv")
-        self._events = SummaryWriter(str(path))
+        directory = cls(path)
+        directory.write_json("config.json", config)
+        return directory
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -99,7 +105,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The agent's state. Raises :class:`UsageError` where there is none that can be read."""
+    """What ``save_checkpoint`` saved. Raises :class:`UsageError` where nothing can be read."""
     if not (path / "checkpoint.pt").is_file():
         raise UsageError(f"{path} holds no checkpoint.pt yet")
     try:
@@ -110,9 +116,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class _Table:
-    def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("w", newline="", encoding="utf-8")
-        self._writer: csv.DictWriter[str] | None = None
+    def __init__(self, path: Path, after: int) -> None:
+        columns = _drop_later_rows(path, after) if path.exists() else []
+        self._file: TextIO = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, columns) if columns else None
 
     def append(self, row: Row) -> None:
         if self._writer is None:
@@ -123,6 +130,27 @@ class _Table:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _drop_later_rows(path: Path, after: int) -> list[str]:
+    """Keep the rows of steps up to ``after``; the columns."""
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        # A row that a crash cut off has no number of steps, or is the last and has fewer cells.
+        kept = [
+            row for row in reader if (row["steps"] or "").isdigit() and None not in row.values()
+        ]
+        columns = list(reader.fieldnames or ())
+
+    def write(beside: Path) -> None:
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(row for row in kept if int(row["steps"]) <= after)
+
+    if columns:
+        _replace(path, write)
+    return columns
 
 
 def _cell(value: Any) -> Any:

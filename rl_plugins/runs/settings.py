@@ -34,6 +34,8 @@ class RunSettings:
     """Who steps the copies: Gymnasium in this process or in one each, or envpool if installed."""
     evaluations: int = 4
     """Evaluations during training, evenly spaced; the final one comes on top."""
+    checkpoints: int = 4
+    """Checkpoints during training, evenly spaced, each followed by new episodes."""
     evaluation_episodes: int = 20
     """Episodes of the final evaluation, with the mode of the policy; those before take 5."""
     threads: int = 1
@@ -42,19 +44,19 @@ class RunSettings:
     def __post_init__(self) -> None:
         require_least(self, 1, "total_steps", "environments", "rollout_length")
         require_least(self, 1, "evaluation_episodes", "threads")
-        require_least(self, 0, "evaluations")
+        require_least(self, 0, "evaluations", "checkpoints")
         require_between(self, 0, 2**32 - 1, "seed")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that determines a run, and ``tuned``: whether the settings file has the task."""
+    """Everything that determines a run; ``tuned`` is what the settings file has for the task."""
 
     algorithm: str
     task: str
     run: RunSettings
     config: Any
-    tuned: bool
+    tuned: Mapping[str, Any]
 
 
 DEFAULT = "default"
@@ -86,4 +88,4 @@ def resolve(
         raise UsageError(f"{algorithm} redefines settings of the training loop: {sorted(clash)}")
     run = configure(RunSettings, {k: v for k, v in merged.items() if k in run_names})
     config: Any = configure(plugin.Config, {k: v for k, v in merged.items() if k not in run_names})
-    return Settings(algorithm, task, run, config, tuned=bool(tuned))
+    return Settings(algorithm, task, run, config, tuned)

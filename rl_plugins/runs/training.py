@@ -1,17 +1,12 @@
-"""The training loop. It knows an algorithm only by the contract in ``plugin.py``."""
+"""Train, go on, evaluate: what a run directory can be made from and used for."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import platform
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,33 +21,11 @@ from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import Backend, make_environments
 from rl_plugins.errors import UsageError
 from rl_plugins.plugin import Plugin, find_plugin
-from rl_plugins.runs.curve import draw_curve
 from rl_plugins.runs.directory import RunDirectory, load_checkpoint, read_json
 from rl_plugins.runs.evaluation import Evaluation, evaluate
-from rl_plugins.runs.interrupt import interrupt_as_request
+from rl_plugins.runs.loop import Outcome, Run, TrainingLoop
 from rl_plugins.runs.progress import ProgressDisplay
 from rl_plugins.runs.settings import Settings, resolve
-
-PASSING_EVALUATION_EPISODES = 5
-
-
-class Outcome(Enum):
-    """How a run ended."""
-
-    FINISHED = "all steps were taken"
-    INTERRUPTED = "stopped by Ctrl-C; the files hold everything up to then"
-    FAILED = "an error ended it; the files hold everything up to then"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that has ended; ``evaluation`` is the final one, None where it was interrupted."""
-
-    directory: Path
-    outcome: Outcome
-    steps: int
-    seconds: float
-    evaluation: Evaluation | None
 
 
 def train(
@@ -79,171 +52,77 @@ def train(
     """
     plugin_class = find_plugin(algorithm)
     settings = resolve(algorithm, plugin_class, task, overrides)
-    console = console or Console(quiet=True)
-    generator = torch.Generator().manual_seed(settings.run.seed)
+    path = Path(run_dir) if run_dir is not None else _new_directory(settings)
+    return _run(plugin_class, settings, path, console or Console(quiet=True), None)
+
+
+def resume(run_dir: Path | str, *, console: Console | None = None) -> Run:
+    """Go on with a run from its last checkpoint; rows written after it are written anew.
+
+    A run that was killed and resumed writes what it would have written: checkpoints hold the
+    networks, optimizers, normalisers, replay buffer and generator, and every checkpoint that a run
+    makes on its way starts new episodes from a seed of its own, interrupted or not. After Ctrl-C,
+    whose checkpoint is an extra one, it goes on as well, but not with the same numbers.
+
+    Raises :class:`UsageError` where the directory holds no checkpoint, or a run that has finished.
+    """
+    path = Path(run_dir)
+    plugin_class, settings = _recorded(path)
+    checkpoint = load_checkpoint(path)
+    if (path / "outcome.json").exists() and read_json(path, "outcome.json").get(
+        "outcome"
+    ) == Outcome.FINISHED.name.lower():
+        raise UsageError(f"the run in {path} has finished; train a new one with more --total-steps")
+    return _run(plugin_class, settings, path, console or Console(quiet=True), checkpoint)
+
+
+def _run(
+    plugin_class: type[Plugin],
+    settings: Settings,
+    path: Path,
+    console: Console,
+    checkpoint: dict[str, Any] | None,
+) -> Run:
     run = settings.run
+    generator = torch.Generator().manual_seed(run.seed)
     environments = make_environments(
-        task, run.environments, backend=Backend[run.backend.upper()], seed=run.seed
+        settings.task, run.environments, backend=Backend[run.backend.upper()], seed=run.seed
     )
     try:
         plugin = _build(plugin_class, environments, settings, generator)
         behaviour = plugin.behaviour(run.environments, explore=True)
         collector = RolloutCollector(environments, behaviour, seed=run.seed, generator=generator)
-        path = Path(run_dir) if run_dir is not None else _new_directory(settings)
+        if checkpoint is None:
+            directory = RunDirectory.create(path, _describe(settings))
+        else:
+            _restore(plugin, checkpoint, path)
+            directory = RunDirectory(path, after=checkpoint["steps"])
         with (
-            _torch_threads(settings.run.threads),
-            RunDirectory(path, _describe(settings)) as directory,
-            ProgressDisplay(console, settings.run.total_steps) as display,
+            _torch_threads(run.threads),
+            directory,
+            ProgressDisplay(console, run.total_steps) as display,
         ):
-            display.line(_headline(settings))
-            return _Training(settings, plugin, collector, directory, display).run()
+            display.line(_headline(settings, checkpoint))
+            training = TrainingLoop(settings, plugin, collector, generator, directory, display)
+            if checkpoint is not None:
+                training.restore(checkpoint)
+            return training.run()
     finally:
         environments.close()
 
 
-class _Training:
-    def __init__(
-        self,
-        settings: Settings,
-        plugin: Plugin,
-        collector: RolloutCollector,
-        directory: RunDirectory,
-        display: ProgressDisplay,
-    ) -> None:
-        self._settings, self._plugin, self._collector = settings, plugin, collector
-        self._directory, self._display = directory, display
-        self._steps = 0
-        self._stop = threading.Event()
-        self._start = time.perf_counter()
-
-    def run(self) -> Run:
-        final = None
-        try:
-            with interrupt_as_request() as self._stop:
-                self._loop()
-                self._save()
-                if not self._stop.is_set():
-                    final = self._evaluate(self._settings.run.evaluation_episodes)
-        except BaseException:
-            # A second Ctrl-C, or an error: what was logged stays, and says that the run failed.
-            self._conclude(Outcome.FAILED, None)
-            raise
-        return self._conclude(Outcome.FINISHED if final else Outcome.INTERRUPTED, final)
-
-    def _conclude(self, outcome: Outcome, final: Evaluation | None) -> Run:
-        seconds = time.perf_counter() - self._start
-        self._directory.write_json(
-            "outcome.json",
-            {
-                "outcome": outcome.name.lower(),
-                "steps": self._steps,
-                "seconds": seconds,
-                "mean_return": final.mean if final else None,
-                "episodes": len(final.returns) if final else 0,
-            },
-        )
-        path, settings = self._directory.path, self._settings
-        if self._steps:
-            title = f"{settings.algorithm} on {settings.task}, seed {settings.run.seed}"
-            draw_curve(path, path / "curve.png", title)
-        return Run(path, outcome, self._steps, seconds, final)
-
-    def _save(self) -> None:
-        self._directory.save_checkpoint({"agent": self._plugin.state_dict(), "steps": self._steps})
-
-    def _loop(self) -> None:
-        run = self._settings.run
-        per_update = run.environments * run.rollout_length
-        updates = math.ceil(run.total_steps / per_update)
-        evaluate_after = {
-            updates * k // (run.evaluations + 1) for k in range(1, run.evaluations + 1)
-        }
-        for update in range(1, updates + 1):
-            if self._stop.is_set():
-                return
-            # The last rollout is as short as total_steps asks.
-            missing = math.ceil((run.total_steps - self._steps) / run.environments)
-            self._update(update, min(run.rollout_length, missing))
-            if update in evaluate_after and update < updates:
-                self._save()
-                self._evaluate(min(PASSING_EVALUATION_EPISODES, run.evaluation_episodes))
-
-    def _update(self, update: int, length: int) -> None:
-        started = time.perf_counter()
-        rollout = self._collector.collect(length)
-        collected = time.perf_counter()
-        report = self._plugin.update(rollout)
-        updated = time.perf_counter()
-        self._steps += rollout.steps
-        returns, lengths = rollout.episode_returns, rollout.episode_lengths
-        speed = self._steps / (updated - self._start)
-        episode_return = sum(returns) / len(returns) if returns else None
-        self._directory.log_progress(
-            {
-                "update": update,
-                "steps": self._steps,
-                "episodes": len(returns),
-                "episode_return": episode_return,
-                "episode_length": sum(lengths) / len(lengths) if lengths else None,
-                **{f.name: getattr(report, f.name) for f in dataclasses.fields(report)},
-                "seconds": updated - self._start,
-                "collect_seconds": collected - started,
-                "update_seconds": updated - collected,
-                "steps_per_second": speed,
-            }
-        )
-        self._display.update(self._steps, episode_return, report.summary, speed)
-
-    def _evaluate(self, episodes: int) -> Evaluation | None:
-        run, task = self._settings.run, self._settings.task
-        evaluation = evaluate(
-            partial(self._plugin.behaviour, explore=False), task,
-            episodes=episodes, seed=run.seed, backend=Backend[run.backend.upper()],
-            stop=self._stop,
-        )  # fmt: skip
-        if evaluation is None:
-            return None
-        self._directory.log_evaluation(
-            {
-                "steps": self._steps,
-                "episodes": episodes,
-                "mean_return": evaluation.mean,
-                "deviation": evaluation.deviation,
-                "lowest": min(evaluation.returns),
-                "highest": max(evaluation.returns),
-                "seconds": time.perf_counter() - self._start,
-            }
-        )
-        self._display.line(
-            f"{self._steps:>9,} steps  evaluation {evaluation.mean:,.1f} ± "
-            f"{evaluation.deviation:,.1f} over {episodes} episodes"
-        )
-        return evaluation
-
-
 def evaluate_run(run_dir: Path | str, *, episodes: int = 20) -> Evaluation:
     """Evaluate the last checkpoint of a run. Raises :class:`UsageError` where there is none."""
-    path = Path(run_dir)
-    config = read_json(path, "config.json")
     if episodes < 1:
         raise UsageError(f"episodes must be at least 1, got {episodes}")
-    try:
-        plugin_class = find_plugin(config["algorithm"])
-        overrides = {**config["run"], **config["config"]}
-        settings = resolve(config["algorithm"], plugin_class, config["task"], overrides)
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{path / 'config.json'} is damaged: it holds no run") from error
+    path = Path(run_dir)
+    plugin_class, settings = _recorded(path)
     environments = make_environments(
         settings.task, 1, backend=Backend[settings.run.backend.upper()]
     )
     plugin = _build(plugin_class, environments, settings, torch.Generator())
     environments.close()
-    try:
-        plugin.load_state_dict(load_checkpoint(path)["agent"])
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path / 'checkpoint.pt'} does not fit config.json: it is of another run"
-        ) from error
+    _restore(plugin, load_checkpoint(path), path)
     with _torch_threads(settings.run.threads):
         evaluation = evaluate(
             partial(plugin.behaviour, explore=False), settings.task,
@@ -252,6 +131,27 @@ def evaluate_run(run_dir: Path | str, *, episodes: int = 20) -> Evaluation:
         )  # fmt: skip
     assert evaluation is not None  # nothing could stop it
     return evaluation
+
+
+def _recorded(path: Path) -> tuple[type[Plugin], Settings]:
+    """The algorithm and the settings of a run directory."""
+    config = read_json(path, "config.json")
+    try:
+        plugin_class = find_plugin(config["algorithm"])
+        overrides = {**config["run"], **config["config"]}
+        settings = resolve(config["algorithm"], plugin_class, config["task"], overrides)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path / 'config.json'} is damaged: it holds no run") from error
+    return plugin_class, settings
+
+
+def _restore(plugin: Plugin, checkpoint: dict[str, Any], path: Path) -> None:
+    try:
+        plugin.load_state_dict(checkpoint["agent"])
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path / 'checkpoint.pt'} does not fit config.json: it is of another run"
+        ) from error
 
 
 def _build(
@@ -272,7 +172,7 @@ def _describe(settings: Settings) -> dict[str, Any]:
     return {
         "algorithm": settings.algorithm,
         "task": settings.task,
-        "tuned": settings.tuned,
+        "tuned": bool(settings.tuned),
         "run": dataclasses.asdict(settings.run),
         "config": dataclasses.asdict(settings.config),
         "versions": {
@@ -283,12 +183,26 @@ def _describe(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _headline(settings: Settings) -> str:
-    source = "tuned settings" if settings.tuned else "default settings, none tuned for this task"
+def _headline(settings: Settings, checkpoint: dict[str, Any] | None) -> str:
+    source = "default settings, none tuned for this task"
+    if settings.tuned:
+        source = f"tuned settings: {_in_effect(settings)}"
     return (
         f"{settings.algorithm} on {settings.task}, seed {settings.run.seed}, "
         f"{settings.run.total_steps:,} steps ({source})"
+        + (f", from step {checkpoint['steps']:,} on" if checkpoint else "")
     )
+
+
+def _in_effect(settings: Settings) -> str:
+    """The tuned settings that were not overridden."""
+    used = {**vars(settings.run), **vars(settings.config)}
+    kept = [
+        f"{name} {value}"
+        for name, value in settings.tuned.items()
+        if used[name] == (tuple(value) if isinstance(value, list) else value)
+    ]
+    return ", ".join(kept) or "all overridden"
 
 
 def _new_directory(settings: Settings) -> Path:

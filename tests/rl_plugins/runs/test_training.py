@@ -173,7 +173,8 @@ def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(tmp_path, ca
     train("trpo", "CartPole-v1", run_dir=tmp_path / "x", console=Console(), evaluations=1,
           evaluation_episodes=2, **QUICK)  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "trpo on CartPole-v1, seed 0, 600 steps (tuned settings)"
+    assert lines[0].startswith("trpo on CartPole-v1, seed 0, 600 steps (tuned settings: ")
+    assert "total_steps" not in lines[0]  # overridden
     assert sum("evaluation" in line for line in lines) == 2
 
 
