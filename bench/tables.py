@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -71,11 +72,31 @@ def solvers() -> str:
     return markdown(["", "natgrad cg"], rows)
 
 
+def returns() -> str:
+    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*-*-v[0-9]-*.json"))]
+    records.sort(key=lambda record: (record["settings"]["task"], record["settings"]["algorithm"]))
+    rows = [
+        [
+            record["settings"]["task"],
+            record["settings"]["algorithm"],
+            f"{record['command'].split('--total-steps ')[1].split()[0]}",
+            ", ".join(str(run["seed"]) for run in record["runs"]),
+            ", ".join(f"{run['final']:,.1f}" for run in record["runs"]),
+            f"{record['mean_of_finals']:,.1f}",
+            f"{statistics.median(run['seconds'] for run in record['runs']):.0f}",
+        ]
+        for record in records
+    ]
+    header = ["task", "algorithm", "steps", "seeds", "final return, seed by seed", "mean"]
+    return markdown([*header, "seconds a run"], rows)
+
+
 def main() -> None:
     for page, name, table in (
         ("curvature.md", "curvature", curvature),
         ("solvers.md", "honesty", honesty),
         ("solvers.md", "solvers", solvers),
+        ("algorithms.md", "returns", returns),
     ):
         path = PAGES / page
         text = path.read_text(encoding="utf-8")
