@@ -35,6 +35,7 @@ from rl_plugins.reports import GradientReport, StepStatus
 from rl_plugins.surrogate import Surrogate
 
 KFAC = "KFAC"
+NO_SEQUENCES = "KFAC has no exact factors for them: take another optimizer, or npg or trpo"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class A2CConfig(A2CSettings, OnPolicyConfig):
     def __post_init__(self) -> None:
         A2CSettings.__post_init__(self)
         OnPolicyConfig.__post_init__(self)
+        if self.optimizer == KFAC and self.memory_size:
+            raise ValueError(f"a policy with a memory learns from sequences; {NO_SEQUENCES}")
 
 
 class A2C(OnPolicyPlugin):
@@ -88,11 +91,10 @@ class A2C(OnPolicyPlugin):
         actor_critic: ActorCritic | None,
     ) -> None:
         super()._set_up(policy, config, generator, actor_critic)
-        self._optimizers = (
-            []
-            if config.optimizer == KFAC
-            else [make_optimizer(config.optimizer, self.parameters(), config.learning_rate)]
-        )
+        if config.optimizer != KFAC:
+            self.optimizers = [
+                make_optimizer(config.optimizer, self.parameters(), config.learning_rate)
+            ]
 
     def step(
         self, observations: Any, actions: Tensor, advantages: Tensor, mask: Tensor | None = None
@@ -100,60 +102,59 @@ class A2C(OnPolicyPlugin):
         """One gradient step from B states, actions and advantages (B,), or from sequences (B, T)
         with a ``mask`` of the steps that count; no critic needed.
 
-        The parameters stay bitwise what they were where the gradient is NaN or infinite. Raises
-        ``ValueError`` where the shapes do not fit. Cost: one gradient and two forward passes; with
-        KFAC the factors besides.
+        The parameters, and the optimizer's state, stay bitwise what they were where anything in
+        the update is NaN or infinite, and where an exception comes out of the policy. Raises
+        ``ValueError`` where the shapes do not fit, and for sequences with KFAC. Cost: one gradient
+        and two forward passes; with KFAC the factors besides.
         """
         config, parameters = self.config, self.parameters()
         surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
         pi = self.policy(observations)
-        gain = surrogate.mean(pi.log_prob(surrogate.actions) * surrogate.advantages)
-        objective = gain + config.entropy_coefficient * surrogate.mean(pi.entropy())
-        before = Snapshot(parameters, *self._optimizers)
-        if self._optimizers:
-            norm = ascend(objective, parameters, self._optimizers[0], config.max_gradient_norm)
-        else:
-            g = gradient(objective, parameters)
-            norm = torch.linalg.vector_norm(g)
-            if bool(torch.isfinite(norm)):
-                assign(parameters, before.theta + self._kfac_step(observations, g))
-        with torch.no_grad():
-            pi = self.policy(observations)
-            kl, improvement = float(surrogate.kl(pi)), float(surrogate.improvement(pi))
-        sound = all(map(math.isfinite, (float(norm), kl, improvement)))
-        if not sound:
-            before.restore()
+        objective = surrogate.mean(pi.log_prob(surrogate.actions) * surrogate.advantages)
+        if config.entropy_coefficient:
+            objective = objective + config.entropy_coefficient * surrogate.mean(pi.entropy())
+        kl = improvement = math.nan
+        with Snapshot(parameters, *self.optimizers) as before:
+            if self.optimizers:
+                norm = float(
+                    ascend(objective, parameters, self.optimizers[0], config.max_gradient_norm)
+                )
+            else:
+                g = gradient(objective, parameters)
+                norm = float(torch.linalg.vector_norm(g))
+                if math.isfinite(norm):
+                    assign(parameters, before.theta + self._kfac_step(surrogate, g))
+            if math.isfinite(norm):  # else the policy need not bear its parameters
+                with torch.no_grad():
+                    pi = self.policy(observations)
+                    kl, improvement = float(surrogate.kl(pi)), float(surrogate.improvement(pi))
+            sound = all(map(math.isfinite, (norm, kl, improvement)))
+            if not sound:
+                before.restore()
         return GradientReport(
             status=StepStatus.TAKEN if sound else StepStatus.NONFINITE,
             kl=kl,
             entropy=float(surrogate.entropy()),
             improvement=improvement,
-            gradient_norm=float(norm),
+            gradient_norm=norm,
             learning_rate=config.learning_rate,
             step_fraction=float(sound),
         )
 
-    def _kfac_step(self, observations: Any, g: Tensor) -> Tensor:
-        K = Kronecker(self.policy, observations, parameters=self.parameters())
+    def _kfac_step(self, surrogate: Surrogate, g: Tensor) -> Tensor:
+        if surrogate.advantages.ndim > 1:
+            raise ValueError(f"got sequences {tuple(surrogate.advantages.shape)}; {NO_SEQUENCES}")
+        if surrogate.mask is not None:
+            surrogate = surrogate.part(surrogate.mask)
+        K = Kronecker(self.policy, surrogate.observations, parameters=self.parameters())
         s = K.solve(g, damping=self.config.damping)
         alpha, _ = step_size(s @ (K @ s), self.config.max_kl)
         return min(self.config.learning_rate, float(alpha)) * s
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            **super().state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-
 
 @dataclass(frozen=True)
-class ACKTRConfig(A2CConfig):
-    """A2C with the Kronecker-factored natural gradient."""
+class ACKTRSettings(A2CSettings):
+    """Settings of one Kronecker-factored natural-gradient step."""
 
     optimizer: str = KFAC
     """KFAC is what makes it ACKTR."""
@@ -161,7 +162,13 @@ class ACKTRConfig(A2CConfig):
     """η, the most that a step s is multiplied by."""
 
 
+@dataclass(frozen=True)
+class ACKTRConfig(ACKTRSettings, A2CConfig):
+    """A2C with the Kronecker-factored natural gradient."""
+
+
 class ACKTR(A2C):
     """A2C with ``optimizer="KFAC"``."""
 
+    Settings: ClassVar[type[ACKTRSettings]] = ACKTRSettings
     Config: ClassVar[type[ACKTRConfig]] = ACKTRConfig

@@ -24,14 +24,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rl_plugins.critics.action_value import action_values
 from rl_plugins.data import Transitions
 from rl_plugins.deterministic_gradient import (
     ActorStep,
     DeterministicGradientSettings,
     actor_step,
+    descend,
 )
 from rl_plugins.experience import OffPolicyConfig
-from rl_plugins.first_order import ascend
 from rl_plugins.off_policy import OffPolicyPlugin
 
 
@@ -61,16 +62,16 @@ class DDPG(OffPolicyPlugin):
     def targets(self, batch: Transitions) -> Tensor:
         """y = r + γ Q′(s′, μ′(s′)), (B,), and r where s′ is terminal; no gradient."""
         with torch.no_grad():
-            next_actions = self.target_policy(batch.next_observations)
-            value = self.target_critics[0](batch.next_observations, next_actions)
-            y: Tensor = batch.rewards + self.config.discount * value.where(~batch.terminated, 0.0)
-        return y
+            s_next, r = batch.next_observations, batch.rewards
+            value = action_values(self.target_critics[0], s_next, self.target_policy(s_next), r)
+            return r + self.config.discount * value.where(~batch.terminated, 0.0)
 
     def gradient_step(self, batch: Transitions) -> tuple[Tensor, ActorStep]:
         """One minibatch: the critic, the actor, the targets. The critic's loss is the first."""
         (critic,) = self.critics
-        loss = (critic(batch.observations, batch.actions) - self.targets(batch)).square().mean()
-        ascend(-loss, self.critic_parameters, self.critic_optimizer)
+        value = action_values(critic, batch.observations, batch.actions, batch.rewards)
+        loss = (value - self.targets(batch)).square().mean()
+        descend(loss, self.critic_parameters, self.critic_optimizer)
         actor = actor_step(
             self.policy, self.actor_parameters, critic, batch.observations,
             self.actor_optimizer, self.config,

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from natgrad import GaussNewton, backtracking, cg, step_size
-from natgrad.curvature.metrics import squared_error
+from natgrad.curvature import metrics
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins.errors import require_between, require_least, require_one_of
-from rl_plugins.first_order import ascend
 
 
 @dataclass(frozen=True)
@@ -76,29 +75,45 @@ def actor_step(
     actions = policy(observations)
     objective = critic(observations, actions).mean()
     if settings.actor == "gradient":
-        ascend(objective, parameters, optimizer)
+        descend(-objective, parameters, optimizer)
         return ActorStep(objective.detach())
 
     g = gradient(objective, parameters, retain_graph=True)
     # squared_error is the mean over states and dimensions of (a − a′)², its matrix twice E[JᵀJ].
-    K = GaussNewton(actions, parameters, squared_error)
+    K = GaussNewton(actions, parameters, metrics.squared_error)
     s = cg(K.damped(settings.damping), g, max_iterations=settings.cg_iterations, rtol=1e-3)
     sKs = s.x.double() @ s.Ax.double() - settings.damping * s.x.double().square().sum()
     bound = settings.max_action_change**2
     alpha, _ = step_size(sKs, bound)
     step = alpha * s.x
     theta_old = flatten(parameters)
+    # A copy: actions may share memory with a parameter that a candidate overwrites.
+    old_actions = actions.detach().clone()
 
     def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
         assign(parameters, theta)
         moved = policy(observations)
-        return -critic(observations, moved).mean(), (moved - actions).square().mean()
+        return -critic(observations, moved).mean(), (moved - old_actions).square().mean()
 
-    search = backtracking(
-        evaluate, theta_old, step,
-        bound=bound, start_objective=-objective.detach(), expected_improvement=g @ step,
-        shrink=0.7,
-    )  # fmt: skip
-    assign(parameters, search.theta)
+    theta_new = theta_old
+    try:
+        search = backtracking(
+            evaluate, theta_old, step,
+            bound=bound, start_objective=-objective.detach(), expected_improvement=g @ step,
+            shrink=0.7,
+        )  # fmt: skip
+        theta_new = search.theta
+    finally:  # whatever happens in the policy, no candidate is left behind in it
+        assign(parameters, theta_new)
     change = math.sqrt(search.constraint) if search.accepted else 0.0
     return ActorStep(objective.detach(), change)
+
+
+def descend(loss: Tensor, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """One step of the optimizer down the loss; nothing else gets a gradient."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, piece in zip(parameters, gradients, strict=True):
+        parameter.grad = piece
+    optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None

@@ -43,5 +43,6 @@ def require_one_of(settings: Any, name: str, *choices: str) -> None:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?``, or the list of what is known."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    spelled = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), spelled, n=1)
+    return f"did you mean {spelled[close[0]]!r}?" if close else f"known: {', '.join(known)}"

@@ -33,12 +33,22 @@ def ascend(
 
 
 class Snapshot:
-    """Parameters and their optimizers' states, to go back to bit for bit."""
+    """Parameters and their optimizers' states, to go back to bit for bit.
+
+    As a context it goes back wherever an exception comes out of it.
+    """
 
     def __init__(self, parameters: Sequence[Tensor], *optimizers: torch.optim.Optimizer) -> None:
         self._parameters, self._optimizers = parameters, optimizers
         self.theta = flatten(parameters)
         self._states = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.restore()
 
     def restore(self) -> None:
         assign(self._parameters, self.theta)

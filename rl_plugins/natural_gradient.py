@@ -59,13 +59,16 @@ def natural_step(
     CG already holds: no further product. The step is 0 where sᵀK s is not positive, or not finite.
     Cost: ``cg_iterations`` Fisher products and the set-up of one.
     """
-    every = slice(None, None, settings.fisher_stride)
+    mask = surrogate.mask
+    every: slice | Tensor = slice(None, None, settings.fisher_stride)
+    if mask is not None:  # of the samples that are not padding alone
+        every = mask.reshape(len(mask), -1).any(dim=1).nonzero().squeeze(1)[every]
     # The Hessian of E[KL(π_old ‖ π_θ)] at θ_old. The KL itself is 0 there, and so is its gradient.
     K = Fisher(
         policy,
         parameters,
         data=optree.tree_map(lambda leaf: leaf[every], surrogate.observations),
-        weights=None if surrogate.mask is None else surrogate.mask[every].to(g.dtype),
+        weights=None if mask is None else mask[every].to(g.dtype),
         chunk_size=settings.fisher_chunk_size,
     )
     s = cg(

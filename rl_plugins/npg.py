@@ -29,6 +29,7 @@ from torch import Tensor
 from natgrad import LineSearchResult, LineSearchStatus
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins.actor_critic import OnPolicyConfig
+from rl_plugins.first_order import Snapshot
 from rl_plugins.natural_gradient import NaturalGradientSettings, natural_step
 from rl_plugins.on_policy import OnPolicyPlugin
 from rl_plugins.reports import TrustRegionReport
@@ -66,29 +67,28 @@ class NPG(OnPolicyPlugin):
         forward pass.
         """
         config, parameters = self.config, self.parameters()
-        theta_old = flatten(parameters)
         surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
         objective = surrogate.objective(self.policy(observations))
         g = gradient(objective, parameters)
         natural = natural_step(self.policy, parameters, surrogate, g, config)
 
-        assign(parameters, theta_old + natural.step)
-        with torch.no_grad():
-            pi = self.policy(observations)
-            improvement = float(surrogate.improvement(pi))
-            kl = float(surrogate.kl(pi))
-        if not bool(natural.step.any()) or not bool(torch.isfinite(natural.step).all()):
-            status = LineSearchStatus.ZERO_STEP
-        elif not math.isfinite(kl) or not math.isfinite(improvement):
-            status = LineSearchStatus.NONFINITE
-        else:
-            status = LineSearchStatus.ACCEPTED
-        taken = status is LineSearchStatus.ACCEPTED
-        if not taken:
-            assign(parameters, theta_old)
+        status = LineSearchStatus.ZERO_STEP
+        improvement = kl = math.nan
+        with Snapshot(parameters) as before:
+            if bool(natural.step.any()) and bool(torch.isfinite(natural.step).all()):
+                assign(parameters, before.theta + natural.step)
+                with torch.no_grad():
+                    pi = self.policy(observations)
+                    improvement, kl = float(surrogate.improvement(pi)), float(surrogate.kl(pi))
+                sound = math.isfinite(kl) and math.isfinite(improvement)
+                status = LineSearchStatus.ACCEPTED if sound else LineSearchStatus.NONFINITE
+            taken = status is LineSearchStatus.ACCEPTED
+            if not taken:
+                before.restore()
         step = LineSearchResult(
             theta=flatten(parameters), status=status, fraction=float(taken),
-            objective=-improvement, constraint=kl, improvement=improvement, evaluations=1,
+            objective=-improvement, constraint=kl, improvement=improvement,
+            evaluations=int(status is not LineSearchStatus.ZERO_STEP),
         )  # fmt: skip
         return TrustRegionReport.of(
             g, natural.solution, natural.step, step,

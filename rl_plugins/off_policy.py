@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from gymnasium import Space
 
 POLICY_OUTPUT_GAIN = 0.01
+_STATEFUL = (
+    "policy", "critics", "target_policy", "target_critics", "actor_optimizer", "critic_optimizer",
+)  # fmt: skip
 
 
 class OffPolicyPlugin:
@@ -74,6 +77,11 @@ class OffPolicyPlugin:
         self._targets: list[Tensor] = [
             *self.target_policy.parameters(),
             *self.target_critics.parameters(),
+        ]
+        self._buffers: list[Tensor] = [*policy.buffers(), *self.critics.buffers()]
+        self._target_buffers: list[Tensor] = [
+            *self.target_policy.buffers(),
+            *self.target_critics.buffers(),
         ]
         for target in self._targets:
             target.requires_grad_(False)
@@ -169,71 +177,71 @@ class OffPolicyPlugin:
                 f"rewards and terminated must be (B,), actions (B, d); got {tuple(rewards.shape)}, "
                 f"{tuple(terminated.shape)} and {tuple(actions.shape)}"
             )
+        if terminated.dtype != torch.bool:
+            raise ValueError(f"terminated must be bool, got {terminated.dtype}")
         return self._learn([batch])
 
-    def gradient_step(self, batch: Transitions) -> tuple[Tensor, ActorStep]:
-        """One minibatch: the critic's loss, and what the actor did."""
+    def gradient_step(self, batch: Transitions) -> tuple[Tensor, ActorStep | None]:
+        """One minibatch: the critic's loss, and what the actor did, None where it waited."""
         raise NotImplementedError
 
     @torch.no_grad()
     def follow(self) -> None:
-        """θ′ ← (1 − τ) θ′ + τ θ for the target networks."""
+        """θ′ ← (1 − τ) θ′ + τ θ for the target networks; buffers, such as the statistics of a
+        normaliser, are copied."""
         torch._foreach_lerp_(self._targets, self._sources, self.config.target_rate)
+        for target, source in zip(self._target_buffers, self._buffers, strict=True):
+            target.copy_(source)
 
     def _learn(self, batches: Iterable[Transitions]) -> OffPolicyReport:
-        optimizers = (self.actor_optimizer, self.critic_optimizer)
-        before = Snapshot([*self._sources, *self._targets], *optimizers)
-        first = self.updates
+        buffers, first = [*self._buffers, *self._target_buffers], self.updates
+        statistics = [buffer.clone() for buffer in buffers]
         losses: list[Tensor] = []
         values: list[Tensor] = []
         change = math.nan
-        for batch in batches:
-            loss, actor = self.gradient_step(batch)
-            losses.append(loss)
-            values.append(actor.value)
-            change = actor.change
-            self.updates += 1
+        optimizers = (self.actor_optimizer, self.critic_optimizer)
+        with Snapshot([*self._sources, *self._targets], *optimizers) as before:
+            for batch in batches:
+                loss, actor = self.gradient_step(batch)
+                losses.append(loss)
+                if actor is not None:
+                    values.append(actor.value)
+                    change = actor.change
+                self.updates += 1
         if not losses:
             return OffPolicyReport(status=StepStatus.WAITING, updates=0)
-        loss, value = torch.stack(losses).mean(), torch.stack(values).nanmean()
+        loss = torch.stack(losses).mean()
         theta = flatten([*self._sources, *self._targets])
         sound = bool(torch.isfinite(loss)) and bool(torch.isfinite(theta).all())
         if not sound:
             before.restore()
+            for buffer, old in zip(buffers, statistics, strict=True):
+                buffer.copy_(old)
             self.updates = first
         return OffPolicyReport(
             status=StepStatus.TAKEN if sound else StepStatus.NONFINITE,
             updates=len(losses),
             critic_loss=float(loss),
-            action_value=float(value),
+            action_value=float(torch.stack(values).mean()) if values else math.nan,
             action_change=change,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        experience = self._require_experience()
-        return {
-            "policy": self.policy.state_dict(),
-            "critics": self.critics.state_dict(),
-            "target_policy": self.target_policy.state_dict(),
-            "target_critics": self.target_critics.state_dict(),
-            "actor_optimizer": self.actor_optimizer.state_dict(),
-            "critic_optimizer": self.critic_optimizer.state_dict(),
-            "updates": self.updates,
-            "seen": experience.seen,
-            "owed": experience.owed,
-            "replay": experience.buffer.state_dict(),
-        }
+        """Everything but the generator's state, which is its owner's to keep."""
+        state: dict[str, Any] = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+        state["updates"] = self.updates
+        if (experience := self._experience) is not None:
+            state["seen"], state["owed"] = experience.seen, experience.owed
+            state["replay"] = experience.buffer.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        experience = self._require_experience()
-        for name in (
-            "policy", "critics", "target_policy", "target_critics",
-            "actor_optimizer", "critic_optimizer",
-        ):  # fmt: skip
+        for name in _STATEFUL:
             getattr(self, name).load_state_dict(state[name])
         self.updates = state["updates"]
-        experience.seen, experience.owed = state["seen"], state["owed"]
-        experience.buffer.load_state_dict(state["replay"])
+        if (experience := self._experience) is not None:
+            experience.seen, experience.owed = state["seen"], state["owed"]
+            experience.buffer.load_state_dict(state["replay"])
 
     def _require_experience(self) -> Experience:
         if self._experience is None:

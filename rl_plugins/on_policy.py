@@ -24,6 +24,8 @@ class OnPolicyPlugin:
     collects: ClassVar[Literal["rollouts", "transitions"]] = "rollouts"
     Settings: ClassVar[type[Any]]
     Config: ClassVar[type[Any]]
+    counters: ClassVar[tuple[str, ...]] = ()
+    """Names of attributes, plain numbers, that are saved with the policy and the optimizers."""
     config: Any
 
     def __init__(
@@ -43,6 +45,7 @@ class OnPolicyPlugin:
     ) -> None:
         self.policy, self.config, self.generator = policy, config, generator
         self._actor_critic = actor_critic
+        self.optimizers: list[torch.optim.Optimizer] = []
 
     @classmethod
     def build(
@@ -85,16 +88,24 @@ class OnPolicyPlugin:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        actor_critic = self._require_critic()
-        return {
-            "agent": actor_critic.state_dict(),
-            "regression": actor_critic.critic.regression.state_dict(),
-        }
+        """Everything but the generator's state, which is its owner's to keep."""
+        state: dict[str, Any] = {name: getattr(self, name) for name in self.counters}
+        state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        if self._actor_critic is None:
+            return {**state, "policy": self.policy.state_dict()}
+        regression = self._actor_critic.critic.regression.state_dict()
+        return {**state, "agent": self._actor_critic.state_dict(), "regression": regression}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        actor_critic = self._require_critic()
-        actor_critic.load_state_dict(state["agent"])
-        actor_critic.critic.regression.load_state_dict(state["regression"])
+        for name in self.counters:
+            setattr(self, name, state[name])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if self._actor_critic is None:
+            self.policy.load_state_dict(state["policy"])
+            return
+        self._actor_critic.load_state_dict(state["agent"])
+        self._actor_critic.critic.regression.load_state_dict(state["regression"])
 
     def _require_critic(self) -> ActorCritic:
         if self._actor_critic is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,18 +18,30 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer of ``torch.optim`` by its name, or any other as "package.module:Class".
 
-    Raises :class:`UsageError` for an unknown name, or a class that is no optimizer.
+    Raises :class:`UsageError` for an unknown name, a class that is no optimizer, and one that
+    cannot work on these parameters or needs a closure.
     """
     module_name, _, class_name = name.rpartition(":")
     try:
         module = importlib.import_module(module_name or "torch.optim")
-    except ImportError as error:
+    except (ImportError, TypeError) as error:
         raise UsageError(f"optimizer {name!r}: cannot import {module_name!r}: {error}") from error
-    found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        known = [key for key, value in vars(module).items() if isinstance(value, type)]
+    known = {key: value for key, value in vars(module).items() if _is_optimizer(value)}
+    if class_name not in known:
         raise UsageError(f"unknown optimizer {name!r}; {suggestion(class_name, known)}")
-    if "fused" in inspect.signature(found).parameters:
-        # One kernel a step: small networks spend their time in launches.
-        return found(parameters, lr=learning_rate, fused=True)  # type: ignore[call-arg]
-    return found(parameters, lr=learning_rate)  # type: ignore[call-arg]
+    found = known[class_name]
+    closure = inspect.signature(found.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UsageError(f"optimizer {name!r} evaluates the objective anew; take a first-order one")
+    # fused: one kernel a step; small networks spend their time in launches.
+    options = {"fused": True} if "fused" in inspect.signature(found).parameters else {}
+    try:
+        optimizer: torch.optim.Optimizer = found(parameters, lr=learning_rate, **options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"optimizer {name!r}: {error}") from error
+    return optimizer
+
+
+def _is_optimizer(value: Any) -> bool:
+    base = torch.optim.Optimizer
+    return isinstance(value, type) and issubclass(value, base) and value is not base

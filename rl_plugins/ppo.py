@@ -8,8 +8,8 @@ Each update:
        clip:     L = E[min(r A, clip(r, 1 − ε, 1 + ε) A)]            clipped_objective
        penalty:  L = E[r A] − β E[KL(π_old ‖ π_θ)]
        θ moves by one step of an optimizer along ∇(L + c E[entropy])
-    3. penalty: β doubles where the KL came out above 1.5 times its target, halves where below
-       target / 1.5
+    3. penalty: β doubles where the epochs' KL came out above 1.5 times its target, halves where
+       below target / 1.5
     4. with max_kl: the first θ_old + cʲ (θ − θ_old), j = 0, 1, …,
        with E[KL(π_old ‖ π_θ)] <= max_kl                             natgrad.backtracking
     5. fit the critic to the λ-returns                               critics/
@@ -23,24 +23,21 @@ penalty bound no KL, step 4 does, and it keeps the direction that the epochs fou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.func import functional_call
 
-from natgrad import backtracking
-from natgrad.flat import assign, flatten
 from rl_plugins.actor_critic import ActorCritic, OnPolicyConfig
 from rl_plugins.errors import require_least, require_one_of
 from rl_plugins.first_order import Snapshot, ascend
 from rl_plugins.on_policy import OnPolicyPlugin
 from rl_plugins.optimizers import make_optimizer
+from rl_plugins.pull_back import pull_back
 from rl_plugins.reports import GradientReport, StepStatus
-from rl_plugins.surrogate import Surrogate
+from rl_plugins.surrogate import Surrogate, frozen
 
 
 @dataclass(frozen=True)
@@ -114,6 +111,7 @@ class PPO(OnPolicyPlugin):
 
     Settings: ClassVar[type[PPOSettings]] = PPOSettings
     Config: ClassVar[type[PPOConfig]] = PPOConfig
+    counters: ClassVar[tuple[str, ...]] = ("penalty", "steps_taken")
     config: PPOSettings
 
     def _set_up(
@@ -124,7 +122,9 @@ class PPO(OnPolicyPlugin):
         actor_critic: ActorCritic | None,
     ) -> None:
         super()._set_up(policy, config, generator, actor_critic)
-        self._optimizer = make_optimizer(config.optimizer, self.parameters(), config.learning_rate)
+        self.optimizers = [
+            make_optimizer(config.optimizer, self.parameters(), config.learning_rate)
+        ]
         self.penalty = config.penalty
         self.steps_taken = 0
 
@@ -135,34 +135,40 @@ class PPO(OnPolicyPlugin):
         ``mask`` of the steps that count; no critic needed.
 
         The parameters, and the optimizer's state, stay bitwise what they were where anything in
-        the update is NaN or infinite. Raises ``ValueError`` where the shapes do not fit. Cost:
-        ``epochs`` gradients of the batch, in minibatches, and two forward passes.
+        the update is NaN or infinite, where no part of it keeps ``max_kl``, and where an exception
+        comes out of the policy. Raises ``ValueError`` where the shapes do not fit. Cost: ``epochs``
+        gradients of the batch, in minibatches, and two forward passes; with a penalty a forward
+        pass more for each minibatch, with ``max_kl`` one for each candidate.
         """
         config, parameters = self.config, self.parameters()
         surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
-        before = Snapshot(parameters, self._optimizer)
-        learning_rate = self._anneal(surrogate.count)
-        norms = []
-        for part in self._minibatches(surrogate):
-            pi = self.policy(part.observations)
-            objective = self._objective(part, pi)
-            if config.entropy_coefficient:
-                objective = objective + config.entropy_coefficient * part.mean(pi.entropy())
-            norms.append(ascend(objective, parameters, self._optimizer, config.max_gradient_norm))
-        norm = float(torch.stack(norms).mean())
-        fraction = self._pull_back(surrogate, before.theta) if math.isfinite(norm) else 0.0
-        with torch.no_grad():
-            pi = self.policy(observations)
-            ratio = surrogate.ratio(pi)
-            kl, improvement = float(surrogate.kl(pi)), float(surrogate.improvement(pi))
-            clipped = float(surrogate.mean(((ratio - 1).abs() > config.clip).to(ratio.dtype)))
-        sound = all(map(math.isfinite, (norm, kl, improvement)))
-        if not sound:
-            before.restore()
-        elif config.objective == "penalty":
-            self._adapt_penalty(kl)
+        kl = improvement = clipped = whole = math.nan
+        fraction = 0.0
+        with Snapshot(parameters, *self.optimizers) as before:
+            learning_rate = self._anneal(surrogate.count)
+            norm = self._climb(surrogate)
+            if math.isfinite(norm):
+                fraction = 1.0
+                if config.max_kl is not None:
+                    pulled = pull_back(
+                        self.policy, parameters, surrogate, before.theta, config.max_kl
+                    )
+                    fraction, whole = pulled.fraction, pulled.whole
+                with torch.no_grad():
+                    pi = self.policy(observations)
+                    ratio = surrogate.ratio(pi)
+                    kl, improvement = float(surrogate.kl(pi)), float(surrogate.improvement(pi))
+                    beyond = ((ratio - 1).abs() > config.clip).to(ratio.dtype)
+                    clipped = float(surrogate.mean(beyond))
+            status = StepStatus.TAKEN if fraction else StepStatus.REFUSED
+            if not all(map(math.isfinite, (norm, kl, improvement))):
+                status = StepStatus.NONFINITE
+            if status is not StepStatus.TAKEN:
+                before.restore()
+        if config.objective == "penalty" and status is not StepStatus.NONFINITE:
+            self._adapt_penalty(kl if math.isnan(whole) else whole)
         return GradientReport(
-            status=StepStatus.TAKEN if sound else StepStatus.NONFINITE,
+            status=status,
             kl=kl,
             entropy=float(surrogate.entropy()),
             improvement=improvement,
@@ -170,22 +176,26 @@ class PPO(OnPolicyPlugin):
             learning_rate=learning_rate,
             clip_fraction=clipped,
             penalty=self.penalty if config.objective == "penalty" else 0.0,
-            step_fraction=fraction if sound else 0.0,
+            step_fraction=fraction if status is StepStatus.TAKEN else 0.0,
         )
 
-    def _minibatches(self, surrogate: Surrogate) -> Iterator[Surrogate]:
-        old = self._old_policy() if self.config.objective == "penalty" else None
-        samples = len(surrogate.advantages)
-        per_sample = surrogate.advantages.numel() // samples
-        size = max(1, self.config.batch_size // per_sample)
-        for _ in range(self.config.epochs):
-            order = torch.randperm(samples, generator=self.generator)
-            for index in torch.split(order, size):
-                yield surrogate.part(index, old)
-
-    def _old_policy(self) -> Callable[[Any], Distribution]:
-        parameters = {name: p.detach().clone() for name, p in self.policy.named_parameters()}
-        return lambda observations: functional_call(self.policy, parameters, (observations,))
+    def _climb(self, surrogate: Surrogate) -> float:
+        """All epochs; the mean norm of the gradients. Ends at the first that is not finite: the
+        policy need not bear the parameters that it leads to."""
+        config, parameters = self.config, self.parameters()
+        norms = []
+        # A distribution cannot be cut into minibatches: the old policy is asked again.
+        old = frozen(self.policy) if config.objective == "penalty" else None
+        for part in surrogate.minibatches(config.epochs, config.batch_size, self.generator, old):
+            pi = self.policy(part.observations)
+            objective = self._objective(part, pi)
+            if config.entropy_coefficient:
+                objective = objective + config.entropy_coefficient * part.mean(pi.entropy())
+            norm = ascend(objective, parameters, self.optimizers[0], config.max_gradient_norm)
+            norms.append(float(norm))
+            if not math.isfinite(norms[-1]):
+                break
+        return sum(norms) / len(norms)
 
     def _objective(self, part: Surrogate, pi: Distribution) -> Tensor:
         ratio = part.ratio(pi)
@@ -201,43 +211,11 @@ class PPO(OnPolicyPlugin):
         elif kl < self.config.target_kl / 1.5:
             self.penalty = max(self.penalty / 2, 1e-6)
 
-    def _pull_back(self, surrogate: Surrogate, theta_old: Tensor) -> float:
-        """The part of the update that stays within the hard bound; 1 where there is none."""
-        if self.config.max_kl is None:
-            return 1.0
-        parameters = self.parameters()
-        step = flatten(parameters) - theta_old
-
-        def evaluate(theta: Tensor) -> tuple[float, Tensor]:
-            assign(parameters, theta)
-            # Any point within the bound will do: the epochs have chosen the direction.
-            return -1.0, surrogate.kl(self.policy(surrogate.observations))
-
-        search = backtracking(
-            evaluate, theta_old, step,
-            bound=self.config.max_kl, start_objective=0.0, shrink=0.8, max_backtracks=20,
-        )  # fmt: skip
-        assign(parameters, search.theta)
-        return search.fraction
-
     def _anneal(self, steps: int) -> float:
         rate = self.config.learning_rate
         if self.config.learning_rate_steps is not None:
             rate *= max(0.0, 1 - self.steps_taken / self.config.learning_rate_steps)
-            for group in self._optimizer.param_groups:
+            for group in self.optimizers[0].param_groups:
                 group["lr"] = rate
         self.steps_taken += steps
         return rate
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            **super().state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "penalty": self.penalty,
-            "steps_taken": self.steps_taken,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.penalty, self.steps_taken = state["penalty"], state["steps_taken"]

@@ -17,6 +17,7 @@ class StepStatus(Enum):
 
     TAKEN = "the parameters moved"
     NONFINITE = "a loss or a gradient was NaN or infinite; the parameters are as they were"
+    REFUSED = "no part of the update kept the bound on the KL; the parameters are as they were"
     WAITING = "the replay buffer does not hold enough yet; nothing was learnt"
 
 
@@ -89,8 +90,9 @@ class TrustRegionReport(StepReport):
 @dataclass(frozen=True, kw_only=True)
 class GradientReport(StepReport):
     """An update of A2C or PPO. ``kl`` is E[KL(π_old ‖ π_new)] on all states, ``improvement`` that
-    of E[π/π_old · A]; ``gradient_norm`` is before clipping, the mean over minibatches.
-    ``step_fraction`` is below 1 where a hard bound on the KL pulled the update back."""
+    of E[π/π_old · A], both NaN where no policy came of the update; ``gradient_norm`` is before
+    clipping, the mean over minibatches. ``step_fraction`` is below 1 where a hard bound on the KL
+    pulled the update back, 0 where the parameters are as they were."""
 
     status: StepStatus
     kl: float

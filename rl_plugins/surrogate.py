@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optree
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
+from torch.func import functional_call
 
 
 class Surrogate:
@@ -87,8 +88,29 @@ class Surrogate:
         return self.mean(kl_divergence(self.old, pi))
 
     def entropy(self) -> Tensor:
-        """E[entropy of π_old]."""
-        return self.mean(self.old.entropy()).detach()
+        """E[entropy of π_old]; NaN for families that have no formula, such as squashed normals."""
+        try:
+            return self.mean(self.old.entropy()).detach()
+        except NotImplementedError:
+            return torch.tensor(math.nan)
+
+    def minibatches(
+        self,
+        epochs: int,
+        size: int,
+        generator: torch.Generator,
+        old: Callable[[Any], Distribution] | None = None,
+    ) -> Iterator[Surrogate]:
+        """``epochs`` passes over the samples in a new order each, in parts of ``size`` steps; of
+        sequences, as many as hold about so many steps that count. ``old``: see :meth:`part`."""
+        samples = len(self.advantages)
+        per_part = max(1, size * samples // self.count)
+        for _ in range(epochs):
+            order = torch.randperm(samples, generator=generator)
+            for index in torch.split(order, per_part):
+                part = self.part(index, old)
+                if part.count:  # nothing is to be learnt from padding alone
+                    yield part
 
     def part(self, index: Tensor, old: Callable[[Any], Distribution] | None = None) -> Surrogate:
         """The same over some of the samples (of the sequences, if there are any).
@@ -102,8 +124,27 @@ class Surrogate:
         part.old_log_prob = self.old_log_prob[index]
         if self.mask is not None:
             part.mask = self.mask[index]
-            part.count = max(1, int(part.mask.sum()))
+        part.count = part.advantages.numel() if part.mask is None else int(part.mask.sum())
+        del part.old
         if old is not None:
             with torch.no_grad():
                 part.old = old(part.observations)
         return part
+
+
+def frozen(policy: nn.Module) -> Callable[[Any], Distribution]:
+    """The policy as it is now, whatever becomes of its parameters."""
+    parameters = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    return lambda observations: functional_call(policy, parameters, (observations,))
+
+
+def _padded(actions: Tensor, mask: Tensor) -> Tensor:
+    """The actions, with one that was taken in place of those that are not to be learnt from."""
+    if actions.shape[: mask.ndim] != mask.shape:
+        raise ValueError(
+            f"the actions are {tuple(actions.shape)}; expected the leading dimensions of the mask, "
+            f"{tuple(mask.shape)}"
+        )
+    padded = actions.clone()
+    padded[~mask] = actions[mask][0]
+    return padded

@@ -17,22 +17,22 @@ from the paper as DDPG is: see ddpg.py.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from rl_plugins.critics.action_value import action_values
 from rl_plugins.data import Transitions
 from rl_plugins.deterministic_gradient import (
     ActorStep,
     DeterministicGradientSettings,
     actor_step,
+    descend,
 )
 from rl_plugins.errors import require_least
 from rl_plugins.experience import OffPolicyConfig
-from rl_plugins.first_order import ascend
 from rl_plugins.off_policy import OffPolicyPlugin
 
 
@@ -86,22 +86,24 @@ class TD3(OffPolicyPlugin):
         terminal; no gradient."""
         config = self.config
         with torch.no_grad():
-            actions = self.target_policy(batch.next_observations)
+            s_next, r = batch.next_observations, batch.rewards
+            actions = self.target_policy(s_next)
             noise = torch.randn(actions.shape, generator=self.generator, dtype=actions.dtype)
             noise = (config.smoothing * noise).clamp(-config.smoothing_clip, config.smoothing_clip)
             actions = (actions + noise).clamp(-config.action_limit, config.action_limit)
-            values = [Q(batch.next_observations, actions) for Q in self.target_critics]
-            value = torch.minimum(*values)
-            return batch.rewards + config.discount * value.where(~batch.terminated, 0.0)
+            value = torch.minimum(
+                *[action_values(Q, s_next, actions, r) for Q in self.target_critics]
+            )
+            return r + config.discount * value.where(~batch.terminated, 0.0)
 
-    def gradient_step(self, batch: Transitions) -> tuple[Tensor, ActorStep]:
+    def gradient_step(self, batch: Transitions) -> tuple[Tensor, ActorStep | None]:
         """One minibatch: the critics, and every d-th time the actor and the targets. The mean of
         the critics' losses is the first."""
         y = self.targets(batch)
-        errors = [Q(batch.observations, batch.actions) - y for Q in self.critics]
-        loss = torch.stack(errors).square().mean(dim=1).sum()
-        ascend(-loss, self.critic_parameters, self.critic_optimizer)
-        actor = ActorStep(torch.tensor(math.nan))
+        values = [action_values(Q, batch.observations, batch.actions, y) for Q in self.critics]
+        loss = (torch.stack(values) - y).square().mean(dim=1).sum()
+        descend(loss, self.critic_parameters, self.critic_optimizer)
+        actor = None
         if self.updates % self.config.policy_delay == self.config.policy_delay - 1:
             actor = actor_step(
                 self.policy, self.actor_parameters, self.critics[0], batch.observations,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,3 +27,17 @@ class ActionValue(nn.Module):
             joined = {**inputs, "vector": torch.cat([inputs["vector"], actions], dim=1)}
         values: Tensor = self.network(joined).squeeze(-1)
         return values
+
+
+def action_values(
+    critic: Callable[[Any, Tensor], Tensor], observations: Any, actions: Tensor, rewards: Tensor
+) -> Tensor:
+    """critic(observations, actions). Raises ``ValueError`` unless it is shaped like the rewards
+    (B,): broadcasting would make a (B, B) matrix of it, and a wrong loss, in silence."""
+    values = critic(observations, actions)
+    if values.shape != rewards.shape:
+        raise ValueError(
+            f"the critic's values have shape {tuple(values.shape)}, the rewards "
+            f"{tuple(rewards.shape)}; both must be (B,): let it end with .squeeze(-1)"
+        )
+    return values

@@ -55,8 +55,13 @@ class Critic(nn.Module):
         return values
 
     def fit(self, observations: Any, targets: Tensor, memories: Tensor | None = None) -> None:
-        """Regress V(observations) on the fixed targets (B,): no gradient flows into them."""
+        """Regress V(observations) on the fixed targets (B,): no gradient flows into them.
+
+        The critic stays bitwise what it was where a target is NaN or infinite.
+        """
         targets = targets.detach()
+        if not bool(torch.isfinite(targets).all()):
+            return  # one NaN would be in the moments for ever
         self._rescale(targets)
         with torch.no_grad():
             inputs = self._inputs(observations, memories)

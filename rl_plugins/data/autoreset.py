@@ -10,6 +10,7 @@ import numpy as np
 import optree
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -78,15 +79,22 @@ class Environments:
             final = [_element(observations, index) for index in np.flatnonzero(truncated)]
         elif ended.any():
             if self._mode is AutoresetMode.SAME_STEP:
-                last = info["final_obs"]
-                final = [tensors(last[index]) for index in np.flatnonzero(truncated)]
-                for observation in final:
-                    checked(observation, np.zeros(1))
+                last = self._reported(info["final_obs"], ended)
+                final = [_element(last, index) for index in np.flatnonzero(truncated[ended])]
             else:
                 final = [_element(observations, index) for index in np.flatnonzero(truncated)]
                 following, _ = self.vector.reset(options={"reset_mask": ended})
                 observations = checked(tensors(following), rewards)
         return Step(observations, rewards, terminated, truncated, starts, valid, final)
+
+    def _reported(self, last: Any, ended: Flags) -> Any:
+        """The last observations of the episodes that ended, (K, …). They come as the task returned
+        them, and are put together as the vector environment does with all others."""
+        space = self.vector.single_observation_space
+        of = np.flatnonzero(ended)
+        buffer: Any = create_empty_array(space, len(of))
+        observations = tensors(concatenate(space, [last[index] for index in of], buffer))
+        return checked(observations, np.zeros(len(of)), of)
 
 
 def tensors(observations: Any) -> Any:
@@ -99,12 +107,13 @@ def tensors(observations: Any) -> Any:
     return optree.tree_map(_tensor, observations)
 
 
-def checked(observations: Any, rewards: NDArray[Any]) -> Any:
-    """The observations. Raises :class:`ExperienceError` unless all numbers are finite."""
+def checked(observations: Any, rewards: NDArray[Any], of: NDArray[Any] | None = None) -> Any:
+    """The observations. Raises :class:`ExperienceError` unless all numbers are finite; ``of`` are
+    the numbers of the environments they belong to, where these are not all."""
     leaves = (
         [observations] if isinstance(observations, Tensor) else optree.tree_leaves(observations)
     )
-    # A sum is finite only if its terms are (short of overflow, which is no data either): one pass.
+    # A sum is finite only if its terms are: one pass. One that overflows is looked at in detail.
     total = float(rewards.sum()) + sum(
         float(leaf.sum()) for leaf in leaves if leaf.is_floating_point()
     )
@@ -114,8 +123,11 @@ def checked(observations: Any, rewards: NDArray[Any]) -> Any:
     for leaf in leaves:
         finite = torch.isfinite(leaf.reshape(len(rewards), -1)).all(dim=1).numpy()
         sound = sound & finite
+    if sound.all():
+        return observations
+    names = np.arange(len(rewards)) if of is None else of
     raise ExperienceError(
-        f"environment {np.flatnonzero(~sound).tolist()} returned a NaN or an infinity as "
+        f"environment {names[~sound].tolist()} returned a NaN or an infinity as "
         "observation or reward; mend the task, or bound what it returns with a Gymnasium wrapper"
     )
 

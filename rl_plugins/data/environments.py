@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -10,7 +11,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import (
+    AsyncVectorEnv,
+    AutoresetMode,
+    SyncVectorEnv,
+    VectorEnv,
+    VectorWrapper,
+)
 
 from rl_plugins.errors import UsageError
 
@@ -58,10 +65,12 @@ def make_environments(
 
 
 class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
-    """Observations {"observation": …, "action_mask": info["action_mask"]}."""
+    """Observations {"observation": …, "action_mask": info["action_mask"]}; everything is allowed
+    where the info has no mask, as in the last step of some tasks."""
 
     def __init__(self, env: gym.Env[Any, Any], choices: int) -> None:
         super().__init__(env)
+        self._everything = np.ones(choices, dtype=np.int8)
         self.observation_space = gym.spaces.Dict(
             {
                 "observation": env.observation_space,
@@ -80,8 +89,19 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
     def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
         return {
             "observation": observation,
-            ACTION_MASK: np.asarray(info[ACTION_MASK], dtype=np.int8).reshape(-1),
+            ACTION_MASK: np.asarray(info.get(ACTION_MASK, self._everything), dtype=np.int8).reshape(
+                -1
+            ),
         }
+
+
+class SeededWhenMade(VectorWrapper):
+    """envpool takes a seed when it is made, and warns of any that comes later."""
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        return self.env.reset(options=options)
 
 
 def _make(task: str, masked: int) -> gym.Env[Any, Any]:
@@ -107,9 +127,12 @@ def _envpool(task: str, count: int, seed: int) -> VectorEnv:
         raise UsageError("envpool is not installed: pip install envpool") from error
     if task not in envpool.list_all_envs():
         raise UsageError(f"envpool has no task {task!r}; use backend sync or async")
-    environments: Any = envpool.make_gymnasium(task, num_envs=count, seed=seed)
-    vector: VectorEnv = environments
-    return vector
+    with warnings.catch_warnings():
+        # Of bounds given in float64: envpool's, not ours. The spaces are made when first looked at.
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+        environments: Any = envpool.make_gymnasium(task, num_envs=count, seed=seed)
+        _ = environments.observation_space, environments.action_space
+    return SeededWhenMade(environments)
 
 
 def _quieten_mujoco() -> None:

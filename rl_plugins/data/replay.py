@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rl_plugins.data.rollout import Rollout
+from rl_plugins.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class ReplayBuffer:
     slot is that of the slot behind it. Only an episode that is cut off needs one slot more, for
     its last observation; the slot of a terminated one is followed by the next episode, which its
     transition never reads but as the argument of a value that is multiplied by nothing.
-    Observations keep their dtype: images stay bytes. Memory is taken as it is filled.
+    Observations keep their dtype: images stay bytes. Memory is taken as it is filled, in a
+    checkpoint as well.
 
     Cost: a sample copies 2 B observations; the first sample after an ``add`` lists the valid
     slots, a pass over one byte each.
@@ -47,151 +49,172 @@ class ReplayBuffer:
             raise ValueError(f"capacity must be at least 2 transitions, got {capacity}")
         self.capacity = capacity
         self._observations: Any = None
+        self._valid = np.zeros((0, 0), dtype=bool)
         self._drawable: Tensor | None = None
 
     def __len__(self) -> int:
         """Transitions that can be drawn."""
-        return 0 if self._observations is None else int(self._valid.sum())
+        return int(self._valid.sum())
 
     def add(self, rollout: Rollout) -> None:
-        """Store a rollout; the oldest transitions make room. Raises ``ValueError`` where it is
-        longer than a column."""
-        count = rollout.rewards.shape[1]
+        """Store a rollout; the oldest transitions make room.
+
+        Raises :class:`UsageError` where it is longer than a column, ``ValueError`` where it has
+        another number of environments than those before.
+        """
+        steps, count = rollout.rewards.shape
         if self._observations is None:
-            self._allocate(rollout, count)
+            self._allocate(rollout.next_observations, rollout.actions[0])
+        if count != len(self._cursors):
+            raise ValueError(
+                f"the rollout has {count} environments, those before had {len(self._cursors)}"
+            )
+        if steps >= self._length:
+            raise UsageError(
+                f"a rollout of {steps} steps of {count} environments is longer than the replay "
+                f"buffer of {self.capacity} transitions; raise buffer_size or shorten "
+                "rollout_length"
+            )
         for column in range(count):
             self._add_column(rollout, column)
         self._drawable = None
 
     def sample(self, size: int, generator: torch.Generator) -> Transitions:
         """``size`` transitions, uniformly with replacement. Raises ``ValueError`` if empty."""
-        if not len(self):
-            raise ValueError("the replay buffer is empty: add a rollout first")
         if self._drawable is None:
             self._drawable = torch.from_numpy(np.flatnonzero(self._valid))
+        if not len(self._drawable):
+            raise ValueError("the replay buffer is empty: add a rollout first")
         drawn = torch.randint(len(self._drawable), (size,), generator=generator)
         index = self._drawable[drawn]
         slot = index % self._length
         following = index - slot + (slot + 1) % self._length
+
+        def read(leaf: Tensor) -> Tensor:
+            return leaf.flatten(0, 1)[index]
+
         return Transitions(
-            self._read(index),
-            self._actions[index],
-            self._rewards[index],
-            self._read(following),
-            self._terminated[index],
+            optree.tree_map(read, self._observations),
+            read(self._actions),
+            read(self._rewards),
+            optree.tree_map(lambda leaf: leaf.flatten(0, 1)[following], self._observations),
+            read(self._terminated),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything stored, as tensors; the observations in the structure of the space."""
+        """A copy of everything, as tensors (N, …) in the structure of the observations."""
         if self._observations is None:
             return {}
-        count = len(self._cursors)
-        used = self._length if self._wrapped else int(self._cursors.max()) + 1
 
-        def filled(leaf: Tensor) -> Tensor:
-            return leaf.view(count, self._length, *leaf.shape[1:])[:, :used].clone()
+        def used(leaf: Tensor) -> Tensor:
+            # A slice alone would be saved with all the memory behind it.
+            return leaf[:, : self._used].clone()
 
         return {
-            "observations": optree.tree_map(filled, self._observations),
-            "actions": filled(self._actions),
-            "rewards": filled(self._rewards),
-            "terminated": filled(self._terminated),
-            "valid": filled(torch.from_numpy(self._valid)),
-            "cursors": torch.from_numpy(self._cursors),
-            "wrapped": self._wrapped,
+            "observations": optree.tree_map(used, self._observations),
+            "actions": used(self._actions),
+            "rewards": used(self._rewards),
+            "terminated": used(self._terminated),
+            "valid": used(torch.from_numpy(self._valid)),
+            "cursors": torch.from_numpy(self._cursors.copy()),
+            "length": self._length,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ``ValueError`` for the state of a buffer with another capacity."""
+        self._observations = self._drawable = None
+        self._valid = self._valid[:0]
         if not state:
             return
-        count, used = state["rewards"].shape
-        self._length = -(-self.capacity // count) + 1
+        first = optree.tree_map(lambda leaf: leaf[:, 0], state["observations"])
+        self._allocate(first, state["actions"][:, 0])
+        if state["length"] != self._length:
+            raise ValueError(
+                f"the state has columns of {state['length']} slots, this buffer of {self._length}"
+            )
+        self._used = state["valid"].shape[1]
 
-        def whole(leaf: Tensor) -> Tensor:
-            slots = leaf.new_zeros((count, self._length, *leaf.shape[2:]))
-            slots[:, :used] = leaf
-            return slots.flatten(0, 1)
+        def put(kept: Tensor, new: Tensor) -> None:
+            kept[:, : self._used] = new
 
-        self._observations = optree.tree_map(whole, state["observations"])
-        self._actions, self._rewards = whole(state["actions"]), whole(state["rewards"])
-        self._terminated = whole(state["terminated"])
-        self._valid, self._cursors = whole(state["valid"]).numpy(), state["cursors"].numpy()
-        self._wrapped = state["wrapped"]
-        self._drawable = None
+        optree.tree_map_(put, self._observations, state["observations"])
+        put(self._actions, state["actions"])
+        put(self._rewards, state["rewards"])
+        put(self._terminated, state["terminated"])
+        put(torch.from_numpy(self._valid), state["valid"])
+        self._cursors[:] = state["cursors"].numpy()
 
-    def _allocate(self, rollout: Rollout, count: int) -> None:
-        # One slot a column is the observation that has not been acted on yet.
-        self._length = -(-self.capacity // count) + 1
-        slots = self._length * count
+    def _allocate(self, observations: Any, actions: Tensor) -> None:
+        """Columns for observations (N, …) and actions (N, …) like these."""
+        count = len(actions)
+        # One slot a column is the observation that has not been acted on yet. With fewer than two
+        # others there would be no room for a transition that is cut off.
+        self._length = max(-(-self.capacity // count), 2) + 1
+        self._used = 0
 
-        def empty(leaf: Tensor) -> Tensor:
-            # NumPy's zeros take memory as it is written; torch's, at once.
-            return torch.from_numpy(np.zeros((slots, *leaf.shape[1:]), leaf.numpy().dtype))
+        def zeros(like: Tensor) -> Tensor:
+            # NumPy's zeros take no memory before something is written.
+            shape = (count, self._length, *like.shape[1:])
+            return torch.from_numpy(np.zeros(shape, like.numpy().dtype))
 
-        self._observations = optree.tree_map(empty, rollout.next_observations)
-        self._actions, self._rewards = empty(rollout.actions[0]), empty(rollout.rewards[0])
-        self._terminated = empty(rollout.terminated[0])
-        self._valid = np.zeros(slots, dtype=bool)
+        self._observations = optree.tree_map(zeros, observations)
+        self._actions = zeros(actions)
+        self._rewards = zeros(torch.empty(count))
+        self._terminated = zeros(torch.empty(count, dtype=torch.bool))
+        self._valid = np.zeros((count, self._length), dtype=bool)
         self._cursors = np.zeros(count, dtype=np.int64)
-        self._wrapped = False
 
     def _add_column(self, rollout: Rollout, column: int) -> None:
         keep = rollout.valid[:, column]
+        # Where too many episodes were cut off, the oldest steps find no room.
+        needed = keep * (1 + rollout.truncated[:, column].long())
+        keep = keep & (needed.flip(0).cumsum(0).flip(0) < self._length)
         cut = rollout.truncated[keep, column].long()
         if not len(cut):
             return
         # A cut-off step is followed by its last observation, and everything after moves by one.
         offsets = torch.arange(len(cut)) + cut.cumsum(0) - cut
         taken = len(cut) + int(cut.sum())
-        if taken >= self._length:
-            raise ValueError(
-                f"a rollout takes {taken} slots of a column, the buffer has {self._length}; "
-                "raise buffer_size or shorten rollout_length"
-            )
-        cursor = self._cursor(rollout, column)
-        base = column * self._length
+        observations = optree.tree_map(lambda leaf: leaf[keep, column], rollout.observations)
+        cursor = self._cursor(observations, column)
 
         def place(offset: Tensor | int) -> Any:
-            return base + (cursor + offset) % self._length
+            return (cursor + offset) % self._length
 
-        self._valid[place(torch.arange(taken + 1)).numpy()] = False
+        self._valid[column, place(torch.arange(taken + 1)).numpy()] = False
         slots = place(offsets)
-        self._valid[slots.numpy()] = True
-        self._write(slots, optree.tree_map(lambda leaf: leaf[keep, column], rollout.observations))
-        self._actions[slots] = rollout.actions[keep, column]
-        self._rewards[slots] = rollout.rewards[keep, column]
-        self._terminated[slots] = rollout.terminated[keep, column]
-        owner = rollout.truncated.nonzero()[:, 1] == column
+        self._valid[column, slots.numpy()] = True
+        self._write(column, slots, observations)
+        self._actions[column, slots] = rollout.actions[keep, column]
+        self._rewards[column, slots] = rollout.rewards[keep, column]
+        self._terminated[column, slots] = rollout.terminated[keep, column]
+        step, owner = rollout.truncated.nonzero().T
+        final = (owner == column) & keep[step]
         self._write(
+            column,
             place(offsets[cut.bool()] + 1),
-            optree.tree_map(lambda leaf: leaf[owner], rollout.final_observations),
+            optree.tree_map(lambda leaf: leaf[final], rollout.final_observations),
         )
-        self._write(
-            place(taken), optree.tree_map(lambda leaf: leaf[column], rollout.next_observations)
-        )
-        self._wrapped |= cursor + taken >= self._length
-        self._cursors[column] = (cursor + taken) % self._length
+        waiting = optree.tree_map(lambda leaf: leaf[column], rollout.next_observations)
+        self._write(column, place(taken), waiting)
+        self._cursors[column] = place(taken)
+        self._used = min(max(self._used, cursor + taken + 1), self._length)
 
-    def _cursor(self, rollout: Rollout, column: int) -> int:
-        """Where the rollout begins: at the observation that is waiting there, or behind it if the
+    def _cursor(self, observations: Any, column: int) -> int:
+        """Where observations (T, …) begin: at the one that is waiting there, or behind it if the
         environment was reset in between, since the last transition still needs it."""
         cursor = int(self._cursors[column])
-        before = column * self._length + (cursor - 1) % self._length
-        if not self._valid[before] or bool(self._terminated[before]):
+        before = (cursor - 1) % self._length
+        if not self._valid[column, before] or bool(self._terminated[column, before]):
             return cursor
-        waiting = optree.tree_map(
-            lambda leaf: leaf[column * self._length + cursor], self._observations
+        pairs = zip(
+            optree.tree_leaves(self._observations), optree.tree_leaves(observations), strict=True
         )
-        first = optree.tree_map(lambda leaf: leaf[0, column], rollout.observations)
-        pairs = zip(optree.tree_leaves(waiting), optree.tree_leaves(first), strict=True)
-        same = all(torch.equal(a, b) for a, b in pairs)
+        same = all(torch.equal(kept[column, cursor], new[0]) for kept, new in pairs)
         return cursor if same else (cursor + 1) % self._length
 
-    def _read(self, index: Tensor) -> Any:
-        return optree.tree_map(lambda leaf: leaf[index], self._observations)
-
-    def _write(self, slots: Tensor | int, observations: Any) -> None:
+    def _write(self, column: int, slots: Tensor | int, observations: Any) -> None:
         def put(kept: Tensor, new: Tensor) -> None:
-            kept[slots] = new
+            kept[column, slots] = new
 
         optree.tree_map_(put, self._observations, observations)

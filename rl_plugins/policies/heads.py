@@ -73,7 +73,14 @@ class BernoulliHead(Head):
         self.outputs = bits
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
-        return Independent(Bernoulli(logits=outputs, validate_args=False), 1, validate_args=False)
+        return Independent(_Bits(logits=outputs, validate_args=False), 1, validate_args=False)
+
+
+class _Bits(Bernoulli):
+    @property
+    def mode(self) -> Tensor:
+        # torch's is NaN at even odds: what a network gives that has learnt nothing and sees zeros.
+        return (self.probs >= 0.5).to(self.probs.dtype)
 
 
 class GaussianHead(Head):

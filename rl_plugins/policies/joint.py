@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 
 from natgrad import register_metric
-from natgrad.curvature.metrics import OutputMetric, output_metric
+from natgrad.curvature import OutputMetric, output_metric
 
 
 class Joint(Distribution):
@@ -42,14 +42,19 @@ class Joint(Distribution):
         """The components' own values from columns (…, k)."""
         pieces = torch.split(value, self.widths, dim=-1)
         return [
-            piece.reshape(*value.shape[:-1], *component.event_shape)
+            piece.reshape(value.shape[:-1] + component.event_shape)
             for piece, component in zip(pieces, self.components, strict=True)
         ]
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """Columns (…, k), in the components' common floating-point type, from their values."""
-        batch = self.batch_shape
-        return torch.cat([value.reshape(*batch, -1).float() for value in values], dim=-1)
+        columns = [
+            value.reshape(*self.batch_shape, width).to(
+                torch.promote_types(value.dtype, torch.float32)
+            )
+            for value, width in zip(values, self.widths, strict=True)
+        ]
+        return torch.cat(columns, dim=-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         pairs = zip(self.components, self.split(value), strict=True)

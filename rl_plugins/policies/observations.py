@@ -56,8 +56,8 @@ class Leaf:
                 return found.unsqueeze(1)
             return found.movedim(-1, 1) if self.channels_last else found
         if self.kind is LeafKind.CATEGORIES:
-            return self._one_hot(found.reshape(len(found), -1))
-        flat = found.reshape(len(found), -1)
+            return self._one_hot(found.reshape(found.shape[0], len(self.sizes)))
+        flat = found.reshape(found.shape[0], self.width)
         return flat if flat.is_floating_point() else flat.float()
 
     def _one_hot(self, found: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class Features(nn.Module):
         images = {name: leaf.read(observations) for name, leaf in self._images.items()}
         if not images:
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        count = len(next(iter(images.values())))
+        count = next(iter(images.values())).shape[0]
         vector = torch.cat(parts, dim=1) if parts else torch.empty(count, 0)
         return {"vector": vector, **images}
 

@@ -67,7 +67,7 @@ class RecurrentPolicy(nn.Module):
 
     def initial_memory(self, count: int) -> Tensor:
         """(N, h) of zeros: that of an episode's start."""
-        return torch.zeros(count, self.cell.hidden_size)
+        return self.cell.weight_hh.new_zeros(count, self.cell.hidden_size)
 
     def advance(self, observations: Observations, memory: Tensor) -> tuple[Distribution, Tensor]:
         """One step from observations (N, …) and the memory (N, h) before it."""

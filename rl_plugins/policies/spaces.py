@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
 from gymnasium import Space, spaces
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rl_plugins.errors import UsageError
+from rl_plugins.policies.action_maps import ActionMap, Bits, Pieces, Shift, Stretch
 from rl_plugins.policies.heads import (
     BernoulliHead,
     CategoricalHead,
@@ -27,14 +26,16 @@ ACTION_MASK = "action_mask"
 UNBOUNDED = 1e6
 # Below this an array of bytes is a board or a row of registers, not a picture.
 SMALLEST_IMAGE = 8
+# What a network divides a picture by; the codes on a board would vanish.
+BRIGHTEST = 255
 
 
 def observation_features(space: Space[Any], *, normalise: bool, choices: int = 0) -> Features:
     """Features of observations of a space; ``choices`` is what the policy's head can mask.
 
     Box (standardised numbers, or an image: see below), Discrete and MultiDiscrete (one-hot),
-    MultiBinary, Dict and Tuple of them to any depth. A Box of uint8 with two dimensions of at
-    least 8 pixels, and at most one more for the channels, is an image; the channels are the
+    MultiBinary, Dict and Tuple of them to any depth. A Box of uint8 up to 255 with two dimensions
+    of at least 8 pixels, and at most one more for the channels, is an image; the channels are the
     smaller of its first and last dimension. An entry "action_mask" of a Dict, with one number for
     every choice, says which actions are valid. Raises :class:`UsageError` for other spaces.
     """
@@ -49,7 +50,10 @@ def observation_features(space: Space[Any], *, normalise: bool, choices: int = 0
             )
         mask = Leaf((ACTION_MASK,), LeafKind.BITS, (width,))
         space = spaces.Dict({k: v for k, v in space.spaces.items() if k != ACTION_MASK})
-    return Features(_leaves(space, ()), normalise, mask)
+    features = Features(_leaves(space, ()), normalise, mask)
+    if not features.width and not features.images:
+        raise UsageError(f"the observations, {space}, have no entries; a constant would do")
+    return features
 
 
 def _leaves(space: Space[Any], path: tuple[str | int, ...]) -> list[Leaf]:
@@ -62,15 +66,15 @@ def _leaves(space: Space[Any], path: tuple[str | int, ...]) -> list[Leaf]:
         return [Leaf(path, LeafKind.CATEGORIES, (int(space.n),), start)]
     if isinstance(space, spaces.MultiDiscrete):
         sizes = tuple(int(n) for n in space.nvec.flatten())
-        return [Leaf(path, LeafKind.CATEGORIES, sizes, torch.from_numpy(space.start.flatten()))]
+        start = torch.tensor([int(first) for first in space.start.flatten()])
+        return [Leaf(path, LeafKind.CATEGORIES, sizes, start)]
     if isinstance(space, spaces.MultiBinary):
         return [Leaf(path, LeafKind.BITS, (int(np.prod(space.shape)),))]
     if isinstance(space, spaces.Box):
         image = _image(space, path)
         return [image or Leaf(path, LeafKind.NUMBERS, (int(np.prod(space.shape)),))]
-    where = f" at {'.'.join(map(str, path))}" if path else ""
     raise UsageError(
-        f"observations of type {type(space).__name__}{where} are not supported, only Box, "
+        f"observations of type {type(space).__name__}{_at(path)} are not supported, only Box, "
         "Discrete, MultiDiscrete, MultiBinary, Dict and Tuple; wrap the task with "
         "gymnasium.wrappers.FlattenObservation or TransformObservation"
     )
@@ -79,6 +83,8 @@ def _leaves(space: Space[Any], path: tuple[str | int, ...]) -> list[Leaf]:
 def _image(space: spaces.Box, path: tuple[str | int, ...]) -> Leaf | None:
     shape = space.shape
     if space.dtype != np.uint8 or len(shape) not in (2, 3) or sorted(shape)[-2] < SMALLEST_IMAGE:
+        return None
+    if space.high.max() < BRIGHTEST:
         return None
     if len(shape) == 2:
         return Leaf(path, LeafKind.IMAGE, (1, *shape))
@@ -90,6 +96,10 @@ def _image(space: spaces.Box, path: tuple[str | int, ...]) -> Leaf | None:
 def action_head(space: Space[Any], *, initial_log_std: float) -> Head:
     """The head for an action space: Discrete, MultiDiscrete, MultiBinary, Box of floats, and Dict
     and Tuple of them to any depth. Raises :class:`UsageError` for other spaces."""
+    return _head(space, (), initial_log_std)
+
+
+def _head(space: Space[Any], path: tuple[str, ...], initial_log_std: float) -> Head:
     if isinstance(space, spaces.Discrete):
         return CategoricalHead(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
@@ -97,31 +107,37 @@ def action_head(space: Space[Any], *, initial_log_std: float) -> Head:
     if isinstance(space, spaces.MultiBinary):
         return BernoulliHead(int(np.prod(space.shape)))
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        parts = _components(space).values()
-        return JointHead([action_head(part, initial_log_std=initial_log_std) for part in parts])
-    return GaussianHead(_box_dimensions(space), initial_log_std)
+        parts = _components(space).items()
+        if not parts:
+            raise UsageError(f"the action {space}{_at(path)} has no components")
+        return JointHead([_head(part, (*path, key), initial_log_std) for key, part in parts])
+    return GaussianHead(_box_dimensions(space, path), initial_log_std)
 
 
-def action_map(space: Space[Any], *, bounds: ActionBounds = "clip") -> Callable[[Tensor], Any]:
+def action_map(space: Space[Any], *, bounds: ActionBounds = "clip") -> ActionMap:
     """The map from policy actions (N, …) to what a vector environment takes.
 
     Discrete and MultiDiscrete: shifted by ``start``. Box: each bounded dimension is clipped to ±1,
     or squashed by tanh, and stretched to its bounds, so that 0 is the middle and exploration noise
     has the scale of the range, whatever the bounds are; an unbounded dimension passes through, a
-    half-bounded one is clipped.
+    half-bounded one is clipped and starts from 0, or from its bound where that excludes 0.
 
     The squashing is part of the task here, not of the distribution: ratios, KL and Fisher matrix
     are the same for u and tanh u, and no action near a bound has to be inverted. The entropy is
     that of u.
     """
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        return _shifted(np.asarray(space.start))
+        return Shift(np.asarray(space.start).astype(np.int64), space.dtype)
     if isinstance(space, spaces.MultiBinary):
-        shape = space.shape
-        return lambda actions: actions.numpy().astype(np.int8).reshape(-1, *shape)
+        return Bits(space.shape)
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        return _joint_map(space, bounds)
-    return _box_map(space, bounds)
+        parts = _components(space)
+        return Pieces(
+            {key: action_map(part, bounds=bounds) for key, part in parts.items()},
+            tuple(action_columns(part) for part in parts.values()),
+            named=isinstance(space, spaces.Dict),
+        )
+    return _stretch(space, bounds)
 
 
 def action_columns(space: Space[Any]) -> int:
@@ -131,21 +147,6 @@ def action_columns(space: Space[Any]) -> int:
     return int(np.prod(space.shape or ()))
 
 
-def _joint_map(
-    space: spaces.Dict | spaces.Tuple[Any], bounds: ActionBounds
-) -> Callable[[Tensor], dict[str, Any] | tuple[Any, ...]]:
-    parts = _components(space)
-    widths = [action_columns(part) for part in parts.values()]
-    maps = {key: action_map(part, bounds=bounds) for key, part in parts.items()}
-
-    def pieces(actions: Tensor) -> dict[str, Any] | tuple[Any, ...]:
-        columns = torch.split(actions, widths, dim=1)
-        mapped = {key: to(part) for (key, to), part in zip(maps.items(), columns, strict=True)}
-        return mapped if isinstance(space, spaces.Dict) else tuple(mapped.values())
-
-    return pieces
-
-
 def _components(space: spaces.Dict | spaces.Tuple[Any]) -> dict[str, Space[Any]]:
     """By name, in the order of the space; a Tuple's by position."""
     if isinstance(space, spaces.Dict):
@@ -153,57 +154,49 @@ def _components(space: spaces.Dict | spaces.Tuple[Any]) -> dict[str, Space[Any]]
     return {str(index): part for index, part in enumerate(space.spaces)}
 
 
-def _shifted(start: NDArray[Any]) -> Callable[[Tensor], NDArray[Any]]:
-    def shift(actions: Tensor) -> NDArray[Any]:
-        chosen: NDArray[Any] = actions.numpy().astype(np.int64).reshape(-1, *start.shape) + start
-        return chosen
-
-    return shift
+def _at(path: tuple[str | int, ...]) -> str:
+    return f" at {'.'.join(map(str, path))}" if path else ""
 
 
-def _box_map(space: Space[Any], bounds: ActionBounds) -> Callable[[Tensor], NDArray[Any]]:
+def _stretch(space: Space[Any], bounds: ActionBounds) -> Stretch:
     _box_dimensions(space)
     assert isinstance(space, spaces.Box)
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     bounded = is_bounded(space)
-    least, most = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-    middle, half_range = (least + most) / 2, (most - least) / 2
-    squash = bounds == "tanh"
-
-    def stretch(actions: Tensor) -> NDArray[Any]:
-        chosen = actions.numpy().reshape(-1, *space.shape)
-        if squash:
-            chosen = np.where(bounded, np.tanh(chosen), chosen)
-        wanted = chosen * half_range + middle
-        # Two ufuncs: np.clip costs three times as much on arrays this small.
-        actual: NDArray[Any] = np.minimum(np.maximum(wanted, low), high).astype(space.dtype)
-        return actual
-
-    return stretch
+    # Around the origin, or the bound next to it: far from a bound every draw would be clipped.
+    origin = np.clip(0.0, low, high)
+    least, most = np.where(bounded, low, origin - 1), np.where(bounded, high, origin + 1)
+    return Stretch(
+        low, high, (least + most) / 2, (most - least) / 2, bounded,
+        squash=bounds == "tanh", dtype=space.dtype,
+    )  # fmt: skip
 
 
 def is_bounded(space: spaces.Box) -> NDArray[np.bool_]:
     """Which dimensions have two bounds to stretch an action to; ±3e38 are none."""
-    bounded: NDArray[np.bool_] = (space.low > -UNBOUNDED) & (space.high < UNBOUNDED)
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    bounded: NDArray[np.bool_] = (low > -UNBOUNDED) & (high < UNBOUNDED)
     return bounded
 
 
 def bounded_dimensions(space: Space[Any]) -> int:
     """Dimensions of a Box that is bounded in all of them; :class:`UsageError` for any other."""
-    dimensions = _box_dimensions(space)
-    assert isinstance(space, spaces.Box)
-    if not is_bounded(space).all():
+    if not _is_continuous(space) or not is_bounded(space).all():
         raise UsageError(
-            f"deterministic policies need an action space with bounds, got {space}; "
-            "wrap the task with gymnasium.wrappers.RescaleAction or ClipAction"
+            f"deterministic policies need an action space with bounds, a Box of floats, got {space}"
+            "; wrap the task with gymnasium.wrappers.TransformAction, or take a stochastic policy"
         )
-    return dimensions
+    return _box_dimensions(space)
 
 
-def _box_dimensions(space: Space[Any]) -> int:
-    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+def _is_continuous(space: Space[Any]) -> TypeGuard[spaces.Box]:
+    return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
+
+
+def _box_dimensions(space: Space[Any], path: tuple[str, ...] = ()) -> int:
+    if not _is_continuous(space):
         raise UsageError(
-            f"actions of type {space} are not supported, only Discrete, MultiDiscrete, "
+            f"actions of type {space}{_at(path)} are not supported, only Discrete, MultiDiscrete, "
             "MultiBinary, Box of floats, and Dict and Tuple of these"
         )
     return int(np.prod(space.shape))

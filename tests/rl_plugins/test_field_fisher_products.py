@@ -145,11 +145,11 @@ CHANGED = {
 TOGETHER = {
     ("TRPO", "accept_ratio"): {"max_kl": 2.0, "damping": 0.0},
     ("TRPO", "shrink"): {"max_kl": 2.0, "damping": 0.0},
-    ("TRPO", "max_backtracks"): {"max_kl": 2.0, "damping": 0.0, "accept_ratio": 0.9},
+    ("TRPO", "max_backtracks"): {"max_kl": 2.0, "damping": 0.0, "accept_ratio": 0.5},
     ("A2C", "max_kl"): {"optimizer": "KFAC", "learning_rate": 100.0},
     ("A2C", "damping"): {"optimizer": "KFAC", "learning_rate": 100.0},
     ("PPO", "penalty"): {"objective": "penalty"},
-    ("PPO", "target_kl"): {"objective": "penalty", "learning_rate": 1e-4},
+    ("PPO", "target_kl"): {"objective": "penalty", "learning_rate": 5e-4},
     ("PPO", "max_kl"): {"learning_rate": 0.05},
     ("A2C", "max_gradient_norm"): {"optimizer": "SGD"},
     ("PPO", "max_gradient_norm"): {"optimizer": "SGD"},
