@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
 def main() -> int:
     """The command line, or one line on what to install where the ``rl`` extra is missing."""
+    # A "±" or "τ" that a terminal cannot show must not end a run, or --help, with a traceback.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         from rl_plugins.cli import main as run
     except ModuleNotFoundError as error:
         print(f"rl-plugins: {error}; pip install 'natgrad[rl]'", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # the imports take seconds
+        return 130
     return run()
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``rl-plugins train | resume | evaluate | plot | list``."""
+"""The command line: ``rl-plugins train | resume | evaluate | plot | export | list``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ import tyro
 from rich.console import Console
 
 from rl_plugins.errors import ExperienceError, UsageError
-from rl_plugins.plugin import find_plugin, registered_plugins
+from rl_plugins.plugin import find_plugin, registered_plugins, settings_of
 from rl_plugins.runs import (
     Outcome,
     Run,
     draw_curves,
     evaluate_run,
+    export_run,
     resolve,
     resume,
     train,
@@ -35,11 +37,12 @@ INTERRUPTED_STATUS = 130
 
 @dataclass(frozen=True)
 class Train:
-    """Train an algorithm on a Gymnasium task; its options follow the two names."""
+    """Train an algorithm on a Gymnasium task; its options follow the two names, and --help after
+    these shows all of them."""
 
-    algorithm: tyro.conf.Positional[str]
+    algorithm: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ALGORITHM")]
     """Name of an algorithm: see `rl-plugins list`."""
-    task: tyro.conf.Positional[str]
+    task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
     """Name of a Gymnasium task, such as CartPole-v1."""
 
 
@@ -74,6 +77,16 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a trained policy as one ONNX file: observations of the task in, its actions out."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Directory of a run."""
+    out: tyro.conf.Positional[Path]
+    """The file, such as policy.onnx."""
+
+
+@dataclass(frozen=True)
 class List:
     """Name the algorithms and the tasks that they have tuned settings for."""
 
@@ -83,6 +96,7 @@ Command = (
     | Annotated[Resume, tyro.conf.subcommand("resume")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Plot, tyro.conf.subcommand("plot")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 
@@ -124,11 +138,15 @@ def _run(arguments: list[str]) -> int:
     if rest:
         raise UsageError(f"unknown option {rest[0]}; see rl-plugins {arguments[0]} --help")
     if isinstance(command, Resume):
-        console = Console()
+        console = _console()
         return _conclude(resume(command.run_dir, console=console), console)
     if isinstance(command, Plot):
         draw_curves(command.run_dirs, command.out)
         print(f"curve: {command.out}")
+        return 0
+    if isinstance(command, Export):
+        inputs = export_run(command.run_dir, command.out)
+        print(f"policy: {command.out}, reads {', '.join(inputs)}")
         return 0
     return _evaluate(command) if isinstance(command, Evaluate) else _list()
 
@@ -146,20 +164,26 @@ def _train(command: Train, rest: list[str]) -> int:
     )
     prog = f"rl-plugins train {command.algorithm} {command.task}"
     options = _parse(options_type, rest, prog, config=(tyro.conf.OmitArgPrefixes,))
-    console = Console()
-    overrides = {**_fields(options.run), **_fields(options.config)}
+    console = _console()
+    overrides = {**settings_of(options.run), **settings_of(options.config)}
     run = train(
         command.algorithm, command.task, run_dir=options.run_dir, console=console, **overrides
     )
     return _conclude(run, console)
 
 
+def _console() -> Console:
+    # Names of directories and tasks may hold what rich takes for markup.
+    return Console(markup=False, emoji=False, highlight=False)
+
+
 def _conclude(run: Run, console: Console) -> int:
-    console.print(f"{run.steps / run.seconds:,.0f} steps/s over the whole run", highlight=False)
-    console.print(f"run: {run.directory}", highlight=False, soft_wrap=True)
-    console.print(f"curve: {run.directory / 'curve.png'}", highlight=False, soft_wrap=True)
+    console.print(f"{run.steps / run.seconds:,.0f} steps/s over the whole run")
+    console.print(f"run: {run.directory}", soft_wrap=True)
+    if (run.directory / "curve.png").exists():
+        console.print(f"curve: {run.directory / 'curve.png'}", soft_wrap=True)
     if run.outcome is Outcome.INTERRUPTED:
-        console.print(f"interrupted after {run.steps:,} steps", highlight=False)
+        console.print(f"interrupted after {run.steps:,} steps")
         return INTERRUPTED_STATUS
     return 0
 
@@ -184,14 +208,13 @@ def _evaluate(command: Evaluate) -> int:
 
 
 def _list() -> int:
-    for name, point in registered_plugins().items():
+    plugins = registered_plugins()
+    width = max(map(len, plugins), default=0)
+    reach = max((len(point.value) for point in plugins.values()), default=0)
+    for name, point in plugins.items():
         tasks = ", ".join(tuned_settings(name)) or "none"
-        print(f"{name:8}{point.value}  tuned for: {tasks}")
+        print(f"{name:{width}}  {point.value:{reach}}  tuned for: {tasks}")
     return 0
-
-
-def _fields(instance: Any) -> dict[str, Any]:
-    return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
 
 
 def _parse(target: Any, arguments: list[str], prog: str, **options: Any) -> Any:
@@ -207,7 +230,8 @@ def _parse(target: Any, arguments: list[str], prog: str, **options: Any) -> Any:
 
 
 def _one_line(report: str) -> str:
-    # A frame of box-drawing characters, with paragraphs parted by rules and the title on its top.
+    # A frame of box-drawing characters, with paragraphs parted by rules and the title on its top;
+    # for a terminal without such characters no frame, and rules of dashes.
     lines = [line.strip("│ ") for line in report.splitlines() if not line.startswith(("╭", "╰"))]
-    paragraphs = " ".join(lines).split("─")
+    paragraphs = re.split("─+|-{5,}", " ".join(lines))
     return "; ".join(" ".join(part.split()) for part in paragraphs if part.strip())

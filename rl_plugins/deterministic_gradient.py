@@ -95,16 +95,12 @@ def actor_step(
         moved = policy(observations)
         return -critic(observations, moved).mean(), (moved - old_actions).square().mean()
 
-    theta_new = theta_old
-    try:
-        search = backtracking(
-            evaluate, theta_old, step,
-            bound=bound, start_objective=-objective.detach(), expected_improvement=g @ step,
-            shrink=0.7,
-        )  # fmt: skip
-        theta_new = search.theta
-    finally:  # whatever happens in the policy, no candidate is left behind in it
-        assign(parameters, theta_new)
+    search = backtracking(
+        evaluate, theta_old, step,
+        bound=bound, start_objective=-objective.detach(), expected_improvement=g @ step,
+        shrink=0.7,
+    )  # fmt: skip
+    assign(parameters, search.theta)
     change = math.sqrt(search.constraint) if search.accepted else 0.0
     return ActorStep(objective.detach(), change)
 

@@ -7,14 +7,15 @@ Each update:
     3. K = Fisher matrix of π at θ_old                               natgrad.Fisher
     4. solve (K + λI) s = g                                          natgrad.cg
     5. α = √(2δ / sᵀK s); 3 to 5 are in natural_gradient.py          natgrad.step_size
-    6. θ = θ_old + α s                                               no line search
+    6. θ = θ_old + α s; shortened where the KL came out above 2 δ    pull_back.py
     7. fit the critic to the λ-returns                               critics/
 
 Different from the paper and from some implementations: the step is scaled to a KL of δ to second
 order, not by a learning rate; with a constant multiple of s its length follows the scale of the
-rewards. What it costs TRPO to search, two or three forward passes, is saved; what TRPO guarantees,
-a KL of at most δ, is not given: the report says what the KL came to be. A step that makes the
-policy's distribution not finite is taken back, bit for bit.
+rewards. Nothing is searched for: no improvement is asked for, and the KL may be up to 2 δ, as the
+report says. Step 6 guards against the one case where the second order says nothing, a policy that
+is nearly certain: there a step of δ came to be one of 100 δ, and undid what had been learnt. A step
+that makes the policy's distribution not finite is taken back, bit for bit.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ from rl_plugins.actor_critic import OnPolicyConfig
 from rl_plugins.first_order import Snapshot
 from rl_plugins.natural_gradient import NaturalGradientSettings, natural_step
 from rl_plugins.on_policy import OnPolicyPlugin
+from rl_plugins.pull_back import pull_back
 from rl_plugins.reports import TrustRegionReport
 from rl_plugins.surrogate import Surrogate
+
+MOST_KL = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,8 @@ class NPG(OnPolicyPlugin):
         (B, T) with a ``mask`` of the steps that count; no critic needed.
 
         ``policy(observations)`` must have the batch shape of the advantages. Raises ``ValueError``
-        where the shapes do not fit. Cost: ``cg_iterations`` Fisher products, two gradients, one
-        forward pass.
+        where the shapes do not fit. Cost: ``cg_iterations`` Fisher products, two gradients, and
+        mostly two forward passes.
         """
         config, parameters = self.config, self.parameters()
         surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
@@ -72,21 +76,25 @@ class NPG(OnPolicyPlugin):
         g = gradient(objective, parameters)
         natural = natural_step(self.policy, parameters, surrogate, g, config)
 
-        status = LineSearchStatus.ZERO_STEP
+        status, fraction = LineSearchStatus.ZERO_STEP, 0.0
         improvement = kl = math.nan
         with Snapshot(parameters) as before:
             if bool(natural.step.any()) and bool(torch.isfinite(natural.step).all()):
                 assign(parameters, before.theta + natural.step)
+                # Where a policy is nearly certain the quadratic model is wrong by any factor.
+                fraction = pull_back(
+                    self.policy, parameters, surrogate, before.theta, MOST_KL * config.max_kl
+                ).fraction
                 with torch.no_grad():
                     pi = self.policy(observations)
                     improvement, kl = float(surrogate.improvement(pi)), float(surrogate.kl(pi))
-                sound = math.isfinite(kl) and math.isfinite(improvement)
+                sound = fraction and math.isfinite(improvement)
                 status = LineSearchStatus.ACCEPTED if sound else LineSearchStatus.NONFINITE
             taken = status is LineSearchStatus.ACCEPTED
             if not taken:
                 before.restore()
         step = LineSearchResult(
-            theta=flatten(parameters), status=status, fraction=float(taken),
+            theta=flatten(parameters), status=status, fraction=fraction if taken else 0.0,
             objective=-improvement, constraint=kl, improvement=improvement,
             evaluations=int(status is not LineSearchStatus.ZERO_STEP),
         )  # fmt: skip

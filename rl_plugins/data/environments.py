@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import signal
 import warnings
 from collections.abc import Callable
 from enum import Enum
@@ -18,6 +20,7 @@ from gymnasium.vector import (
     VectorEnv,
     VectorWrapper,
 )
+from numpy.typing import NDArray
 
 from rl_plugins.errors import UsageError
 
@@ -53,12 +56,14 @@ def make_environments(
         make = partial(_make, task, masked=_hands_out_masks(task))
         makers: list[Callable[[], gym.Env[Any, Any]]] = [make] * count
         if backend is Backend.ASYNC:
+            makers = [partial(_make_in_worker, make)] * count
             # Not shared memory: it cannot hold spaces of every kind.
             return AsyncVectorEnv(
                 makers, shared_memory=False, autoreset_mode=AutoresetMode.SAME_STEP
             )
         return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-    except (gym.error.Error, ImportError) as error:
+    # ValueError: a name such as ":Task-v0", of no module.
+    except (gym.error.Error, ImportError, ValueError) as error:
         raise UsageError(
             f"cannot make the task {task!r}: {' '.join(str(error).split())}"
         ) from error
@@ -89,9 +94,7 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
     def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
         return {
             "observation": observation,
-            ACTION_MASK: np.asarray(info.get(ACTION_MASK, self._everything), dtype=np.int8).reshape(
-                -1
-            ),
+            ACTION_MASK: _flat(info.get(ACTION_MASK, self._everything)),
         }
 
 
@@ -110,12 +113,26 @@ def _make(task: str, masked: int) -> gym.Env[Any, Any]:
     return MaskedObservation(environment, masked) if masked else environment
 
 
+def _make_in_worker(make: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
+    # A Ctrl-C in a terminal reaches every process; the parent ends its workers when it is done.
+    # Gymnasium makes one environment in the parent too, for its spaces.
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return make()
+
+
+def _flat(mask: Any) -> NDArray[np.int8]:
+    """One number a choice, from an array or a tuple of arrays, one for each choice to be made."""
+    parts = mask if isinstance(mask, (tuple, list)) else (mask,)
+    return np.concatenate([np.ravel(part) for part in parts]).astype(np.int8)
+
+
 def _hands_out_masks(task: str) -> int:
     """The number of choices of the mask in the info of a reset; 0 where there is none."""
     trial = gym.make(task, disable_env_checker=True)
     try:
         _, info = trial.reset(seed=0)
-        return int(np.size(info[ACTION_MASK])) if ACTION_MASK in info else 0
+        return len(_flat(info[ACTION_MASK])) if ACTION_MASK in info else 0
     finally:
         trial.close()
 
@@ -130,7 +147,7 @@ def _envpool(task: str, count: int, seed: int) -> VectorEnv:
     with warnings.catch_warnings():
         # Of bounds given in float64: envpool's, not ours. The spaces are made when first looked at.
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")
-        environments: Any = envpool.make_gymnasium(task, num_envs=count, seed=seed)
+        environments: Any = envpool.make_gymnasium(task, num_envs=count, seed=seed % 2**31)
         _ = environments.observation_space, environments.action_space
     return SeededWhenMade(environments)
 

@@ -4,7 +4,7 @@ from rl_plugins.runs.curve import draw_curves
 from rl_plugins.runs.evaluation import Evaluation, evaluate
 from rl_plugins.runs.loop import Outcome, Run
 from rl_plugins.runs.settings import RunSettings, Settings, resolve, tuned_settings
-from rl_plugins.runs.training import evaluate_run, resume, train
+from rl_plugins.runs.training import evaluate_run, export_run, resume, train
 
 __all__ = [
     "Evaluation",
@@ -15,6 +15,7 @@ __all__ = [
     "draw_curves",
     "evaluate",
     "evaluate_run",
+    "export_run",
     "resolve",
     "resume",
     "train",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl_plugins.errors import UsageError
-from rl_plugins.runs.directory import read_json
+from rl_plugins.runs.directory import is_whole, read_json, replace_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,9 +41,13 @@ def draw_curves(runs: Sequence[Path], out: Path) -> None:
 
     Raises :class:`UsageError` where a directory holds no run, or none has been evaluated.
     """
+    if not runs:
+        raise UsageError("name at least one run directory to plot")
     curves: dict[str, list[tuple[Column, Column]]] = defaultdict(list)
     for run in runs:
         config = read_json(run, "config.json")
+        if not {"algorithm", "task"} <= config.keys():
+            raise UsageError(f"{run / 'config.json'} is damaged: it holds no run")
         steps, returns = _columns(run / "evaluations.csv", "steps", "mean_return")
         if len(steps):
             curves[f"{config['algorithm']} on {config['task']}"].append((steps, returns))
@@ -55,9 +59,8 @@ def draw_curves(runs: Sequence[Path], out: Path) -> None:
         last = min(steps[-1] for steps, _ in seeds)
         grid = next(steps for steps, _ in seeds if steps[-1] == last)
         values = np.stack([np.interp(grid, steps, returns) for steps, returns in seeds])
-        (line,) = axes.plot(
-            grid, values.mean(axis=0), marker="o", label=f"{name} ({len(seeds)} runs)"
-        )
+        count = f"{len(seeds)} run{'s' * (len(seeds) > 1)}"
+        (line,) = axes.plot(grid, values.mean(axis=0), marker="o", label=f"{name} ({count})")
         axes.fill_between(
             grid, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2
         )
@@ -81,15 +84,19 @@ def _save(axes: Axes, out: Path) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     try:
-        figure.savefig(out, dpi=150)
+        # The format is named because matplotlib would add an ending to a name that has none.
+        form = out.suffix[1:] or "png"
+        replace_whole(out, lambda beside: figure.savefig(beside, dpi=150, format=form))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot draw into {out}: {error}") from error
 
 
 def _columns(path: Path, *names: str) -> list[Column]:
-    """Columns of a table by name, without the rows where one of them is blank."""
+    """Columns of a table by name, without the rows where one of them is blank, or that a crash cut
+    off: the last number of these may be half of one."""
     if not path.exists():
         return [np.empty(0) for _ in names]
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if all(row.get(name) for name in names)]
+        rows = [row for row in csv.DictReader(file) if is_whole(row)]
+    rows = [row for row in rows if all(row.get(name) for name in names)]
     return [np.array([float(row[name]) for row in rows]) for name in names]

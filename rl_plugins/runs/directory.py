@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import numbers
 import os
 import pickle
 from collections.abc import Callable, Mapping
@@ -24,11 +25,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 
 from rl_plugins.errors import UsageError
 
 Row = Mapping[str, Any]
+
+CHECKPOINT_PARTS = frozenset({"agent", "generator", "steps", "updates", "seconds"})
 
 
 class RunDirectory:
@@ -40,13 +44,22 @@ class RunDirectory:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.path = path
-        self._progress = _Table(path / "progress.csv", after)
-        self._evaluations = _Table(path / "evaluations.csv", after)
-        self._events = SummaryWriter(str(path), purge_step=after + 1 if after else None)
+        self._lock = _lock(path)
+        try:
+            self._progress = _Table(path / "progress.csv", after)
+            self._evaluations = _Table(path / "evaluations.csv", after)
+            self._events = SummaryWriter(str(path), purge_step=after + 1 if after else None)
+        except OSError as error:
+            self._unlock()
+            raise UsageError(f"cannot write the run directory {path}: {error.strerror}") from error
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
         """A new run. Raises :class:`UsageError` where the directory exists and is not empty."""
+        try:
+            json.dumps(config)
+        except TypeError as error:
+            raise UsageError(f"a setting cannot be kept in config.json: {error}") from error
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise UsageError(
@@ -67,6 +80,11 @@ class RunDirectory:
         self._progress.close()
         self._evaluations.close()
         self._events.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
 
     def log_progress(self, row: Row) -> None:
         """Append an update. Every row has the columns of the first."""
@@ -80,14 +98,14 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=2) + "\n"
-        _replace(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
+        replace_whole(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        _replace(self.path / "checkpoint.pt", lambda path: torch.save(dict(state), path))
+        replace_whole(self.path / "checkpoint.pt", lambda path: torch.save(dict(state), path))
 
     def _log_events(self, row: Row, steps: int | None = None) -> None:
         for name, value in row.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
+            if isinstance(value, numbers.Real) and math.isfinite(value):
                 self._events.add_scalar(name, value, row["steps"] if steps is None else steps)
 
 
@@ -110,9 +128,32 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} holds no checkpoint.pt yet")
     try:
         state: dict[str, Any] = torch.load(path / "checkpoint.pt", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UsageError(f"{path / 'checkpoint.pt'} is damaged and cannot be read") from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UsageError(
+            f"{path / 'checkpoint.pt'} is damaged, or its plugin's state_dict holds more than "
+            "tensors, numbers, strings and containers of these"
+        ) from error
+    if not isinstance(state, dict) or not state.keys() >= CHECKPOINT_PARTS:
+        raise UsageError(f"{path / 'checkpoint.pt'} is no checkpoint of a run")
     return state
+
+
+def _lock(path: Path) -> int | None:
+    """Nobody else writes this directory until the descriptor is closed, or its process gone."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UsageError(f"another process is writing the run in {path}") from error
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 class _Table:
@@ -125,6 +166,11 @@ class _Table:
         if self._writer is None:
             self._writer = csv.DictWriter(self._file, list(row))
             self._writer.writeheader()
+        elif list(self._writer.fieldnames) != list(row):
+            raise UsageError(
+                f"{self._file.name} has other columns than the run would write now: its algorithm "
+                "has changed; train a new one"
+            )
         self._writer.writerow({name: _cell(value) for name, value in row.items()})
         self._file.flush()
 
@@ -136,10 +182,7 @@ def _drop_later_rows(path: Path, after: int) -> list[str]:
     """Keep the rows of steps up to ``after``; the columns."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        # A row that a crash cut off has no number of steps, or is the last and has fewer cells.
-        kept = [
-            row for row in reader if (row["steps"] or "").isdigit() and None not in row.values()
-        ]
+        kept = [row for row in reader if is_whole(row) and row.get("steps", "").isdecimal()]
         columns = list(reader.fieldnames or ())
 
     def write(beside: Path) -> None:
@@ -149,17 +192,27 @@ def _drop_later_rows(path: Path, after: int) -> list[str]:
             writer.writerows(row for row in kept if int(row["steps"]) <= after)
 
     if columns:
-        _replace(path, write)
+        replace_whole(path, write)
     return columns
+
+
+def is_whole(row: Row) -> bool:
+    """Whether a row that was read has a cell for every column: one that a crash cut off has not."""
+    return None not in row.values()
 
 
 def _cell(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.name.lower()
-    return repr(value) if isinstance(value, float) else value
+    return repr(float(value)) if isinstance(value, (float, np.floating)) else value
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file beside the path, then move it there: all of it or nothing."""
     beside = path.with_name(path.name + ".part")
-    write(beside)
-    os.replace(beside, path)
+    try:
+        write(beside)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

@@ -152,20 +152,25 @@ class TrainingLoop:
         returns, lengths = rollout.episode_returns, rollout.episode_lengths
         speed = self._steps / (updated - self._start)
         episode_return = sum(returns) / len(returns) if returns else None
-        self._directory.log_progress(
-            {
-                "update": self._updates,
-                "steps": self._steps,
-                "episodes": len(returns),
-                "episode_return": episode_return,
-                "episode_length": sum(lengths) / len(lengths) if lengths else None,
-                **{f.name: getattr(report, f.name) for f in dataclasses.fields(report)},
-                "seconds": updated - self._start,
-                "collect_seconds": collected - started,
-                "update_seconds": updated - collected,
-                "steps_per_second": speed,
-            }
-        )
+        before = {
+            "update": self._updates,
+            "steps": self._steps,
+            "episodes": len(returns),
+            "episode_return": episode_return,
+            "episode_length": sum(lengths) / len(lengths) if lengths else None,
+        }
+        reported = {f.name: getattr(report, f.name) for f in dataclasses.fields(report)}
+        after = {
+            "seconds": updated - self._start,
+            "collect_seconds": collected - started,
+            "update_seconds": updated - collected,
+            "steps_per_second": speed,
+        }
+        if clash := reported.keys() & (before.keys() | after.keys()):
+            raise TypeError(
+                f"{type(report).__name__} redefines columns of the training loop: {sorted(clash)}"
+            )
+        self._directory.log_progress({**before, **reported, **after})
         self._display.update(self._steps, episode_return, report.summary, speed)
 
     def _evaluate(self, episodes: int) -> Evaluation | None:

@@ -15,7 +15,7 @@ class ProgressDisplay:
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
             BarColumn(bar_width=20),
             TextColumn("return {task.fields[episode_return]}"),
-            TextColumn("{task.fields[summary]}"),
+            TextColumn("{task.fields[summary]}", markup=False),
             TextColumn("{task.fields[speed]:,.0f} steps/s"),
             TimeRemainingColumn(),
             console=console,
@@ -40,4 +40,4 @@ class ProgressDisplay:
 
     def line(self, text: str) -> None:
         """A line that stays, above the live one."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gymnasium import Space
 from gymnasium.vector import VectorEnv
 from rich.console import Console
 
@@ -20,9 +21,10 @@ import natgrad
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import Backend, make_environments
 from rl_plugins.errors import UsageError
-from rl_plugins.plugin import Plugin, find_plugin
+from rl_plugins.plugin import Plugin, find_plugin, settings_of
 from rl_plugins.runs.directory import RunDirectory, load_checkpoint, read_json
 from rl_plugins.runs.evaluation import Evaluation, evaluate
+from rl_plugins.runs.export import export_policy
 from rl_plugins.runs.loop import Outcome, Run, TrainingLoop
 from rl_plugins.runs.progress import ProgressDisplay
 from rl_plugins.runs.settings import Settings, resolve
@@ -115,14 +117,7 @@ def evaluate_run(run_dir: Path | str, *, episodes: int = 20) -> Evaluation:
     """Evaluate the last checkpoint of a run. Raises :class:`UsageError` where there is none."""
     if episodes < 1:
         raise UsageError(f"episodes must be at least 1, got {episodes}")
-    path = Path(run_dir)
-    plugin_class, settings = _recorded(path)
-    environments = make_environments(
-        settings.task, 1, backend=Backend[settings.run.backend.upper()]
-    )
-    plugin = _build(plugin_class, environments, settings, torch.Generator())
-    environments.close()
-    _restore(plugin, load_checkpoint(path), path)
+    plugin, settings, _ = _trained(Path(run_dir))
     with _torch_threads(settings.run.threads):
         evaluation = evaluate(
             partial(plugin.behaviour, explore=False), settings.task,
@@ -133,6 +128,30 @@ def evaluate_run(run_dir: Path | str, *, episodes: int = 20) -> Evaluation:
     return evaluation
 
 
+def export_run(run_dir: Path | str, out: Path | str) -> list[str]:
+    """Write the policy of a run's last checkpoint as ONNX: see :func:`export_policy`.
+
+    Raises :class:`UsageError` where there is no checkpoint, or nothing that can be exported.
+    """
+    plugin, _, space = _trained(Path(run_dir))
+    to_environment = plugin.behaviour(1, explore=False).to_environment
+    return export_policy(getattr(plugin, "policy", None), to_environment, space, Path(out))
+
+
+def _trained(path: Path) -> tuple[Plugin, Settings, Space[Any]]:
+    """The agent of the last checkpoint, its settings, the space of what it observes."""
+    plugin_class, settings = _recorded(path)
+    environments = make_environments(
+        settings.task, 1, backend=Backend[settings.run.backend.upper()]
+    )
+    try:
+        plugin = _build(plugin_class, environments, settings, torch.Generator())
+    finally:
+        environments.close()
+    _restore(plugin, load_checkpoint(path), path)
+    return plugin, settings, environments.single_observation_space
+
+
 def _recorded(path: Path) -> tuple[type[Plugin], Settings]:
     """The algorithm and the settings of a run directory."""
     config = read_json(path, "config.json")
@@ -140,6 +159,10 @@ def _recorded(path: Path) -> tuple[type[Plugin], Settings]:
         plugin_class = find_plugin(config["algorithm"])
         overrides = {**config["run"], **config["config"]}
         settings = resolve(config["algorithm"], plugin_class, config["task"], overrides)
+    except UsageError as error:
+        raise UsageError(
+            f"{path / 'config.json'} is of another version, or has been edited: {error}"
+        ) from error
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path / 'config.json'} is damaged: it holds no run") from error
     return plugin_class, settings
@@ -173,8 +196,8 @@ def _describe(settings: Settings) -> dict[str, Any]:
         "algorithm": settings.algorithm,
         "task": settings.task,
         "tuned": bool(settings.tuned),
-        "run": dataclasses.asdict(settings.run),
-        "config": dataclasses.asdict(settings.config),
+        "run": settings_of(settings.run),
+        "config": settings_of(settings.config),
         "versions": {
             "natgrad": natgrad.__version__,
             "python": platform.python_version(),
@@ -196,19 +219,15 @@ def _headline(settings: Settings, checkpoint: dict[str, Any] | None) -> str:
 
 def _in_effect(settings: Settings) -> str:
     """The tuned settings that were not overridden."""
-    used = {**vars(settings.run), **vars(settings.config)}
-    kept = [
-        f"{name} {value}"
-        for name, value in settings.tuned.items()
-        if used[name] == (tuple(value) if isinstance(value, list) else value)
-    ]
+    used = {**settings_of(settings.run), **settings_of(settings.config)}
+    kept = [f"{name} {value}" for name, value in settings.tuned.items() if used[name] == value]
     return ", ".join(kept) or "all overridden"
 
 
 def _new_directory(settings: Settings) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / (
-        f"{settings.algorithm}-{settings.task.replace('/', '-')}-seed{settings.run.seed}-{stamp}"
+        f"{settings.algorithm}-{re.sub('[/:]', '-', settings.task)}-seed{settings.run.seed}-{stamp}"
     )
 
 

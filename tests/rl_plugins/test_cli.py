@@ -1,9 +1,13 @@
+import io
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 
+from rl_plugins import plugin, train
+from rl_plugins.__main__ import main as program
 from rl_plugins.cli import main
 
 QUICK = ["--total-steps", "256", "--environments", "2", "--rollout-length", "64",
@@ -13,8 +17,8 @@ QUICK = ["--total-steps", "256", "--environments", "2", "--rollout-length", "64"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "Expected one of {train, evaluate, list}"),
-        ("trian trpo CartPole-v1", "Expected one of {train, evaluate, list}"),
+        ("", "Expected one of {train, resume, evaluate, plot, "),
+        ("trian trpo CartPole-v1", "Expected one of {train, resume, evaluate, plot, "),
         ("train", "Name of an algorithm"),
         ("train trpo", "Name of a Gymnasium task"),
         ("train trop CartPole-v1", "unknown algorithm 'trop'; did you mean 'trpo'?"),
@@ -37,6 +41,13 @@ QUICK = ["--total-steps", "256", "--environments", "2", "--rollout-length", "64"
         ("evaluate nowhere", "nowhere is not a run directory"),
         ("evaluate nowhere --episode 3", "unknown option --episode"),
         ("list --all", "unknown option --all"),
+        ("resume", "Directory of a run"),
+        ("resume nowhere", "nowhere is not a run directory"),
+        ("plot", "name at least one run directory"),
+        ("plot nowhere", "nowhere is not a run directory"),
+        ("train td3 FrozenLake-v1", "Box of floats"),
+        ("train td3 Pendulum-v1 --buffer-size 10", "buffer_size (10) must hold learning_starts"),
+        ("train trpo CartPole-v1 --backend gpu", "('sync', 'async', 'envpool')"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_status_2(
@@ -57,7 +68,7 @@ def test_train_then_evaluate(tmp_path, capsys):
     directory = tmp_path / "run"
     assert main(["train", "trpo", "CartPole-v1", *QUICK, "--run-dir", str(directory)]) == 0
     out = capsys.readouterr().out
-    assert "trpo on CartPole-v1, seed 0, 256 steps (tuned settings)" in out
+    assert "trpo on CartPole-v1, seed 0, 256 steps (tuned settings: all overridden)" in out
     assert f"run: {directory}" in out
     assert f"curve: {directory / 'curve.png'}" in out
 
@@ -85,11 +96,17 @@ def test_runs_go_below_runs_unless_told_otherwise(tmp_path, monkeypatch, capsys)
     assert str(directory.name) in capsys.readouterr().out
 
 
-def test_list_names_algorithms_and_tuned_tasks(capsys):
+def test_list_names_algorithms_and_tuned_tasks_in_columns(capsys, monkeypatch):
+    ours = plugin.registered_plugins()
+    long = EntryPoint("a-long-name", "package:Class", "rl_plugins")
+    monkeypatch.setattr(plugin, "entry_points", lambda group: [long, *ours.values()])
     assert main(["list"]) == 0
-    out = capsys.readouterr().out
-    assert "trpo" in out
-    assert "HalfCheetah-v5" in out
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(["a-long-name", *ours])
+    (trpo,) = [line for line in lines if line.startswith("trpo")]
+    assert "HalfCheetah-v5" in trpo
+    assert len({line.index("tuned for:") for line in lines}) == 1
+    assert lines[0].split()[1] == "package:Class"
 
 
 def test_help_shows_every_option_with_its_meaning(capsys, monkeypatch):
@@ -102,6 +119,52 @@ def test_help_shows_every_option_with_its_meaning(capsys, monkeypatch):
         assert option in out
     assert "in nats" in out
     assert "0.04" in out  # the tuned default of this task, not the algorithm's
+
+
+def test_help_of_train_names_what_comes_first_and_where_the_options_are(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "rl-plugins train [-h] ALGORITHM TASK" in out
+    assert "--help after these shows all of them" in out
+
+
+def test_the_names_of_directories_are_no_markup(tmp_path, monkeypatch, capsys):
+    """rich would swallow "[a]", replace ":tada:", and raise at "[/b]"."""
+    monkeypatch.chdir(tmp_path)
+    directory = "[a] :tada: [/b]"
+    assert main(["train", "trpo", "CartPole-v1", *QUICK, "--run-dir", directory]) == 0
+    assert f"run: {directory}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ("train td3 Pendulum-v1 --help", 0),  # γ
+        ("evaluate run --episodes 1", 0),  # ±
+        ("train trpo CartPole-v1 --max-kll 1", 2),  # π, and a report without frames
+    ],
+)
+def test_a_terminal_without_such_letters_is_served_too(
+    arguments, status, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    train("trpo", "CartPole-v1", run_dir="run", total_steps=8, environments=1, rollout_length=8,
+          hidden_sizes=(4,), evaluations=0, evaluation_episodes=1)  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["rl-plugins", *arguments.split()])
+    with io.TextIOWrapper(io.BytesIO(), encoding="ascii") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        try:
+            ended = program()
+        except SystemExit as stop:  # --help
+            ended = stop.code
+        terminal.flush()
+        shown = terminal.buffer.getvalue()
+    assert ended == status
+    assert bool(shown) == (status == 0)
+    err = capsys.readouterr().err
+    assert err.count("\n") == (1 if status else 0)
+    assert "-----" not in err
 
 
 def test_the_module_runs_as_a_program():

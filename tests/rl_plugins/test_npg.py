@@ -190,3 +190,23 @@ def test_without_an_advantage_there_is_no_step(policy, generator):
     assert report.status is LineSearchStatus.ZERO_STEP
     assert report.evaluations == 0
     assert torch.equal(flatten(policy.parameters()), before)
+
+
+@pytest.mark.parametrize("certainty", [4.0, 8.0, 12.0])
+def test_a_nearly_certain_policy_is_not_undone_by_one_step(certainty, generator):
+    """sᵀKs vanishes there, and √(2δ/sᵀKs) explodes: the KL came to be a hundred times δ."""
+    x = torch.eye(3).repeat(20, 1)
+    actions = torch.randint(3, (60,), generator=generator)
+    advantages = torch.where(actions == x.argmax(dim=1), 0.1, 1.0)
+
+    class Policy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(certainty * torch.eye(3))
+
+        def forward(self, x):
+            return Categorical(logits=x @ self.weight)
+
+    report = NPG(Policy(), max_kl=0.01).step(x, actions, advantages)
+    assert report.kl <= 2 * 0.01
+    assert report.status is LineSearchStatus.ACCEPTED

@@ -1,6 +1,7 @@
 """A run that was killed and resumed is the run that was not."""
 
 import csv
+import json
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from rl_plugins import UsageError, train
 from rl_plugins.plugin import find_plugin
 from rl_plugins.runs import Outcome, resume
-from rl_plugins.runs.directory import load_checkpoint
+from rl_plugins.runs.directory import RunDirectory, load_checkpoint
 
 ON_POLICY = {
     "total_steps": 800, "environments": 2, "rollout_length": 50, "hidden_sizes": (8,),
@@ -101,12 +102,105 @@ def test_a_finished_run_and_one_without_a_checkpoint_are_not_resumed(tmp_path, k
         resume(tmp_path / "young")
 
 
-def test_a_row_that_a_crash_cut_off_is_dropped(tmp_path, killed_at):
-    whole = train("trpo", "CartPole-v1", run_dir=tmp_path / "whole", **ON_POLICY)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train("trpo", "CartPole-v1", run_dir=tmp_path_factory.mktemp("a") / "x", **ON_POLICY)
+
+
+@pytest.fixture
+def part(tmp_path, killed_at):
+    """A run that was killed in its seventh update, two after its last checkpoint."""
     killed_at("trpo", 7)
     with pytest.raises(RuntimeError, match="killed"):
         train("trpo", "CartPole-v1", run_dir=tmp_path / "part", **ON_POLICY)
-    with (tmp_path / "part" / "progress.csv").open("a") as file:
-        file.write("7,700,acc")
-    resume(tmp_path / "part")
-    assert untimed(tmp_path / "part" / "progress.csv") == untimed(whole.directory / "progress.csv")
+    return tmp_path / "part"
+
+
+@pytest.mark.parametrize("torn", ["7", "7,7", "7,700", "7,700,acc", "7,700,\r", "\x00\x00"])
+def test_a_row_that_a_crash_cut_off_is_dropped(torn, whole, part):
+    with (part / "progress.csv").open("a") as file:
+        file.write(torn)
+    with (part / "evaluations.csv").open("a") as file:
+        file.write(torn)
+    (part / "checkpoint.pt.part").write_bytes(b"half of one")
+    resume(part)
+    for name in ("progress.csv", "evaluations.csv"):
+        assert untimed(part / name) == untimed(whole.directory / name)
+    assert not list(part.glob("*.part"))
+
+
+def test_a_run_may_be_killed_and_resumed_many_times(whole, part, monkeypatch):
+    plugin = find_plugin("trpo")
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(plugin, "update", lambda self, batch: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                resume(part)
+    resume(part)
+    assert untimed(part / "progress.csv") == untimed(whole.directory / "progress.csv")
+
+
+def test_a_directory_that_another_process_writes_is_not_resumed(part):
+    before = (part / "progress.csv").read_bytes()
+    running = RunDirectory(part, after=10_000)
+    with running, pytest.raises(UsageError, match="another process is writing"):
+        resume(part)
+    assert (part / "progress.csv").read_bytes() == before
+    assert resume(part).outcome is Outcome.FINISHED
+
+
+def edit(path, change):
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c["config"].update(momentum=1),
+            "of another version.*unknown setting 'momentum'",
+        ),
+        (lambda c: c["run"].update(environments="8"), "environments must be a int, got '8'"),
+        (lambda c: c.update(algorithm="gone"), "unknown algorithm 'gone'"),
+        (lambda c: c.update(run=[]), "holds no run"),
+        (lambda c: c["config"].update(hidden_sizes=[4]), "does not fit config.json"),
+    ],
+)
+def test_a_run_of_another_version_is_refused_in_one_line(change, message, part):
+    edit(part / "config.json", change)
+    with pytest.raises(UsageError, match=message) as error:
+        resume(part)
+    assert "\n" not in str(error.value)
+
+
+def test_rows_of_other_columns_are_not_mixed(part):
+    table = (part / "progress.csv").read_text()
+    (part / "progress.csv").write_text(table.replace("max_kl", "bound", 1))
+    with pytest.raises(UsageError, match="other columns than the run would write now"):
+        resume(part)
+
+
+@pytest.mark.parametrize("content", [[1], {"agent": {}}])
+def test_a_file_that_is_no_checkpoint_is_refused(content, part):
+    torch.save(content, part / "checkpoint.pt")
+    with pytest.raises(UsageError, match="is no checkpoint of a run"):
+        resume(part)
+
+
+def test_a_checkpoint_cut_off_anywhere_is_refused(part):
+    content = (part / "checkpoint.pt").read_bytes()
+    for length in [*range(0, 200, 40), *range(200, len(content) - 1, len(content) // 20)]:
+        (part / "checkpoint.pt").write_bytes(content[:length])
+        with pytest.raises(UsageError, match=r"checkpoint\.pt is damaged"):
+            resume(part)
+
+
+def test_files_that_cannot_be_written_are_named(part):
+    (part / "progress.csv").unlink()
+    (part / "progress.csv").mkdir()
+    with pytest.raises(UsageError, match="cannot write the run directory"):
+        resume(part)
+    (part / "progress.csv").rmdir()
+    assert resume(part).outcome is Outcome.FINISHED  # the refusal left no lock behind

@@ -1,4 +1,6 @@
 import csv
+import dataclasses
+import io
 import json
 import math
 import signal
@@ -221,6 +223,31 @@ def test_a_second_ctrl_c_or_an_error_leaves_what_was_logged_and_says_failed(tmp_
     assert (outcome["outcome"], outcome["steps"]) == ("failed", 384)
     assert len(rows(tmp_path / "x" / "progress.csv")) == 2
     assert (tmp_path / "x" / "curve.png").is_file()
+
+
+def reporting(name):
+    report = dataclasses.make_dataclass("Report", [(name, float)])
+    report.summary = "[/no markup]"
+    return lambda self, batch: report(np.float64(0.5))
+
+
+@pytest.mark.parametrize("column", ["steps", "episode_return", "seconds"])
+def test_a_report_may_not_redefine_a_column_of_the_loop(column, tmp_path, monkeypatch):
+    monkeypatch.setattr(TRPO, "update", reporting(column))
+    with pytest.raises(TypeError, match=rf"Report redefines columns.*\['{column}'\]"):
+        train("trpo", "CartPole-v1", run_dir=tmp_path / "x", **QUICK)
+
+
+def test_a_report_of_numpy_numbers_is_a_column_of_numbers_and_its_summary_no_markup(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(TRPO, "update", reporting("loss"))
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=200)
+    train("trpo", "CartPole-v1", run_dir=tmp_path / "x", console=console, evaluations=0,
+          evaluation_episodes=1, **QUICK)  # fmt: skip
+    assert [row["loss"] for row in rows(tmp_path / "x" / "progress.csv")] == ["0.5"] * 4
+    assert "[/no markup]" in screen.getvalue()
 
 
 @pytest.mark.parametrize("what", ["observation", "reward"])

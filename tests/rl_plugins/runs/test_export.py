@@ -1,0 +1,83 @@
+"""The exported file acts as the agent does, with statistics and bounds inside."""
+
+import gymnasium as gym
+import numpy as np
+import optree
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
+from onnx.reference import ReferenceEvaluator
+
+from rl_plugins import UsageError, train
+from rl_plugins.data.autoreset import tensors
+from rl_plugins.runs import export_run
+from rl_plugins.runs.training import _trained
+
+QUICK = {
+    "total_steps": 300, "environments": 2, "rollout_length": 50, "hidden_sizes": (8,),
+    "evaluations": 0, "evaluation_episodes": 1,
+}  # fmt: skip
+
+
+class Everything(gym.Env):
+    """Observations and actions of most kinds; rewards of nothing."""
+
+    observation_space = spaces.Dict(
+        number=spaces.Discrete(3, start=1),
+        vector=spaces.Box(-5, 5, (2,), np.float64),
+        picture=spaces.Box(0, 255, (9, 9, 1), np.uint8),
+    )
+    action_space = spaces.Dict(
+        lever=spaces.Discrete(3, start=2),
+        push=spaces.Box(2, 10, (2,), np.float32),
+        switches=spaces.MultiBinary(2),
+    )
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(0 if seed is None else seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, True, {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tasks():
+    gym.register("test/Everything-v0", Everything)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "task", "settings"),
+    [
+        ("ppo", "test/Everything-v0", {"action_bounds": "tanh"}),
+        ("td3", "Pendulum-v1", {"learning_starts": 50, "batch_size": 16}),
+    ],
+)
+def test_the_file_takes_the_actions_that_the_agent_takes(algorithm, task, settings, tmp_path):
+    train(algorithm, task, run_dir=tmp_path / "run", **QUICK, **settings)
+    inputs = export_run(tmp_path / "run", tmp_path / "policy.onnx")
+    plugin, _, space = _trained(tmp_path / "run")
+    batch = batch_space(space, 7)
+    batch.seed(3)
+    observations = tensors(batch.sample())
+    behaviour = plugin.behaviour(7, explore=False)
+    with torch.inference_mode():
+        actions = behaviour.act(observations, torch.Generator())
+        expected = optree.tree_leaves(behaviour.to_environment(actions))
+    arrays = [leaf.numpy() for leaf in optree.tree_leaves(observations)]
+    found = ReferenceEvaluator(str(tmp_path / "policy.onnx")).run(
+        None, dict(zip(inputs, arrays, strict=True))
+    )
+    for ours, theirs in zip(expected, found, strict=True):
+        assert ours.shape == theirs.shape
+        assert np.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_exported_is_said(tmp_path):
+    train("a2c", "CartPole-v1", run_dir=tmp_path / "run", memory_size=4, **QUICK)
+    with pytest.raises(UsageError, match="memory cannot be exported"):
+        export_run(tmp_path / "run", tmp_path / "policy.onnx")
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        export_run(tmp_path / "nothing", tmp_path / "policy.onnx")
