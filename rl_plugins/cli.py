@@ -88,7 +88,7 @@ class Export:
 
 @dataclass(frozen=True)
 class List:
-    """Name the algorithms and the tasks that they have tuned settings for."""
+    """Name the algorithms and the tasks that they have settings of their own for."""
 
 
 Command = (
@@ -213,7 +213,7 @@ def _list() -> int:
     reach = max((len(point.value) for point in plugins.values()), default=0)
     for name, point in plugins.items():
         tasks = ", ".join(tuned_settings(name)) or "none"
-        print(f"{name:{width}}  {point.value:{reach}}  tuned for: {tasks}")
+        print(f"{name:{width}}  {point.value:{reach}}  settings for: {tasks}")
     return 0
 
 

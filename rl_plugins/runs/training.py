@@ -41,8 +41,8 @@ def train(
     """Train ``algorithm`` on ``task`` into a run directory.
 
     ``overrides`` are fields of :class:`RunSettings` (``total_steps``, ``seed``, …) and of the
-    algorithm's ``Config`` (``max_kl``, …); the rest comes from the tuned settings of the task, then
-    from the defaults. ``run_dir`` defaults to a new directory below ``runs``. ``console`` shows
+    algorithm's ``Config`` (``max_kl``, …); the rest comes from the settings file's table of the
+    task, then from the defaults. ``run_dir`` defaults to a new directory below ``runs``. ``console`` shows
     progress; None is silent. Ctrl-C ends the run early and leaves a valid directory.
 
     Two runs with the same settings on one machine write the same ``progress.csv`` except for the
@@ -207,9 +207,9 @@ def _describe(settings: Settings) -> dict[str, Any]:
 
 
 def _headline(settings: Settings, checkpoint: dict[str, Any] | None) -> str:
-    source = "default settings, none tuned for this task"
+    source = "default settings, none of its own for this task"
     if settings.tuned:
-        source = f"tuned settings: {_in_effect(settings)}"
+        source = f"settings for this task: {_in_effect(settings)}"
     return (
         f"{settings.algorithm} on {settings.task}, seed {settings.run.seed}, "
         f"{settings.run.total_steps:,} steps ({source})"
@@ -218,7 +218,7 @@ def _headline(settings: Settings, checkpoint: dict[str, Any] | None) -> str:
 
 
 def _in_effect(settings: Settings) -> str:
-    """The tuned settings that were not overridden."""
+    """The task's settings that were not overridden."""
     used = {**settings_of(settings.run), **settings_of(settings.config)}
     kept = [f"{name} {value}" for name, value in settings.tuned.items() if used[name] == value]
     return ", ".join(kept) or "all overridden"

@@ -68,7 +68,7 @@ def test_train_then_evaluate(tmp_path, capsys):
     directory = tmp_path / "run"
     assert main(["train", "trpo", "CartPole-v1", *QUICK, "--run-dir", str(directory)]) == 0
     out = capsys.readouterr().out
-    assert "trpo on CartPole-v1, seed 0, 256 steps (tuned settings: all overridden)" in out
+    assert "trpo on CartPole-v1, seed 0, 256 steps (settings for this task: all overridden)" in out
     assert f"run: {directory}" in out
     assert f"curve: {directory / 'curve.png'}" in out
 
@@ -105,7 +105,7 @@ def test_list_names_algorithms_and_tuned_tasks_in_columns(capsys, monkeypatch):
     assert [line.split()[0] for line in lines] == sorted(["a-long-name", *ours])
     (trpo,) = [line for line in lines if line.startswith("trpo")]
     assert "HalfCheetah-v5" in trpo
-    assert len({line.index("tuned for:") for line in lines}) == 1
+    assert len({line.index("settings for:") for line in lines}) == 1
     assert lines[0].split()[1] == "package:Class"
 
 

@@ -24,7 +24,7 @@ TWO = (
     [[0.4, 0.1], [0.1, 0.3]],
 )  # fmt: skip
 
-SLOW = ([[1.0]], [[0.5]], [[1.0]], [[0.1]])
+SLOW = ([[0.9]], [[0.5]], [[1.0]], [[0.3]])
 
 
 def best_gain(system, discount):
@@ -64,7 +64,7 @@ def learnt_gain(algorithm, system, generator, *, noise, ends=0.0, size=128, **se
     def normal(columns):
         return torch.randn(size, columns, generator=generator, dtype=torch.float64)
 
-    for _ in range(600):
+    for _ in range(400):
         x, u = normal(states), normal(actions)
         reward = -(x @ Q * x).sum(dim=1) - (u @ R * u).sum(dim=1)
         following = x @ A.T + u @ B.T + noise * normal(states)
@@ -96,9 +96,9 @@ def test_noise_in_the_dynamics_does_not_bias_it(algorithm, generator):
 @pytest.mark.parametrize("algorithm", [DDPG, TD3])
 def test_ends_at_random_are_a_discount(algorithm, generator):
     """An episode that terminates with probability p is worth γ (1 − p) of one that goes on."""
-    found = learnt_gain(algorithm, TWO, generator, noise=0.0, ends=0.4, size=2048, discount=0.9)
-    assert relative_error(found, best_gain(TWO, 0.9 * 0.6)) < 0.05
-    assert relative_error(found, best_gain(TWO, 0.9)) > 0.1
+    found = learnt_gain(algorithm, TWO, generator, noise=0.0, ends=0.4, size=4096, discount=0.9)
+    assert relative_error(found, best_gain(TWO, 0.9 * 0.6)) < 0.1
+    assert relative_error(found, best_gain(TWO, 0.9)) > 0.3
 
 
 class Regulator(gym.Env):
@@ -109,7 +109,7 @@ class Regulator(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.x, self.now = self.np_random.uniform(-2, 2, 1), 0
+        self.x, self.now = self.np_random.uniform(-3, 3, 1), 0
         return self.x.astype(np.float32), {}
 
     def step(self, action):
@@ -147,11 +147,14 @@ def test_a_whole_run_comes_close_to_the_best_return(algorithm, tmp_path):
     """From actions of its own, through replay buffer, bounds and time limits; the same episodes
     are played by the gain of the Riccati equation."""
     run = train(
-        algorithm, "test/Regulator-v0", run_dir=tmp_path / "run", total_steps=1_200,
-        environments=4, rollout_length=10, learning_starts=200, hidden_sizes=(32, 32),
-        batch_size=64, discount=0.95, target_rate=0.02, noise_scale=0.2, evaluations=0,
+        algorithm, "test/Regulator-v0", run_dir=tmp_path / "run", total_steps=1_700,
+        environments=4, rollout_length=10, learning_starts=500, hidden_sizes=(64, 64),
+        batch_size=64, discount=0.9, target_rate=0.05, noise_scale=0.2, evaluations=0,
         evaluation_episodes=20, checkpoints=0,
+        # A critic that is ahead of the actor: at equal rates the actor saturates first.
+        actor_learning_rate=3e-4, critic_learning_rate=3e-3,
     )  # fmt: skip
-    best = evaluate(lambda count: Riccati(0.95), "test/Regulator-v0", episodes=20, seed=0).mean
-    assert load_checkpoint(run.directory)["agent"]["updates"] > 900
-    assert 1.1 * best < run.evaluation.mean <= best * 0.999
+    best = evaluate(lambda count: Riccati(0.9), "test/Regulator-v0", episodes=20, seed=0).mean
+    assert load_checkpoint(run.directory)["agent"]["updates"] > 1_200
+    # Doing nothing pays 3.3 times the best return; no policy pays much less than that.
+    assert 1.2 * best < run.evaluation.mean < 0.95 * best

@@ -191,7 +191,7 @@ def test_a_minibatch_of_padding_alone_is_no_step(generator):
     mask[1:3] = False
     ppo = PPO(policy, batch_size=1, epochs=4)
     assert ppo.step(x, actions, advantages, mask).status is StepStatus.TAKEN
-    taken = {int(state["step"]) for state in ppo.state_dict()["optimizer"]["state"].values()}
+    taken = {int(state["step"]) for state in ppo.state_dict()["optimizers"][0]["state"].values()}
     assert taken == {4 * 3}
 
 

@@ -17,8 +17,9 @@ from rich.console import Console
 
 from rl_plugins import UsageError, evaluate_run, train
 from rl_plugins.errors import ExperienceError
+from rl_plugins.plugin import find_plugin, registered_plugins
 from rl_plugins.policies import Sampling
-from rl_plugins.runs import Outcome, RunSettings, evaluate, tuned_settings
+from rl_plugins.runs import Outcome, RunSettings, evaluate, resolve, tuned_settings
 from rl_plugins.trpo import TRPO, TRPOConfig
 
 QUICK = {"total_steps": 600, "environments": 3, "rollout_length": 64, "hidden_sizes": (8,)}
@@ -127,13 +128,14 @@ def test_settings_come_from_defaults_then_the_file_then_the_caller(tmp_path):
     assert config["run"]["environments"] == 1
 
 
-def test_every_tuned_setting_is_a_setting_and_every_tuned_task_exists():
+@pytest.mark.parametrize("algorithm", sorted(registered_plugins()))
+def test_every_setting_of_the_file_is_one_and_every_task_of_it_exists(algorithm):
     import gymnasium as gym
 
-    for task, settings in tuned_settings("trpo").items():
+    for task in tuned_settings(algorithm):
         assert task in gym.registry
-        fields = RunSettings.__dataclass_fields__ | TRPOConfig.__dataclass_fields__
-        assert settings.keys() <= fields.keys()
+        settings = resolve(algorithm, find_plugin(algorithm), task, {})
+        assert settings.tuned == tuned_settings(algorithm)[task]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(tmp_path, ca
     train("trpo", "CartPole-v1", run_dir=tmp_path / "x", console=Console(), evaluations=1,
           evaluation_episodes=2, **QUICK)  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("trpo on CartPole-v1, seed 0, 600 steps (tuned settings: ")
+    assert lines[0].startswith("trpo on CartPole-v1, seed 0, 600 steps (settings for this task: ")
     assert "total_steps" not in lines[0]  # overridden
     assert sum("evaluation" in line for line in lines) == 2
 
