@@ -611,8 +611,9 @@ def test_actions_that_a_deterministic_policy_cannot_reach_are_a_usage_error(
     [
         spaces.Dict({"v": BOX, "code": spaces.Discrete(3, start=1)}),
         spaces.Tuple([spaces.Box(0, 255, (12, 12, 3), np.uint8), spaces.Tuple([BOX])]),
+        spaces.Box(0, 255, (12, 12), np.uint8),
     ],
-    ids=["dict", "image in a tuple"],
+    ids=["dict", "image in a tuple", "image alone"],
 )
 def test_structured_observations_reach_actor_and_critic(algorithm, space, generator):
     """Both answer to every component."""
