@@ -43,7 +43,7 @@ def train(
     ``overrides`` are fields of :class:`RunSettings` (``total_steps``, ``seed``, …) and of the
     algorithm's ``Config`` (``max_kl``, …); the rest comes from the settings file's table of the
     task, then from the defaults. ``run_dir`` defaults to a new directory below ``runs``.
-    ``console`` shows progress; None is silent. Ctrl-C ends the run early and leaves a valid directory.
+    ``console`` shows progress; None is silent. Ctrl-C ends the run early, with a valid directory.
 
     Two runs with the same settings on one machine write the same ``progress.csv`` except for the
     columns whose names contain ``second``.
