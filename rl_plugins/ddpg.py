@@ -30,9 +30,9 @@ from rl_plugins.deterministic_gradient import (
     ActorStep,
     DeterministicGradientSettings,
     actor_step,
-    descend,
 )
 from rl_plugins.experience import OffPolicyConfig
+from rl_plugins.first_order import descend
 from rl_plugins.off_policy import OffPolicyPlugin
 
 

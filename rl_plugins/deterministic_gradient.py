@@ -14,6 +14,7 @@ from natgrad import GaussNewton, backtracking, cg, step_size
 from natgrad.curvature import metrics
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins.errors import require_between, require_least, require_one_of
+from rl_plugins.first_order import descend
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,3 @@ def actor_step(
     assign(parameters, search.theta)
     change = math.sqrt(search.constraint) if search.accepted else 0.0
     return ActorStep(objective.detach(), change)
-
-
-def descend(loss: Tensor, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """One step of the optimizer down the loss; nothing else gets a gradient."""
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for parameter, piece in zip(parameters, gradients, strict=True):
-        parameter.grad = piece
-    optimizer.step()
-    for parameter in parameters:
-        parameter.grad = None

@@ -22,14 +22,31 @@ def ascend(
     Nothing is read back from the device. A gradient that is not finite ends up in the parameters:
     take a :class:`Snapshot` before, look at them after the last step, restore.
     """
-    gradients = torch.autograd.grad(objective, parameters, allow_unused=True)
-    for parameter, piece in zip(parameters, gradients, strict=True):
-        parameter.grad = None if piece is None else -piece
+    _differentiate(-objective, parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_gradient_norm)
+    _step(optimizer, parameters)
+    return norm
+
+
+def descend(loss: Tensor, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """One step of the optimizer down the loss, whatever its gradient's norm."""
+    _differentiate(loss, parameters)
+    _step(optimizer, parameters)
+
+
+def _differentiate(loss: Tensor, parameters: Sequence[Tensor]) -> None:
+    # Not loss.backward(): nothing but these parameters is to get a gradient.
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, piece in zip(parameters, gradients, strict=True):
+        # A copy: the engine hands out expanded views, and one tensor for several parameters, which
+        # clipping in place would scale twice.
+        parameter.grad = None if piece is None else piece.clone()
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
     optimizer.step()
     for parameter in parameters:
         parameter.grad = None
-    return norm
 
 
 class Snapshot:
