@@ -175,7 +175,7 @@ class ActorCritic(nn.Module):
             self.features.update(_rows(states, keep))
         rewards = rollout.rewards
         if self.reward_normaliser is not None:
-            self.reward_normaliser.update(rewards, rollout.starts)
+            self.reward_normaliser.update(rewards, rollout.starts, rollout.valid)
             rewards = self.reward_normaliser(rewards)
         values = self.critic(states, memories).view(shape)
         advantages = gae(

@@ -114,15 +114,16 @@ class RewardNormaliser(nn.Module):
         self._running: Tensor | None = None
 
     @torch.no_grad()
-    def update(self, rewards: Tensor, starts: Tensor) -> None:
-        """Take rewards (T, N) into the statistics; ``starts`` (T, N) begins a return."""
+    def update(self, rewards: Tensor, starts: Tensor, valid: Tensor) -> None:
+        """Take rewards (T, N) into the statistics; ``starts`` (T, N) begins a return, and steps
+        that are not ``valid`` only reset an environment."""
         if self._running is None or len(self._running) != rewards.shape[1]:
             self._running = torch.zeros(rewards.shape[1], dtype=torch.float64)
         returns = torch.empty(rewards.shape, dtype=torch.float64)
         for t, reward in enumerate(rewards.double()):
             self._running = self._running.masked_fill(starts[t], 0.0) * self.discount + reward
             returns[t] = self._running
-        self.moments.update(returns.flatten())
+        self.moments.update(returns[valid])
         deviation = self.moments.variance.sqrt()
         if bool(deviation > torch.finfo(torch.float32).eps * self.moments.mean.abs()):
             self.scale.copy_(deviation)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_plugins.policies import ObservationNormaliser, RunningMoments
+from rl_plugins.policies import ObservationNormaliser, RewardNormaliser, RunningMoments
 
 
 @given(
@@ -61,3 +61,17 @@ def test_the_statistics_travel_in_the_state_dict():
     for normaliser in (first, second):
         normaliser.update(3 * x)
     assert torch.equal(first(x), second(x))
+
+
+def test_rewards_are_divided_by_the_deviation_of_the_discounted_return(generator):
+    """By hand, over two rollouts: episodes begin anew, resets are no samples."""
+    normaliser = RewardNormaliser(discount=0.5)
+    rewards = torch.tensor([[1.0], [2.0], [0.0], [4.0]])
+    starts = torch.tensor([[True], [False], [False], [True]])
+    valid = torch.tensor([[True], [True], [False], [True]])
+    normaliser.update(rewards, starts, valid)
+    normaliser.update(rewards[:1], torch.tensor([[False]]), torch.tensor([[True]]))
+    returns = torch.tensor([1.0, 2.5, 4.0, 3.0])  # the last: 0.5 · 4 + 1
+    assert torch.allclose(normaliser.scale, returns.std(correction=0))
+    assert torch.allclose(normaliser(returns), returns / returns.std(correction=0))
+    assert float(normaliser(torch.tensor(1e6))) == 10.0
