@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,12 @@ def export_policy(policy: Any, action_map: Any, observation_space: Any, out: Pat
             for path in optree.tree_flatten_with_path(actions)[0]
         ]
     batch = torch.export.Dim("batch")
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside torch and onnxscript
+        # Deprecations inside torch and onnxscript, and packages that nobody asked for.
+        warnings.simplefilter("ignore")
+        exporter.setLevel(logging.ERROR)
         try:
             torch.onnx.export(
                 model, tuple(leaves), str(out), dynamo=True, verbose=False,
@@ -76,4 +81,6 @@ def export_policy(policy: Any, action_map: Any, observation_space: Any, out: Pat
             raise UsageError(f"cannot write {out}: {error.strerror}") from error
         except ImportError as error:
             raise UsageError(f"exporting needs onnx and onnxscript: {error}") from error
+        finally:
+            exporter.setLevel(level)
     return names
