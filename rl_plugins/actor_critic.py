@@ -18,8 +18,9 @@ from rl_plugins.critics import (
     explained_variance,
 )
 from rl_plugins.data import Rollout
-from rl_plugins.errors import require_between, require_least, require_one_of
+from rl_plugins.errors import require_between, require_least, require_one_of, require_sizes
 from rl_plugins.policies import (
+    POLICY_OUTPUT_GAIN,
     Behaviour,
     Features,
     Perception,
@@ -34,8 +35,6 @@ from rl_plugins.policies import (
 
 if TYPE_CHECKING:
     from gymnasium import Space
-
-POLICY_OUTPUT_GAIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,7 @@ class OnPolicyConfig:
         require_one_of(self, "critic", "gauss-newton", "adam")
         require_one_of(self, "activation", "tanh", "relu")
         require_one_of(self, "action_bounds", "clip", "tanh")
-        if any(size < 1 for size in self.hidden_sizes):
-            raise ValueError(f"hidden_sizes must be at least 1, got {self.hidden_sizes}")
+        require_sizes(self, "hidden_sizes")
         require_between(self, 0, 1, "discount", "decay")
         require_between(self, -20, 5, "initial_log_std")
         require_least(self, 1, "critic_steps", "critic_cg_iterations", "critic_stride")
@@ -141,7 +139,9 @@ class ActorCritic(nn.Module):
                 inputs = config.hidden_sizes[-1] if config.hidden_sizes else memory
                 encoder = _network(features, 0, inputs, 2**0.5, config, generator)  # type: ignore[assignment]
             cell = _gru_cell(inputs, memory, generator)
-            output = mlp(memory, (), head.outputs, output_gain=0.01, generator=generator)
+            output = mlp(
+                memory, (), head.outputs, output_gain=POLICY_OUTPUT_GAIN, generator=generator
+            )
             self.policy = RecurrentPolicy(features, encoder, cell, output, head)
         else:
             network = _network(features, 0, head.outputs, POLICY_OUTPUT_GAIN, config, generator)
@@ -171,8 +171,9 @@ class ActorCritic(nn.Module):
         # then, whatever it sees; every later rollout is judged by the function that collected it.
         normaliser = self.features.normaliser
         primes = normaliser is not None and not bool(normaliser.moments.count)
+        kept = _rows(states, keep)
         if primes:
-            self.features.update(_rows(states, keep))
+            self.features.update(kept)
         rewards = rollout.rewards
         if self.reward_normaliser is not None:
             self.reward_normaliser.update(rewards, rollout.starts, rollout.valid)
@@ -188,13 +189,12 @@ class ActorCritic(nn.Module):
             decay=self._decay,
         )
         targets = (advantages + values).flatten()[keep]
-        states = _rows(states, keep)
         batch = LearningBatch(
-            observations=states,
+            observations=kept,
             actions=rollout.actions.flatten(0, 1)[keep],
             advantages=standardise(advantages.flatten()[keep]),
             mask=None,
-            states=states,
+            states=kept,
             memories=None if memories is None else memories[keep],
             targets=targets,
             explained_variance=explained_variance(values.flatten()[keep], targets),

@@ -25,6 +25,13 @@ def require_least(settings: Any, least: float, *names: str, exclusive: bool = Fa
             raise ValueError(f"{name} must be {relation} {least}, got {value}")
 
 
+def require_sizes(settings: Any, name: str) -> None:
+    """Raise ``ValueError`` unless every width of the named setting is at least 1."""
+    sizes = getattr(settings, name)
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"{name} must be at least 1, got {sizes}")
+
+
 def require_between(settings: Any, low: float, high: float, *names: str) -> None:
     """Raise ``ValueError`` unless the named settings lie in [low, high]."""
     for name in names:

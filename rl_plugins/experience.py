@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rl_plugins.data import ReplayBuffer, Rollout, Transitions
-from rl_plugins.errors import require_least, require_one_of
+from rl_plugins.errors import require_least, require_one_of, require_sizes
 from rl_plugins.policies import GaussianNoise, Noise, OrnsteinUhlenbeckNoise
 
 
@@ -35,8 +35,7 @@ class OffPolicyConfig:
 
     def __post_init__(self) -> None:
         require_one_of(self, "noise", "gaussian", "ornstein-uhlenbeck")
-        if any(size < 1 for size in self.hidden_sizes):
-            raise ValueError(f"hidden_sizes must be at least 1, got {self.hidden_sizes}")
+        require_sizes(self, "hidden_sizes")
         require_least(self, 1, "batch_size", "learning_starts")
         require_least(self, 2, "buffer_size")
         require_least(self, 0, "noise_scale", "updates_per_step")

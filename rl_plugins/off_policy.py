@@ -18,13 +18,17 @@ from rl_plugins.experience import Experience
 from rl_plugins.first_order import Snapshot
 from rl_plugins.optimizers import make_optimizer
 from rl_plugins.plugin import configure
-from rl_plugins.policies import Behaviour, DeterministicPolicy, Exploring, feature_network
+from rl_plugins.policies import (
+    POLICY_OUTPUT_GAIN,
+    Behaviour,
+    DeterministicPolicy,
+    Exploring,
+    feature_network,
+)
 from rl_plugins.reports import OffPolicyReport, StepStatus
 
 if TYPE_CHECKING:
     from gymnasium import Space
-
-POLICY_OUTPUT_GAIN = 0.01
 _STATEFUL = (
     "policy", "critics", "target_policy", "target_critics", "actor_optimizer", "critic_optimizer",
 )  # fmt: skip

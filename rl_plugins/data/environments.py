@@ -23,10 +23,9 @@ from gymnasium.vector import (
 from numpy.typing import NDArray
 
 from rl_plugins.errors import UsageError
+from rl_plugins.policies.spaces import ACTION_MASK
 
 logger = logging.getLogger(__name__)
-
-ACTION_MASK = "action_mask"
 
 
 class Backend(Enum):
@@ -54,14 +53,14 @@ def make_environments(
     _quieten_mujoco()
     try:
         make = partial(_make, task, masked=_hands_out_masks(task))
-        makers: list[Callable[[], gym.Env[Any, Any]]] = [make] * count
         if backend is Backend.ASYNC:
-            makers = [partial(_make_in_worker, make)] * count
             # Not shared memory: it cannot hold spaces of every kind.
             return AsyncVectorEnv(
-                makers, shared_memory=False, autoreset_mode=AutoresetMode.SAME_STEP
+                [partial(_make_in_worker, make)] * count,
+                shared_memory=False,
+                autoreset_mode=AutoresetMode.SAME_STEP,
             )
-        return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        return SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
     # ValueError: a name such as ":Task-v0", of no module.
     except (gym.error.Error, ImportError, ValueError) as error:
         raise UsageError(

@@ -2,7 +2,7 @@
 
 from rl_plugins.policies.behaviour import Behaviour, Exploring, Remembering, Sampling
 from rl_plugins.policies.joint import Joint
-from rl_plugins.policies.networks import Perception, cnn, feature_network, mlp
+from rl_plugins.policies.networks import POLICY_OUTPUT_GAIN, Perception, cnn, feature_network, mlp
 from rl_plugins.policies.noise import GaussianNoise, Noise, OrnsteinUhlenbeckNoise
 from rl_plugins.policies.normalisation import (
     ObservationNormaliser,
@@ -19,6 +19,7 @@ from rl_plugins.policies.policy import (
 from rl_plugins.policies.sampling import sample
 
 __all__ = [
+    "POLICY_OUTPUT_GAIN",
     "Behaviour",
     "DeterministicPolicy",
     "Exploring",

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 SMALLEST_FOR_LARGE_KERNELS = 36
+# Of a policy's last layer: it starts near the middle of its actions, or near equal choices.
+POLICY_OUTPUT_GAIN = 0.01
 
 
 def mlp(

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from rl_plugins.data.collector import RolloutCollector
-from rl_plugins.data.environments import Backend
 from rl_plugins.plugin import Plugin
 from rl_plugins.runs.curve import draw_curve
 from rl_plugins.runs.directory import RunDirectory
@@ -177,7 +176,7 @@ class TrainingLoop:
         run, task = self._settings.run, self._settings.task
         evaluation = evaluate(
             partial(self._plugin.behaviour, explore=False), task,
-            episodes=episodes, seed=run.seed, backend=Backend[run.backend.upper()],
+            episodes=episodes, seed=run.seed, backend=run.stepped_by,
             stop=self._stop,
         )  # fmt: skip
         if evaluation is None:

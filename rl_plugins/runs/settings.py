@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
 
+from rl_plugins.data.environments import Backend
 from rl_plugins.errors import UsageError, require_between, require_least
 from rl_plugins.plugin import Plugin, configure
 
@@ -46,6 +47,11 @@ class RunSettings:
         require_least(self, 1, "evaluation_episodes", "threads")
         require_least(self, 0, "evaluations", "checkpoints")
         require_between(self, 0, 2**32 - 1, "seed")
+
+    @property
+    def stepped_by(self) -> Backend:
+        """The ``backend``, as what it names."""
+        return Backend[self.backend.upper()]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 import natgrad
 from rl_plugins.data.collector import RolloutCollector
-from rl_plugins.data.environments import Backend, make_environments
+from rl_plugins.data.environments import make_environments
 from rl_plugins.errors import UsageError
 from rl_plugins.plugin import Plugin, find_plugin, settings_of
 from rl_plugins.runs.directory import RunDirectory, load_checkpoint, read_json
@@ -88,7 +88,7 @@ def _run(
     run = settings.run
     generator = torch.Generator().manual_seed(run.seed)
     environments = make_environments(
-        settings.task, run.environments, backend=Backend[run.backend.upper()], seed=run.seed
+        settings.task, run.environments, backend=run.stepped_by, seed=run.seed
     )
     try:
         plugin = _build(plugin_class, environments, settings, generator)
@@ -122,7 +122,7 @@ def evaluate_run(run_dir: Path | str, *, episodes: int = 20) -> Evaluation:
         evaluation = evaluate(
             partial(plugin.behaviour, explore=False), settings.task,
             episodes=episodes, seed=settings.run.seed,
-            backend=Backend[settings.run.backend.upper()],
+            backend=settings.run.stepped_by,
         )  # fmt: skip
     assert evaluation is not None  # nothing could stop it
     return evaluation
@@ -141,9 +141,7 @@ def export_run(run_dir: Path | str, out: Path | str) -> list[str]:
 def _trained(path: Path) -> tuple[Plugin, Settings, Space[Any]]:
     """The agent of the last checkpoint, its settings, the space of what it observes."""
     plugin_class, settings = _recorded(path)
-    environments = make_environments(
-        settings.task, 1, backend=Backend[settings.run.backend.upper()]
-    )
+    environments = make_environments(settings.task, 1, backend=settings.run.stepped_by)
     try:
         plugin = _build(plugin_class, environments, settings, torch.Generator())
     finally:
