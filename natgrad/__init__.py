@@ -1,10 +1,10 @@
 """Trust-region and natural-gradient primitives for PyTorch.
 
 A natural-gradient step answers three questions: how is distance measured (``curvature``), which
-way (``solvers``), how far (``trust_region``).
+way (``solvers``), how far (``trust_region``). ``optim`` puts the answers together.
 """
 
-from natgrad import curvature, flat, solvers, trust_region
+from natgrad import curvature, flat, optim, solvers, trust_region
 from natgrad.curvature import (
     EmpiricalFisher,
     Fisher,
@@ -24,6 +24,7 @@ from natgrad.solvers import (
     cg,
     cholesky,
     lanczos,
+    least_squares,
     minres,
     preconditioners,
     sample_space,
@@ -34,6 +35,9 @@ from natgrad.trust_region import (
     LineSearchStatus,
     StepSize,
     StepSizeStatus,
+    WolfeResult,
+    WolfeStatus,
+    approximate_wolfe,
     backtracking,
     reduction_ratio,
     step_size,
@@ -59,13 +63,18 @@ __all__ = [
     "SteihaugPath",
     "StepSize",
     "StepSizeStatus",
+    "WolfeResult",
+    "WolfeStatus",
+    "approximate_wolfe",
     "backtracking",
     "cg",
     "cholesky",
     "curvature",
     "flat",
     "lanczos",
+    "least_squares",
     "minres",
+    "optim",
     "preconditioners",
     "reduction_ratio",
     "register_metric",

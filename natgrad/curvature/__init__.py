@@ -15,6 +15,7 @@ from natgrad.curvature.kronecker_block import DampingSplit
 from natgrad.curvature.low_rank import LowRank
 from natgrad.curvature.metrics import OutputMetric, output_metric, register_metric
 from natgrad.curvature.operator import LinearOperator
+from natgrad.curvature.submatrix import Submatrix
 
 __all__ = [
     "DampingSplit",
@@ -33,6 +34,7 @@ __all__ = [
     "NotTwiceDifferentiable",
     "OutputMetric",
     "Sharing",
+    "Submatrix",
     "metrics",
     "output_metric",
     "register_metric",

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.curvature.differentiation import NotTwiceDifferentiable
-from natgrad.curvature.jacobian import Jacobian
+from natgrad.curvature.jacobian import Jacobian, jacobian_rows
 from natgrad.curvature.layers import Layer, output_gradients, recorded_layers, verified
 from natgrad.curvature.operator import LinearOperator
 from natgrad.curvature.slots import Slots
 from natgrad.curvature.traceless import Forward
-
-ROWS = 64  # of J at a time, for parameters outside layers
 
 
 class Gram(LinearOperator):
@@ -152,7 +150,7 @@ class Gram(LinearOperator):
                 if self._layers:
                     dense += self._of_layers()
                 if rest:
-                    rows = self._rows(rest)
+                    rows = jacobian_rows(self._outputs, Slots(rest))
                     dense += rows @ rows.mT
             self._dense = dense
         return self._dense.clone()
@@ -169,24 +167,6 @@ class Gram(LinearOperator):
             g = torch.stack([layer.gradients(column[index]) for column in found], dim=1)
             dense += _layer_gram(layer, g)
         return dense.view(self.shape)
-
-    def _rows(self, parameters: list[Tensor]) -> Tensor:
-        """The columns of J that belong to these parameters, (m, p)."""
-        with torch.enable_grad():
-            flat = self._outputs.reshape(-1)
-        blocks = []
-        for start in range(0, len(flat), ROWS):
-            picked = torch.zeros(
-                min(ROWS, len(flat) - start), len(flat), dtype=self.dtype, device=self.device
-            )
-            picked[:, start:].fill_diagonal_(1)
-            found = torch.autograd.grad(
-                flat, parameters, picked, retain_graph=True, allow_unused=True,
-                is_grads_batched=True,
-            )  # fmt: skip
-            reached = [piece.reshape(len(picked), -1) for piece in found if piece is not None]
-            blocks.append(torch.cat(reached, dim=1) if reached else picked[:, :0])
-        return torch.cat(blocks)
 
 
 def _layer_gram(layer: Layer, g: Tensor) -> Tensor:

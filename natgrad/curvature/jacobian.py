@@ -20,6 +20,8 @@ from torch import Tensor
 from natgrad.curvature.differentiation import gradients
 from natgrad.curvature.slots import Slots
 
+ROWS = 64  # of J, or columns, in one vectorised backward pass
+
 
 class Jacobian:
     """J = ∂outputs/∂parameters, known by ``forward`` (J v) and ``transpose`` (Jᵀ u).
@@ -74,3 +76,60 @@ class Jacobian:
             if output.requires_grad
         ]
         return self._slots.vector(self._owners, gradients(self._live, self._owners, along))
+
+    def to_dense(self) -> Tensor:
+        """J (m, n), the outputs flattened and side by side: m backward passes or n products with
+        J, whichever are fewer, ``ROWS`` at a time."""
+        m, n = sum(output.numel() for output in self._outputs), self._slots.size
+        if m <= n:
+            blocks = [jacobian_rows(output, self._slots) for output in self._outputs]
+            return torch.cat(blocks)
+        like = self._slots.parameters[0]
+        columns = []
+        for start in range(0, n, ROWS):
+            basis = torch.zeros(min(ROWS, n - start), n, dtype=like.dtype, device=like.device)
+            basis[:, start:].fill_diagonal_(1)
+            columns.append(self._columns(basis))
+        return torch.cat(columns, dim=1)
+
+    def _columns(self, basis: Tensor) -> Tensor:
+        """J Vᵀ (m, k) for the rows of V (k, n)."""
+        if not self.reaches:
+            m = sum(output.numel() for output in self._outputs)
+            return basis.new_zeros(m, len(basis))
+        along = [
+            torch.stack([self._slots.pieces(row, [owner])[0] for row in basis])
+            for owner in self._owners
+        ]
+        tangents = iter(torch.autograd.grad(
+            self._transposed, self._dual, along, retain_graph=True, allow_unused=True,
+            is_grads_batched=True,
+        ))  # fmt: skip
+        found = []
+        for output in self._outputs:
+            tangent = next(tangents) if output.requires_grad else None
+            if tangent is None:
+                tangent = basis.new_zeros(len(basis), output.numel())
+            found.append(tangent.reshape(len(basis), -1))
+        return torch.cat(found, dim=1).mT
+
+
+def jacobian_rows(output: Tensor, slots: Slots) -> Tensor:
+    """∂output/∂parameters (m, n), the output flattened: m backward passes, ``ROWS`` at a time."""
+    rows = output.new_zeros(output.numel(), slots.size)
+    if not output.requires_grad:
+        return rows
+    with torch.enable_grad():
+        flat = output.reshape(-1)
+    for start in range(0, len(flat), ROWS):
+        picked = output.new_zeros(min(ROWS, len(flat) - start), len(flat))
+        picked[:, start:].fill_diagonal_(1)
+        found = torch.autograd.grad(
+            flat, slots.trained, picked, retain_graph=True, allow_unused=True,
+            is_grads_batched=True,
+        )  # fmt: skip
+        for parameter, piece in zip(slots.trained, found, strict=True):
+            if piece is not None:
+                span = slots.span(parameter)
+                rows[start : start + len(picked), span] = piece.reshape(len(picked), -1)
+    return rows

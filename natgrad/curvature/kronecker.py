@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent
 
 from natgrad.curvature.fisher import Fisher
-from natgrad.curvature.kronecker_block import Block, DampingSplit, DenseBlock, KroneckerBlock
-from natgrad.curvature.layers import Layer, output_gradients, recorded_layers, verified
-from natgrad.curvature.metrics import Distributions, batch_shape, output_metric, root_outputs
-from natgrad.curvature.metrics.families import without_fixed_bijections
+from natgrad.curvature.kronecker_block import (
+    Block,
+    DampingSplit,
+    DenseBlock,
+    DiagonalBlock,
+    KroneckerBlock,
+)
+from natgrad.curvature.layers import Layer, candidates, recorded_layers, verified
+from natgrad.curvature.metrics import Distributions, batch_shape, output_metric
 from natgrad.curvature.operator import LinearOperator
+from natgrad.curvature.pulls import Pulls
 from natgrad.curvature.slots import Slots
 from natgrad.curvature.traceless import Forward
+from natgrad.flat import flatten
 
 MAX_DENSE = 1000
 
@@ -38,8 +44,8 @@ class Kronecker(LinearOperator):
     ``forward(data)``, by default ``model(data)``, which returns a distribution or independent ones.
     ``parameters`` (default: the model's) fix the order of the vector. Dimension 0 of what a layer
     sees must be the batch. Parameters outside such layers (norms, log σ) or used in other ways too
-    (tied weights) get one exact dense Fisher block together, up to 1,000 of them; parameters that
-    the outputs do not reach have zero rows.
+    (tied weights) get one exact dense Fisher block together, up to 1,000 of them, and with drawn
+    labels an unbiased diagonal beyond; parameters that the outputs do not reach have zero rows.
 
     ``samples=None`` takes G exactly, by the square root of the output metric: C backward passes for
     C output parameters, for batch elements that do not interact. ``samples=k`` draws k labels a
@@ -50,6 +56,9 @@ class Kronecker(LinearOperator):
     Exact (equal to the layer's Fisher block) for one sample where no weights are shared, and for
     deep linear networks with a metric that does not depend on the input. Forward passes leave no
     trace, as in :class:`Fisher`.
+
+    ``previous`` makes the factors a moving average: ``decay`` times the earlier operator's, the
+    rest this batch's. Layers that this batch did not reach keep theirs.
 
     Cost: set-up one forward and the backward passes above, Σ (d_in² + d_out²) memory; a product
     Σ d_in d_out (d_in + d_out); a solve the same, plus a factorisation for every new damping
@@ -80,6 +89,8 @@ class Kronecker(LinearOperator):
         sharing: Sharing = Sharing.EXPAND,
         corrected: bool = False,
         generator: torch.Generator | None = None,
+        previous: Kronecker | None = None,
+        decay: float = 0.95,
     ) -> None:
         self._slots = Slots(model.parameters() if parameters is None else parameters)
         first = self._slots.parameters[0]
@@ -121,15 +132,28 @@ class Kronecker(LinearOperator):
                 )
             if sharing is Sharing.REDUCE or corrected:
                 _require_samples(layers, batch[0])
-            pulls = _Pulls(distribution, layers, samples, generator, sharing)
-            self._blocks: list[Block] = [
+            masked = sharing is Sharing.EXPAND
+            pulls = Pulls(distribution, layers, samples, generator, masked=masked)
+            blocks = [
                 KroneckerBlock(layer, A, G, reduced=sharing is Sharing.REDUCE)
                 for layer, A, G in _factors(layers, pulls, sharing)
             ]
+            self._blocks: list[Block] = [*blocks, *self._rest(chosen, data, scalar, layers, pulls)]
+            earlier = {} if previous is None else previous._by_owners()
+            for block in self._blocks:
+                before = earlier.get(tuple(map(id, block.owners)))
+                if type(before) is type(block):
+                    block.blend(before, decay)
             if corrected:
-                blocks = [block for block in self._blocks if isinstance(block, KroneckerBlock)]
                 _correct(blocks, pulls, sharing)
-            self._blocks += self._rest(chosen, data, scalar, layers)
+                for block in blocks:
+                    before = earlier.get(tuple(map(id, block.owners)))
+                    if isinstance(before, KroneckerBlock):
+                        block.blend_moments(before, decay)
+            own = {id(owner) for block in self._blocks for owner in block.owners}
+            self._blocks += [
+                block for block in earlier.values() if not own & set(map(id, block.owners))
+            ]
         self.corrected = corrected
         for layer in layers:
             layer.calls.clear()  # or the whole graph would stay alive
@@ -140,6 +164,7 @@ class Kronecker(LinearOperator):
         data: Any,
         scalar: Tensor,
         layers: list[Layer],
+        pulls: Pulls,
     ) -> list[Block]:
         covered = {id(owner) for layer in layers for owner in layer.owners}
         others = [p for p in self._slots.trained if id(p) not in covered]
@@ -147,16 +172,74 @@ class Kronecker(LinearOperator):
             return []
         found = torch.autograd.grad(scalar, others, retain_graph=True, allow_unused=True)
         rest = [p for p, piece in zip(others, found, strict=True) if piece is not None]
+        if not rest:
+            return []
         count = sum(parameter.numel() for parameter in rest)
-        if count > MAX_DENSE:
+        if count <= MAX_DENSE:
+            # From the forward function: its kernels may have to be replaced by differentiable ones.
+            return [DenseBlock(rest, Fisher(forward, rest, data=data).to_dense())]
+        if not pulls.samples:
             raise ValueError(
                 f"{count} parameters are outside Linear, Conv1d, Conv2d (one group) and Embedding "
                 "layers, or these use them in ways a factor does not describe (tied weights, a "
                 f"frozen weight, dimension 0 not the batch); at most {MAX_DENSE} get a dense "
-                "block. Pass parameters=[...] without them"
+                "block. Pass samples=1 and a generator for a diagonal one, or parameters=[...] "
+                "without them"
             )
-        # From the forward function: its kernels may have to be replaced by differentiable ones.
-        return [DenseBlock(rest, Fisher(forward, rest, data=data).to_dense())] if rest else []
+        # Scores of drawn labels are independent with mean zero: the square of their sum has the
+        # sum of their squares for its expectation, and no per-sample gradient is formed.
+        diagonal = torch.zeros(count, dtype=self.dtype, device=self.device)
+        for total in pulls.sampled():
+            pieces = torch.autograd.grad(total, rest, retain_graph=True)
+            diagonal += flatten(pieces).square() / pulls.divisor
+        return [DiagonalBlock(rest, diagonal)]
+
+    @classmethod
+    def restored(
+        cls,
+        model: nn.Module,
+        parameters: Iterable[Tensor],
+        blocks: Iterable[tuple[list[Tensor], tuple[Tensor, ...]]],
+        *,
+        sharing: Sharing = Sharing.EXPAND,
+        corrected: bool = False,
+    ) -> Kronecker:
+        """The operator of which ``factors()`` gave these blocks."""
+        operator = cls.__new__(cls)
+        operator._slots = Slots(parameters)
+        first = operator._slots.parameters[0]
+        LinearOperator.__init__(operator, operator._slots.size, first.dtype, first.device)
+        operator.corrected = corrected
+        layers = {
+            tuple(map(id, layer.owners)): layer
+            for layer in candidates(model, operator._slots.trained)
+        }
+        operator._blocks = []
+        for owners, factors in blocks:
+            if len(factors) == 1:
+                kind = DenseBlock if factors[0].ndim == 2 else DiagonalBlock
+                operator._blocks.append(kind(owners, factors[0]))
+                continue
+            layer = layers[tuple(map(id, owners))]
+            A, G, *moments = factors
+            block = KroneckerBlock(layer, A, G, reduced=sharing is Sharing.REDUCE)
+            if moments:
+                block.correct(moments[0])
+            operator._blocks.append(block)
+        return operator
+
+    def factors(self) -> list[tuple[list[Tensor], tuple[Tensor, ...]]]:
+        """The parameters of every block and what it is made of, for :meth:`restored`: A and G (and,
+        corrected, the eigenvalues) of a layer, one matrix or diagonal for the rest."""
+        return [(list(block.owners), block.factors) for block in self._blocks]
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The parameters, in the vector's order."""
+        return self._slots.parameters
+
+    def _by_owners(self) -> dict[tuple[int, ...], Block]:
+        return {tuple(map(id, block.owners)): block for block in self._blocks}
 
     def _multiply(self, matrix: Tensor) -> Tensor:
         return self._blockwise(matrix, lambda block, pieces: block.multiply(pieces))
@@ -206,65 +289,6 @@ class Kronecker(LinearOperator):
         return result
 
 
-class _Pulls:
-    """Output gradients of the layers, (N, R, d_out) each, pass by pass: Σ over the passes of g gᵀ
-    divided by ``divisor`` is the mean over the batch."""
-
-    def __init__(
-        self,
-        distribution: Distributions,
-        layers: list[Layer],
-        samples: int | None,
-        generator: torch.Generator | None,
-        sharing: Sharing,
-    ) -> None:
-        self._distribution, self._layers = distribution, layers
-        self._masked = sharing is Sharing.EXPAND
-        self._samples, self._generator = samples, generator
-        self.divisor = float(math.prod(batch_shape(distribution))) * (samples or 1)
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        scalars = self._exact() if self._samples is None else self._sampled()
-        for scalar in scalars:
-            found = output_gradients(scalar, self._layers)
-            yield [
-                layer.gradients(gradients, masked=self._masked)
-                for layer, gradients in zip(self._layers, found, strict=True)
-            ]
-
-    def _exact(self) -> Iterator[Tensor]:
-        with torch.enable_grad():
-            outputs = root_outputs(self._distribution)
-            sums = [column.sum() for column in outputs.unbind(dim=1)]
-        yield from sums
-
-    def _sampled(self) -> Iterator[Tensor]:
-        assert self._samples is not None
-        assert self._generator is not None
-        for _ in range(self._samples):
-            # Distributions sample from the global generators only: lend them a seed.
-            device = self._generator.device
-            seed = int(torch.randint(2**62, (), generator=self._generator, device=device))
-            with torch.random.fork_rng(), torch.enable_grad():
-                torch.manual_seed(seed)
-                scalar = _log_prob_of_sample(self._distribution)
-            yield scalar
-
-
-def _log_prob_of_sample(distribution: Distributions) -> Tensor:
-    if isinstance(distribution, Mapping):
-        return torch.stack([_log_prob_of_sample(part) for part in distribution.values()]).sum()
-    if isinstance(distribution, Independent):
-        return _log_prob_of_sample(distribution.base_dist)
-    if isinstance(distribution, Distribution):
-        # A sample that tanh has rounded to 1 cannot be taken back to the base: draw there.
-        base = without_fixed_bijections(distribution)
-        if base is not distribution:
-            return _log_prob_of_sample(base)
-        return distribution.log_prob(distribution.sample()).sum()
-    return torch.stack([_log_prob_of_sample(part) for part in distribution]).sum()
-
-
 def _require_samples(layers: list[Layer], samples: int) -> None:
     for layer in layers:
         if len(layer.rows()) != samples:
@@ -276,7 +300,7 @@ def _require_samples(layers: list[Layer], samples: int) -> None:
 
 
 def _factors(
-    layers: list[Layer], pulls: _Pulls, sharing: Sharing
+    layers: list[Layer], pulls: Pulls, sharing: Sharing
 ) -> Iterator[tuple[Layer, Tensor, Tensor]]:
     """Each layer's A, or for an embedding its diagonal, and G."""
     moments: list[Tensor | None] = [None] * len(layers)
@@ -305,7 +329,7 @@ def _input_factor(layer: Layer, sharing: Sharing) -> Tensor:
     return a.mT @ a / len(a)
 
 
-def _correct(blocks: list[KroneckerBlock], pulls: _Pulls, sharing: Sharing) -> None:
+def _correct(blocks: list[KroneckerBlock], pulls: Pulls, sharing: Sharing) -> None:
     """Replace the eigenvalues by second moments of per-sample gradients in the eigenbasis."""
     rotated = [block.rotated_inputs() for block in blocks]
     sums: list[Tensor | None] = [None] * len(blocks)

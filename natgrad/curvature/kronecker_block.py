@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,11 +20,22 @@ class DampingSplit(Enum):
     TRACE = "(G + √λ/π I) ⊗ (A + π√λ I), π² = (tr A / d_in) / (tr G / d_out)"
 
 
+class NonFiniteFactors(ValueError):
+    """A factor holds NaN or infinity."""
+
+
 class Block(Protocol):
-    """A diagonal block: acts on the pieces of its owners, each with a trailing dimension k."""
+    """A diagonal block: acts on the pieces of its owners, each with a trailing dimension k.
+
+    ``factors`` are all it is made of; ``blend`` takes ``decay`` times those of an earlier block of
+    the same owners, and 1 − ``decay`` times its own.
+    """
 
     @property
     def owners(self) -> Sequence[Tensor]: ...
+    @property
+    def factors(self) -> tuple[Tensor, ...]: ...
+    def blend(self, earlier: Any, decay: float) -> None: ...
     def multiply(self, pieces: list[Tensor]) -> list[Tensor]: ...
     def solve(self, pieces: list[Tensor], damping: float, split: DampingSplit) -> list[Tensor]: ...
 
@@ -38,7 +49,7 @@ class KroneckerBlock:
 
     def __init__(self, layer: Layer, A: Tensor, G: Tensor, *, reduced: bool) -> None:
         if not bool(torch.isfinite(A).all() & torch.isfinite(G).all()):
-            raise ValueError(
+            raise NonFiniteFactors(
                 f"the factors of {layer.module} are not finite: its inputs, its weights or the "
                 "distribution's scores hold NaN or infinity"
             )
@@ -47,6 +58,27 @@ class KroneckerBlock:
         self._eigen: _Eigen | None = None
         self._corrected, self._reduced = False, reduced
         self._cholesky: tuple[float, Tensor, Tensor] | None = None
+
+    @property
+    def factors(self) -> tuple[Tensor, ...]:
+        """A, G, and the corrected eigenvalues, if any."""
+        moments = (self._eigenbasis().values.to(self._A),) if self._corrected else ()
+        return self._A, self._G, *moments
+
+    def blend(self, earlier: KroneckerBlock, decay: float) -> None:
+        """Before :meth:`correct`, whose basis is that of the blended factors."""
+        self._A = torch.lerp(self._A, earlier._A, decay)
+        self._G = torch.lerp(self._G, earlier._G, decay)
+        self._eigen = self._cholesky = None
+
+    def blend_moments(self, earlier: KroneckerBlock, decay: float) -> None:
+        """After :meth:`correct`: the earlier eigenvalues are turned into the new basis first, where
+        they are the diagonal of what they described in the old one."""
+        old, new = earlier._eigenbasis(), self._eigenbasis()
+        turned = (new.U_G.mT @ old.U_G).square() @ old.values
+        if old.U_A is not None and new.U_A is not None:
+            turned = turned @ (old.U_A.mT @ new.U_A).square()
+        self.correct(torch.lerp(new.values, turned, decay))
 
     def multiply(self, pieces: list[Tensor]) -> list[Tensor]:
         V = self._layer.matrix(pieces)
@@ -92,9 +124,10 @@ class KroneckerBlock:
         return total
 
     def correct(self, values: Tensor) -> None:
-        """Take second moments (d_out, d_in) for the eigenvalues."""
+        """Take second moments (d_out, d_in) for the eigenvalues, in the factors' own precision, so
+        that what :attr:`factors` gives is all there is."""
         eigen = self._eigenbasis()
-        self._eigen = _Eigen(eigen.U_G, eigen.U_A, values.double())
+        self._eigen = _Eigen(eigen.U_G, eigen.U_A, values.to(self._A).double())
         self._corrected = True
 
     def _eigenbasis(self) -> _Eigen:
@@ -162,6 +195,13 @@ class DenseBlock:
         self.owners, self._matrix = owners, matrix
         self._cholesky: tuple[float, Tensor] | None = None
 
+    @property
+    def factors(self) -> tuple[Tensor, ...]:
+        return (self._matrix,)
+
+    def blend(self, earlier: DenseBlock, decay: float) -> None:
+        self._matrix = torch.lerp(self._matrix, earlier._matrix, decay)
+
     def multiply(self, pieces: list[Tensor]) -> list[Tensor]:
         return self._cut(self._matrix @ self._stack(pieces))
 
@@ -182,6 +222,39 @@ class DenseBlock:
         return [
             piece.reshape(*owner.shape, matrix.shape[1])
             for piece, owner in zip(torch.split(matrix, sizes), self.owners, strict=True)
+        ]
+
+
+class DiagonalBlock:
+    """The diagonal (k,) of the block of many parameters together."""
+
+    def __init__(self, owners: Sequence[Tensor], diagonal: Tensor) -> None:
+        self.owners, self._diagonal = owners, diagonal
+
+    @property
+    def factors(self) -> tuple[Tensor, ...]:
+        return (self._diagonal,)
+
+    def blend(self, earlier: DiagonalBlock, decay: float) -> None:
+        self._diagonal = torch.lerp(self._diagonal, earlier._diagonal, decay)
+
+    def multiply(self, pieces: list[Tensor]) -> list[Tensor]:
+        return [weight * piece for weight, piece in zip(self._weights(), pieces, strict=True)]
+
+    def solve(self, pieces: list[Tensor], damping: float, split: DampingSplit) -> list[Tensor]:
+        damped = self._diagonal + damping
+        if not bool(damped.min() > 0):
+            raise _singular(damping, "the diagonal block of the remaining parameters")
+        return [
+            piece / (weight + damping)
+            for weight, piece in zip(self._weights(), pieces, strict=True)
+        ]
+
+    def _weights(self) -> list[Tensor]:
+        sizes = [owner.numel() for owner in self.owners]
+        return [
+            weight.reshape(*owner.shape, 1)
+            for weight, owner in zip(torch.split(self._diagonal, sizes), self.owners, strict=True)
         ]
 
 

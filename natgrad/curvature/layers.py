@@ -152,27 +152,32 @@ def supported(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
-@contextmanager
-def recorded_layers(model: nn.Module, wanted: Sequence[Tensor]) -> Iterator[list[Layer]]:
-    """Inside, forward passes fill the :class:`Layer` of every supported module of the model whose
-    weight is wanted and its own alone (not another module's, not computed by a parametrisation)."""
+def candidates(model: nn.Module, wanted: Sequence[Tensor]) -> list[Layer]:
+    """A :class:`Layer` for every supported module of the model whose weight is wanted and its own
+    alone: not another module's, not computed by a parametrisation."""
     users: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             users[id(parameter)] = users.get(id(parameter), 0) + 1
     asked = set(map(id, wanted))
-    layers: list[Layer] = []
-    handles = []
+    layers = []
     for module in model.modules():
         named = dict(module.named_parameters(recurse=False))
         own = all(users[id(parameter)] == 1 for parameter in named.values())
         if not supported(module) or not own or not {"weight"} <= set(named) <= {"weight", "bias"}:
             continue
         weight, bias = named["weight"], named.get("bias")
-        if id(weight) not in asked:
-            continue
-        layer = Layer(module, weight, bias if id(bias) in asked else None)
-        layers.append(layer)
+        if id(weight) in asked:
+            layers.append(Layer(module, weight, bias if id(bias) in asked else None))
+    return layers
+
+
+@contextmanager
+def recorded_layers(model: nn.Module, wanted: Sequence[Tensor]) -> Iterator[list[Layer]]:
+    """Inside, forward passes fill the :func:`candidates`."""
+    layers = candidates(model, wanted)
+    handles = []
+    for layer in layers:
 
         def record(
             _: nn.Module, inputs: Any, named: Any, output: Tensor, layer: Layer = layer
@@ -181,7 +186,7 @@ def recorded_layers(model: nn.Module, wanted: Sequence[Tensor]) -> Iterator[list
                 given = inputs[0] if inputs else named["input"]
                 layer.calls.append(Call(given.detach(), get_gradient_edge(output), output.shape))
 
-        handles.append(module.register_forward_hook(record, with_kwargs=True))
+        handles.append(layer.module.register_forward_hook(record, with_kwargs=True))
     try:
         yield layers
     finally:

@@ -4,14 +4,17 @@ from natgrad.solvers import preconditioners
 from natgrad.solvers.cg import cg
 from natgrad.solvers.cholesky import cholesky
 from natgrad.solvers.lanczos import Krylov, lanczos
+from natgrad.solvers.least_squares import LeastSquares, least_squares
 from natgrad.solvers.minres import minres
 from natgrad.solvers.sample_space import SampleSpace, sample_space
-from natgrad.solvers.solution import Solution, Status
+from natgrad.solvers.solution import Iterate, Solution, Status
 from natgrad.solvers.steihaug import SteihaugPath, steihaug
 from natgrad.solvers.stopping import Stop, model_decrease, relative_progress
 
 __all__ = [
+    "Iterate",
     "Krylov",
+    "LeastSquares",
     "SampleSpace",
     "Solution",
     "Status",
@@ -20,6 +23,7 @@ __all__ = [
     "cg",
     "cholesky",
     "lanczos",
+    "least_squares",
     "minres",
     "model_decrease",
     "preconditioners",

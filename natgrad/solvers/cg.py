@@ -16,7 +16,7 @@ from natgrad.solvers.problem import (
     require,
 )
 from natgrad.solvers.scaling import dot, norm, power_of_two, unscale
-from natgrad.solvers.solution import Solution, Status, V
+from natgrad.solvers.solution import Iterate, Solution, Status, V
 from natgrad.solvers.stopping import Stop
 
 MAX_RESTARTS = 3
@@ -33,6 +33,7 @@ def cg(
     max_iterations: int | None = None,
     stop: Stop | None = None,
     check_every: int = 1,
+    iterate_growth: float | None = None,
 ) -> Solution[V]:
     """Solve A x = b to ‖b − A x‖₂ <= max(rtol ‖b‖₂, atol), from products A v alone.
 
@@ -44,6 +45,8 @@ def cg(
     ``max_iterations`` defaults to 10 n. ``stop`` ends the solve by a further rule
     (:mod:`natgrad.solvers.stopping`), with the status STOPPED. ``check_every=k`` reads the outcome
     back from the device every k iterations only: the same x, up to k − 1 idle products.
+    ``iterate_growth=γ`` keeps iterates at distances that grow by γ in ``Solution.iterates``, for a
+    search along them (Martens 2010, section 4.6, has γ = 1.3).
 
     Never raises on values: NaN, infinity, indefinite A and b = 0 end in a :class:`Status`. Raises
     ``ValueError`` or ``TypeError`` for wrong shapes, dtypes and settings.
@@ -72,9 +75,11 @@ def cg(
     limit = as_limit(max_iterations, len(problem.rhs))
     check_tolerances(rtol, atol)
     require(check_every >= 1, f"check_every must be at least 1, got {check_every}")
+    growth = math.inf if iterate_growth is None else iterate_growth
+    require(growth > 1, f"iterate_growth must be above 1, got {growth}")
 
     def iterate(rhs: Tensor, start: Tensor | None) -> Iteration:
-        return _iterate(rhs, start, precondition, rtol, atol, limit, stop, check_every)
+        return _iterate(rhs, start, precondition, rtol, atol, limit, stop, check_every, growth)
 
     return problem.solve(iterate, x0)
 
@@ -88,6 +93,7 @@ def _iterate(
     limit: int,
     stop: Stop | None,
     check_every: int,
+    growth: float,
 ) -> Iteration:
     # This solves (A/α) x̂ = b/β for powers of two α, β: x = x̂ β/α.
     b_scale = power_of_two(rhs)
@@ -96,6 +102,7 @@ def _iterate(
     x = torch.zeros_like(rhs)
     r = b_hat
     products = 0
+    kept_iterates: list[tuple[Tensor, Tensor]] = []
     eps = torch.finfo(rhs.dtype).eps
 
     def solution(
@@ -107,7 +114,14 @@ def _iterate(
         if not math.isfinite(residual_norm) or not bool(kept):
             status = Status.NONFINITE
         Ax = product * b_scale
-        return Solution(answer, Ax, status, iterations, products, residual_norm, direction)
+        unit = b_scale.double() * (b_scale.double() / A_scale.double())
+        iterates = tuple(
+            Iterate(unscale(iterate, b_scale, A_scale)[0], unit * curvature)
+            for iterate, curvature in kept_iterates
+        )
+        return Solution(
+            answer, Ax, status, iterations, products, residual_norm, direction, iterates=iterates
+        )
 
     def breakdown(product: Tensor) -> Status:
         """Why vᵀA v, or rᵀz for the preconditioner, is not positive."""
@@ -144,6 +158,7 @@ def _iterate(
     positive, claimed, stopped, curvature = alive, ~alive, ~alive, rz
     squares: list[tuple[Tensor, Tensor]] = []
     model_values: list[Tensor] = []
+    next_kept = 1.0 if growth < math.inf else math.inf
 
     def keep(new: Tensor, old: Tensor) -> Tensor:
         # Between two read-backs a finished solve idles: nothing it found may change any more.
@@ -180,6 +195,9 @@ def _iterate(
             stopped = keep(stop(model_values), stopped)
             alive = alive & ~stopped
         alive = alive & ~claimed & (rz > 0)
+        if iteration >= next_kept:
+            kept_iterates.append((x, dot(x, b_hat - r)))
+            next_kept = max(next_kept * growth, iteration + 1.0)
 
         if (iteration % check_every and iteration < limit) or bool(alive):
             continue

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from natgrad.solvers.linear_map import LinearMap, Multiply, as_multiply, as_tensor
-from natgrad.solvers.solution import Solution, V, stack
+from natgrad.solvers.solution import Iterate, Solution, V, stack
 
 # A solver on torch vectors: yields v where it needs A v, is sent A v, returns what it found. So one
 # text solves for one right-hand side or, taking turns at one product of a matrix, for many.
@@ -100,6 +100,7 @@ def as_kind(solution: Solution[Tensor], *, in_numpy: bool) -> Solution[V]:
         Ax=give(solution.Ax),
         direction=None if direction is None else give(direction),
         columns=columns,
+        iterates=tuple(Iterate(give(x), xAx) for x, xAx in solution.iterates),
     )  # type: ignore[return-value]
 
 

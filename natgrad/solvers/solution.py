@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +54,13 @@ _SEVERITY = (
 )  # fmt: skip
 
 
+class Iterate(NamedTuple, Generic[V]):
+    """One iterate x and xᵀA x, a 0-d float64 tensor: the quadratic model there at no product."""
+
+    x: V
+    xAx: Tensor
+
+
 @dataclass(frozen=True)
 class Solution(Generic[V]):
     """``x`` with A x ≈ b, in the kind, shape, dtype and device of b.
@@ -63,7 +70,8 @@ class Solution(Generic[V]):
     residual. ``residual_norm`` is ‖b − Ax‖₂ of that ``Ax``. ``products`` counts products with A.
     ``direction`` is a direction of nonpositive curvature where one was met, else None.
     ``multiplier`` is the shift μ >= 0 that a radius adds, where the solver knows it: then
-    (A + μ I) x ≈ b, and ``residual_norm`` is that system's.
+    (A + μ I) x ≈ b, and ``residual_norm`` is that system's. ``iterates`` are those that the solver
+    was asked to keep, in their order.
 
     For b of shape (n, k), ``columns`` holds one solution a column, each with its own account, and
     the fields here sum them up: the worst status, the most iterations, all products, the largest
@@ -79,6 +87,7 @@ class Solution(Generic[V]):
     direction: V | None = None
     multiplier: float = 0.0
     columns: tuple[Solution[V], ...] = ()
+    iterates: tuple[Iterate[V], ...] = ()
 
 
 def stack(columns: list[Solution[Tensor]]) -> Solution[Tensor]:

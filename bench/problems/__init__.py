@@ -1,0 +1,1 @@
+"""The problems that the benchmarks solve."""

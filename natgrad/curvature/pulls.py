@@ -1,0 +1,74 @@
+"""Backward passes whose output gradients make up a Fisher matrix: exact, or by drawn labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from natgrad.curvature.layers import Layer, output_gradients
+from natgrad.curvature.metrics import Distributions, batch_shape, root_outputs
+from natgrad.curvature.metrics.families import without_fixed_bijections
+
+
+class Pulls:
+    """Output gradients of the layers, (N, R, d_out) each, pass by pass: Σ over the passes of g gᵀ
+    divided by ``divisor`` is the mean over the batch."""
+
+    def __init__(
+        self,
+        distribution: Distributions,
+        layers: list[Layer],
+        samples: int | None,
+        generator: torch.Generator | None,
+        *,
+        masked: bool,
+    ) -> None:
+        self._distribution, self._layers, self._masked = distribution, layers, masked
+        self.samples, self._generator = samples, generator
+        self.divisor = float(math.prod(batch_shape(distribution))) * (samples or 1)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        scalars = self._exact() if self.samples is None else self.sampled()
+        for scalar in scalars:
+            found = output_gradients(scalar, self._layers)
+            yield [
+                layer.gradients(gradients, masked=self._masked)
+                for layer, gradients in zip(self._layers, found, strict=True)
+            ]
+
+    def _exact(self) -> Iterator[Tensor]:
+        with torch.enable_grad():
+            outputs = root_outputs(self._distribution)
+            sums = [column.sum() for column in outputs.unbind(dim=1)]
+        yield from sums
+
+    def sampled(self) -> Iterator[Tensor]:
+        """Σ over the batch of log p of a label drawn from the model, one scalar a pass."""
+        assert self.samples is not None
+        assert self._generator is not None
+        for _ in range(self.samples):
+            # Distributions sample from the global generators only: lend them a seed.
+            device = self._generator.device
+            seed = int(torch.randint(2**62, (), generator=self._generator, device=device))
+            with torch.random.fork_rng(), torch.enable_grad():
+                torch.manual_seed(seed)
+                scalar = _log_prob_of_sample(self._distribution)
+            yield scalar
+
+
+def _log_prob_of_sample(distribution: Distributions) -> Tensor:
+    if isinstance(distribution, Mapping):
+        return torch.stack([_log_prob_of_sample(part) for part in distribution.values()]).sum()
+    if isinstance(distribution, Independent):
+        return _log_prob_of_sample(distribution.base_dist)
+    if isinstance(distribution, Distribution):
+        # A sample that tanh has rounded to 1 cannot be taken back to the base: draw there.
+        base = without_fixed_bijections(distribution)
+        if base is not distribution:
+            return _log_prob_of_sample(base)
+        return distribution.log_prob(distribution.sample()).sum()
+    return torch.stack([_log_prob_of_sample(part) for part in distribution]).sum()

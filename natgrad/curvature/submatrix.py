@@ -1,0 +1,32 @@
+"""The rows and columns of an operator that belong to some of its coordinates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from natgrad.curvature.operator import LinearOperator
+
+
+class Submatrix(LinearOperator):
+    """Pᵀ A P (k, k) for the ``kept`` coordinates, a boolean mask (n,): one product of A a product.
+
+    >>> from natgrad.curvature import Dense
+    >>> A = Dense(torch.tensor([[1.0, 2.0], [2.0, 5.0]]))
+    >>> Submatrix(A, torch.tensor([False, True])).to_dense()
+    tensor([[5.]])
+    """
+
+    def __init__(self, operator: LinearOperator, kept: Tensor) -> None:
+        if kept.shape != operator.shape[:1] or kept.dtype != torch.bool:
+            raise ValueError(
+                f"expected a boolean mask ({operator.shape[0]},), got {tuple(kept.shape)} of "
+                f"{kept.dtype}"
+            )
+        super().__init__(int(kept.sum()), operator.dtype, operator.device)
+        self._operator, self._kept = operator, kept
+
+    def _multiply(self, matrix: Tensor) -> Tensor:
+        whole = matrix.new_zeros(self._operator.shape[0], matrix.shape[1])
+        whole[self._kept] = matrix
+        return (self._operator @ whole)[self._kept]

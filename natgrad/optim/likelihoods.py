@@ -1,0 +1,83 @@
+"""What a model's outputs mean: the distributions and losses that have a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Independent, Normal
+
+from natgrad.curvature.metrics import (
+    Distributions,
+    OutputMetric,
+    binary_cross_entropy,
+    cross_entropy,
+    squared_error,
+)
+
+Likelihood = Callable[[Any], Distributions]
+Metric = Callable[[Any], OutputMetric]
+
+
+def _categorical(logits: Tensor) -> Distributions:
+    if logits.ndim > 2:
+        raise ValueError(
+            f"outputs of shape {tuple(logits.shape)} do not say which dimension holds the classes: "
+            "pass likelihood=lambda y: Categorical(logits=y) where it is the last one, "
+            "logits=y.movedim(1, -1) where it is dimension 1, as in F.cross_entropy"
+        )
+    return Categorical(logits=logits)
+
+
+def _bernoulli(logits: Tensor) -> Distributions:
+    return Independent(Bernoulli(logits=logits), max(logits.ndim - 1, 0))
+
+
+def _normal(mean: Tensor) -> Distributions:
+    return Independent(Normal(mean, mean.new_ones(())), max(mean.ndim - 1, 0))
+
+
+def _itself(distribution: Any) -> Distributions:
+    found: Distributions = distribution
+    return found
+
+
+LIKELIHOODS: dict[str, Likelihood] = {
+    "categorical": _categorical,
+    "bernoulli": _bernoulli,
+    "normal": _normal,
+}
+LOSSES: dict[str, Metric] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "squared_error": squared_error,
+}
+
+
+def likelihood_of(likelihood: str | Likelihood | None) -> Likelihood:
+    """The function from outputs to a distribution; None for models that return one.
+
+    "categorical" takes logits (N, C), "bernoulli" logits (N, ...), "normal" means (N, ...) of unit
+    variance; N elements, everything else of one element is one event. Raises ``ValueError`` for
+    other names.
+    """
+    if likelihood is None:
+        return _itself
+    return likelihood if callable(likelihood) else _named(likelihood, LIKELIHOODS, "likelihood")
+
+
+def metric_of(loss: str | Metric) -> Metric:
+    """The function from outputs to the metric of a loss, with torch's own conventions for means:
+    "cross_entropy" (classes along dimension 1), "binary_cross_entropy" (with logits),
+    "squared_error". Raises ``ValueError`` for other names."""
+    return loss if callable(loss) else _named(loss, LOSSES, "loss")
+
+
+def _named(name: str, known: dict[str, Any], what: str) -> Any:
+    if name not in known:
+        names = ", ".join(map(repr, known))
+        raise ValueError(
+            f"{what} must be one of {names}, or a function of the outputs; got {name!r}"
+        )
+    return known[name]

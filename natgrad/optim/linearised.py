@@ -1,0 +1,141 @@
+"""Residuals and their Jacobian at one point, from a closure's graph or from a model's outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natgrad.curvature.jacobian import Jacobian
+from natgrad.curvature.slots import Slots
+from natgrad.curvature.traceless import Forward
+from natgrad.optim.observed_model import ObservedModel
+from natgrad.optim.second_order import Start
+
+
+class Linearised:
+    """r (m,) and J (m, n) of ½‖r + J s‖². ``products`` counts products with J and with Jᵀ, two for
+    JᵀJ; ``dense()`` forms J once, after which products are matrix-vector products."""
+
+    def __init__(
+        self, r: Tensor, slots: Slots, matrix: Tensor | None, graph: Tensor | None
+    ) -> None:
+        self.r, self.n = r, slots.size
+        self._matrix = matrix
+        self._jacobian = Jacobian((graph,), slots) if graph is not None else None
+        self.given = matrix is not None
+        self.products = 0
+
+    def forward(self, v: Tensor) -> Tensor:
+        """J v (m,) for v (n,)."""
+        self.products += 1
+        if self._matrix is not None:
+            return self._matrix @ v
+        assert self._jacobian is not None
+        return self._jacobian.forward(v)[0]
+
+    def transpose(self, u: Tensor) -> Tensor:
+        """Jᵀu (n,) for u (m,)."""
+        self.products += 1
+        if self._matrix is not None:
+            return self._matrix.mT @ u
+        assert self._jacobian is not None
+        return self._jacobian.transpose((u,))
+
+    def multiply(self, v: Tensor) -> Tensor:
+        """JᵀJ v."""
+        return self.transpose(self.forward(v))
+
+    def dense(self) -> Tensor:
+        """J (m, n)."""
+        if self._matrix is None:
+            assert self._jacobian is not None
+            self._matrix = self._jacobian.to_dense()
+        return self._matrix
+
+    def to_dense(self) -> Tensor:
+        """J Jᵀ (m, m), which :func:`natgrad.sample_space` asks for."""
+        return self.dense() @ self.dense().mT
+
+
+def of_residuals(
+    residuals: Tensor, parameters: list[Tensor], jacobian: Callable[[], Tensor] | None
+) -> Linearised:
+    """The linearisation of residuals with their graph, or with J as ``jacobian()`` returns it."""
+    slots = Slots(parameters)
+    r = residuals.detach().reshape(-1)
+    if jacobian is None:
+        with torch.enable_grad():
+            return Linearised(r, slots, None, residuals.reshape(-1))
+    matrix = jacobian().detach()
+    if matrix.shape != (len(r), slots.size) or matrix.dtype != r.dtype:
+        raise ValueError(
+            f"jacobian() must return ({len(r)}, {slots.size}) of {r.dtype}, residuals by trained "
+            f"parameters, got {tuple(matrix.shape)} of {matrix.dtype}"
+        )
+    return Linearised(r, slots, matrix, None)
+
+
+def of_model(observed: ObservedModel | None, start: Start) -> Linearised:
+    """The linearisation of r = √(2c) (y − t) for a loss c Σ (y − t)² of a model's outputs y.
+
+    ∂loss/∂y = 2c (y − t), which a hook has seen, tells the residuals without the targets, and the
+    loss tells c; c must be that of a sum or a mean, halved or not.
+    """
+    if observed is None or not observed.batches:
+        raise RuntimeError(
+            "LevenbergMarquardt needs residuals: return them from the closure, a tensor (m,), and "
+            "call no backward; or give it the model, whose outputs a squared-error loss compares "
+            "with targets, in training mode"
+        )
+    slots, outputs, gradients = Slots(start.parameters), [], []
+    for batch in observed.batches:
+        data, join = batch.split()
+        forward = Forward(partial(observed.call, join=join), start.theta.device)
+        with forward.replayed():
+            output = forward(data)
+        u = batch.output_gradient
+        if not isinstance(output, Tensor) or u is None or u.shape != output.shape:
+            raise ValueError("LevenbergMarquardt(model) needs a model whose output is one tensor")
+        outputs.append(output.reshape(-1))
+        gradients.append(u.detach().to(output.dtype).reshape(-1))
+    counts = [len(output) for output in outputs]
+    scale = 1.0 if start.loss is None else _scale(start.loss, gradients, counts, observed)
+    # c of each batch, whose loss is scale times the mean of its squared errors.
+    roots = [math.sqrt(2 * scale / count) for count in counts]
+    with torch.enable_grad():
+        graph = torch.cat([root * y for root, y in zip(roots, outputs, strict=True)])
+    r = torch.cat([u / root for root, u in zip(roots, gradients, strict=True)])
+    return Linearised(r, slots, None, graph)
+
+
+def _scale(
+    loss: Tensor, gradients: list[Tensor], counts: list[int], observed: ObservedModel
+) -> float:
+    """The factor k of loss = k · Σ over batches of the mean of (y − t)²."""
+    squares = sum(
+        count * float(u.double().square().sum()) for count, u in zip(counts, gradients, strict=True)
+    )
+    if not float(loss) > 0 or not squares > 0:
+        return 1.0
+    scale = squares / (4 * float(loss))
+    first, batches = observed.batches[0].output_gradient, len(counts)
+    assert first is not None
+    samples = first.shape[0] if first.ndim else 1
+    known = [1.0, float(counts[0]), counts[0] / samples, 1 / batches]
+    if all(abs(scale / (half * k) - 1) > 1e-3 for k in known for half in (1.0, 0.5)):
+        raise ValueError(
+            "the loss is not a sum or mean of squared errors of the model's outputs (a "
+            "regulariser, weights, another loss?): return the residuals themselves from the "
+            "closure, with all of these in them"
+        )
+    return scale
+
+
+def is_residuals(returned: Any) -> bool:
+    """Whether a closure returned residuals, a tensor with a dimension, and not a loss."""
+    return isinstance(returned, Tensor) and returned.ndim > 0

@@ -1,0 +1,137 @@
+"""Nonlinear conjugate gradients: a direction from two gradients, a length from a line search."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from natgrad.optim.report import StepReport, StepStatus
+from natgrad.optim.second_order import Outcome, Parameters, SecondOrderOptimizer, Start
+from natgrad.trust_region import WolfeResult, WolfeStatus, approximate_wolfe
+from natgrad.trust_region.approximate_wolfe import Slope
+
+ETA = 0.4  # how negative β may be, of the paper of 2013
+FIRST, PROBE, GROW = 0.01, 0.1, 2.0  # ψ₀, ψ₁, ψ₂ of the paper's section 4
+
+
+class NonlinearCG(SecondOrderOptimizer):
+    """θ ← θ + α d with d ← −g + β d, and α by the approximate Wolfe conditions.
+
+    Takes any standard closure, and nothing but gradients. β = (y − 2 d ‖y‖²/dᵀy)ᵀg / dᵀy, y the
+    change of the gradient, not below η dᵀg₋ / ‖d‖²: d descends whatever the line search found.
+    Where the search along d fails it is made along −g in the same step. ``lr`` scales the first
+    length that each search tries.
+
+    Cost: memory of two vectors; each evaluation of the search is a call of the closure. Raises
+    ``TypeError`` without a closure.
+
+    Source: Hager & Zhang 2005; the bound on β of their "The limited memory conjugate gradient
+    method", 2013, equation 2.3, which the scale of the loss does not change.
+
+    >>> x = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
+    >>> optimizer = NonlinearCG([x])
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+    ...     loss.backward()
+    ...     return loss
+    >>> for _ in range(60):
+    ...     _ = optimizer.step(closure)
+    >>> bool(closure() < 1e-20)
+    True
+    """
+
+    whole = ("lr", "maximize")
+
+    def __init__(
+        self,
+        params: Parameters,
+        *,
+        lr: float = 1.0,
+        maximize: bool = False,
+        max_evaluations: int = 40,
+    ) -> None:
+        self._max_evaluations = max_evaluations
+        super().__init__(params, {"lr": lr, "maximize": maximize}, None)
+
+    def _find(self, start: Start) -> Outcome:
+        if start.objective is None or start.loss is None:
+            raise TypeError(
+                "NonlinearCG needs step(closure), and the loss that the closure returns: "
+                "zero_grad(), compute the loss, loss.backward(), return loss"
+            )
+        g = start.gradient.double()
+        direction = self._direction(start, g)
+        found = self._search(start, g, direction)
+        if not found.accepted and not torch.equal(direction, -g):
+            self._counters.pop("length", None)
+            direction = -g
+            found = self._search(start, g, direction)
+        report = StepReport(
+            StepStatus.ACCEPTED, step_scale=found.alpha, solver="hager_zhang",
+            actual_reduction=float(start.loss) - found.value,
+        )  # fmt: skip
+        if not found.accepted:
+            nonfinite = found.status is WolfeStatus.NONFINITE
+            status = StepStatus.NONFINITE_LOSS if nonfinite else StepStatus.NO_IMPROVEMENT
+            for name in ("gradient", "direction"):
+                self._forget(name, start.parameters)
+            return Outcome(None, StepReport(status, solver="hager_zhang"))
+        self._remember("gradient", start.parameters, start.gradient)
+        self._remember("direction", start.parameters, direction.to(start.theta))
+        self._counters["length"] = found.alpha
+        return Outcome(_along(start, direction, found.alpha), report)
+
+    def _direction(self, start: Start, g: Tensor) -> Tensor:
+        last, d = (self._remembered(name, start.parameters) for name in ("gradient", "direction"))
+        if last is None or d is None:
+            return -g
+        last, d = last.double(), d.double()
+        y = g - last
+        dy = d @ y
+        beta = (y @ g - 2 * (y @ y) * (d @ g) / dy) / dy
+        beta = torch.maximum(beta, ETA * (d @ last) / (d @ d))
+        direction = beta * d - g
+        descends = (direction @ g < 0) & torch.isfinite(direction).all()
+        return direction if bool(descends) else -g
+
+    def _search(self, start: Start, g: Tensor, direction: Tensor) -> WolfeResult:
+        assert start.objective is not None
+        assert start.loss is not None
+        objective, loss = start.objective, float(start.loss)
+
+        def evaluate(alpha: float) -> tuple[float, float]:
+            theta = _along(start, direction, alpha)
+            if not bool(torch.isfinite(theta).all()):
+                return math.inf, math.inf
+            value, gradient = objective.value_and_gradient(start.parameters, theta)
+            return float(value), float(gradient.double() @ direction)
+
+        slope = float(g @ direction)
+        return approximate_wolfe(
+            evaluate, initial=self._initial(start, g, slope, evaluate), value=loss, slope=slope,
+            max_evaluations=self._max_evaluations,
+        )  # fmt: skip
+
+    def _initial(self, start: Start, g: Tensor, slope: float, evaluate: Slope) -> float:
+        """I0 to I2: a hundredth of the parameters' size at first; then the minimum of a parabola
+        through a short probe, or twice the last length."""
+        assert start.loss is not None
+        lr, loss = float(self._setting("lr")) or 1.0, float(start.loss)
+        last: float | None = self._counters.get("length")
+        if last is None:
+            largest = float(start.theta.abs().amax()) / float(g.abs().amax())
+            by_value = 2 * abs(loss) / float(g @ g)
+            return lr * FIRST * (largest or by_value or 1.0 / float(g.abs().amax()))
+        probe = PROBE * last
+        value, _ = evaluate(probe)
+        rise = value - loss - probe * slope
+        if value <= loss and rise > 0:
+            return lr * (-slope * probe**2 / (2 * rise))
+        return lr * GROW * last
+
+
+def _along(start: Start, direction: Tensor, alpha: float) -> Tensor:
+    return (start.theta.double() + alpha * direction).to(start.theta)

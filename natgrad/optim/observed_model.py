@@ -1,0 +1,183 @@
+"""The batches behind the gradients in ``.grad``, seen by a hook on the model.
+
+Curvature needs a model's inputs; ``step()`` is given none. So a forward hook watches the model: a
+call made in training mode, with gradients enabled, counts from the moment that a backward pass
+comes through its outputs. Several forward passes before one step (gradient accumulation) all
+count; validation passes, and those whose loss was thrown away, do not.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from natgrad.curvature import LinearOperator
+
+
+@dataclass
+class Batch:
+    """One call of the model. ``output_gradient`` is ∂loss/∂output where the output is a tensor."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output_gradient: Tensor | None = None
+    counted: bool = False
+
+    def split(self) -> tuple[list[Tensor], Callable[[list[Tensor]], tuple[Any, Any]]]:
+        """The tensors to cut along dimension 0, all of the first one's length, and how to put the
+        arguments together again; the others (masks, flags) are whole in every chunk."""
+        leaves, structure = tree_flatten((self.args, self.kwargs))
+        lengths = [leaf.shape[0] if _has_length(leaf) else None for leaf in leaves]
+        first = next((length for length in lengths if length is not None), None)
+        cut = [i for i, length in enumerate(lengths) if first is not None and length == first]
+        data = [leaves[index].detach() for index in cut] or [torch.zeros(1)]
+
+        def join(pieces: list[Tensor]) -> tuple[Any, Any]:
+            whole = list(leaves)
+            for index, piece in zip(cut, pieces, strict=False):
+                whole[index] = piece
+            args, kwargs = tree_unflatten(whole, structure)
+            return args, kwargs
+
+        return data, join
+
+
+class ObservedModel:
+    """``model`` and the batches that its gradients are made of; ``clear()`` forgets them.
+
+    Copies and pickles of the model carry a hook that does nothing.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.batches: list[Batch] = []
+        self._watch()
+
+    def _watch(self) -> None:
+        self._paused = False
+        handle = self.model.register_forward_hook(_Hook(self), with_kwargs=True)
+        weakref.finalize(self, handle.remove)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.model, self.batches = state["model"], []
+        self._watch()
+
+    def clear(self) -> None:
+        self.batches = []
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, calls of the model do not count."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def saw(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._paused or not torch.is_grad_enabled() or not self.model.training:
+            return
+        batch = Batch(args, kwargs)
+        tensors = [
+            leaf
+            for leaf in tree_flatten(output)[0]
+            if isinstance(leaf, Tensor) and leaf.requires_grad
+        ]
+
+        def count(gradient: Tensor) -> None:
+            if output is tensors[0]:
+                known = batch.output_gradient
+                batch.output_gradient = gradient if known is None else known + gradient
+            if not batch.counted:
+                batch.counted = True
+                self.batches.append(batch)
+
+        if not tensors:  # a distribution, say, whose tensors are not ours to find
+            batch.counted = True
+            self.batches.append(batch)
+        for tensor in tensors:
+            tensor.register_hook(count)  # type: ignore[no-untyped-call]
+
+    def call(self, pieces: list[Tensor], join: Callable[..., Any]) -> Any:
+        """The model's output for the data of a batch, or a chunk of them, in full precision."""
+        parameter = next(self.model.parameters())
+        args, kwargs = join([_unhalved(piece, parameter.dtype) for piece in pieces])
+        with self.paused(), torch.autocast(parameter.device.type, enabled=False):
+            return self.model(*args, **kwargs)
+
+    def required_batches(self) -> list[Batch]:
+        """The batches. Raises ``RuntimeError`` where there are none."""
+        if not self.batches:
+            raise RuntimeError(
+                f"no batch of {type(self.model).__name__} is known: between the last step and this "
+                "one, no backward pass came through its outputs. Call the model itself, not its "
+                "parts, in training mode (model.train()), and loss.backward() after it; or pass "
+                "curvature=... in place of the model"
+            )
+        return self.batches
+
+    def curvature(
+        self, make: Callable[[Callable[[Any], Any], Any], LinearOperator]
+    ) -> LinearOperator:
+        """The mean over the batches, by their lengths, of ``make(forward, data)``."""
+        operators, lengths = [], []
+        for batch in self.required_batches():
+            data, join = batch.split()
+            operators.append(make(partial(self.call, join=join), data))
+            lengths.append(len(data[0]))
+        total = operators[0]
+        if len(operators) > 1:
+            total = operators[0] * (lengths[0] / sum(lengths))
+            for operator, length in zip(operators[1:], lengths[1:], strict=True):
+                total = total + operator * (length / sum(lengths))
+        return total
+
+
+class _Hook:
+    """A forward hook that keeps nothing alive, and that no copy of the model shares."""
+
+    def __init__(self, observed: ObservedModel) -> None:
+        self._observed: Callable[[], ObservedModel | None] = weakref.ref(observed)
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        observed = self._observed()
+        if observed is not None and observed.model is module:
+            observed.saw(args, kwargs, output)
+
+    def __deepcopy__(self, memo: Any) -> _Hook:
+        return _idle()
+
+    def __reduce__(self) -> tuple[Callable[[], _Hook], tuple[()]]:
+        return _idle, ()
+
+
+def _idle() -> _Hook:
+    hook = _Hook.__new__(_Hook)
+    hook._observed = _nothing
+    return hook
+
+
+def _nothing() -> None:
+    return None
+
+
+def _has_length(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0
+
+
+def _unhalved(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.to(dtype) if half else tensor

@@ -1,0 +1,100 @@
+"""Candidates at ever smaller radii until one keeps what the model promises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from natgrad.optim.report import StepReport, StepStatus
+from natgrad.optim.second_order import Start
+from natgrad.solvers import Solution, Status
+from natgrad.trust_region import reduction_ratio, update_radius
+
+SMALLEST = 2.0**-1000  # of a radius: a float's range ends below it
+
+
+class SolveRadius(Protocol):
+    def __call__(self, *, radius: float) -> Solution[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class RadiusSearch:
+    """θ to go on from or None, the ``radius`` of the next step, and what led to them."""
+
+    theta: Tensor | None
+    status: StepStatus
+    radius: float
+    tried_radius: float
+    solution: Solution[Tensor]
+    iterations: int
+    predicted: float
+    actual: float
+
+    def account(self, report: StepReport) -> StepReport:
+        return replace(
+            report, status=self.status, iterations=self.iterations, radius=self.tried_radius,
+            predicted_reduction=self.predicted, actual_reduction=self.actual,
+            step_scale=float(self.theta is not None), solver_status=self.solution.status,
+        )  # fmt: skip
+
+
+def search_radius(
+    start: Start,
+    solve: SolveRadius,
+    radius: float,
+    rates: Tensor,
+    multiply: Callable[[Tensor], Tensor],
+    *,
+    accept_ratio: float,
+    max_attempts: int,
+) -> RadiusSearch:
+    """The first candidate θ + lr s, ‖s‖ <= radius, whose reduction ratio is above ``accept_ratio``.
+
+    ``solve`` answers for every radius with s and A s, ``multiply`` is v ↦ A v, taken only where
+    learning rates differ. A refused candidate takes the radius to a quarter of its length.
+    """
+    assert start.loss is not None
+    loss, g = float(start.loss), start.gradient.double()
+    eps = torch.finfo(start.theta.dtype).eps
+    iterations, seen_finite = 0, False
+    predicted = actual = math.nan
+    status, tried = StepStatus.NO_IMPROVEMENT, radius
+    for _ in range(max_attempts):
+        tried, s = radius, solve(radius=radius)
+        iterations = max(iterations, s.iterations)
+        if s.status is Status.NONFINITE:
+            status = StepStatus.NONFINITE_CURVATURE
+            break
+        step = rates * s.x
+        image = multiply(step) if rates.ndim else rates * s.Ax
+        predicted = -float(g @ step.double() + step.double() @ image.double() / 2)
+        if not predicted > 0:
+            status = StepStatus.NOT_DESCENT if math.isfinite(predicted) else (
+                StepStatus.NONFINITE_CURVATURE
+            )  # fmt: skip
+            break
+        theta = start.theta + step
+        if torch.equal(theta, start.theta):
+            break
+        value = float(start.evaluate(theta)[0])
+        seen_finite = seen_finite or math.isfinite(value)
+        ratio, actual = reduction_ratio(loss, value, predicted, epsilon=eps), loss - value
+        length = float(torch.linalg.vector_norm(s.x, dtype=torch.float64))
+        accepted = ratio > accept_ratio
+        if not accepted:
+            radius = min(radius, length)  # a step inside stays what it is until the radius cuts it
+        inside = s.status in (Status.CONVERGED, Status.STAGNATED) and not s.multiplier
+        radius = max(update_radius(radius, ratio, at_boundary=not inside), SMALLEST)
+        if accepted:
+            return RadiusSearch(
+                theta, StepStatus.ACCEPTED, radius, tried, s, iterations, predicted, actual
+            )
+    else:
+        if not seen_finite:
+            status = StepStatus.NONFINITE_LOSS
+    return RadiusSearch(None, status, radius, tried, s, iterations, predicted, math.nan)
