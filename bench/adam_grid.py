@@ -1,9 +1,7 @@
 """Adam tuned on a deep autoencoder: learning rates, batch sizes and decays, by wall-clock.
 
-    .venv/bin/python bench/adam_grid.py --task digits --budget 20 \\
-        --learning-rates 3e-4 1e-3 3e-3 1e-2
-    .venv/bin/python bench/adam_grid.py --task curves --budget 40 \\
-        --learning-rates 3e-4 1e-3 3e-3 1e-2
+    .venv/bin/python bench/adam_grid.py --task digits --budget 20
+    .venv/bin/python bench/adam_grid.py --task curves --budget 40
 
 Loss (cross-entropy) and squared error are over the whole training set, at about 20 log-spaced
 times; the clock stands still meanwhile. A run whose CPU seconds fall behind its budget shared its
@@ -21,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,14 +48,15 @@ class Arguments:
     """Seed of the initial weights and of the batches; the images are always the same."""
     images: int = 5_000
     """Curves to train on."""
-    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     """To try."""
     batch_sizes: tuple[int, ...] = ()
     """To try; by default those that the task suggests."""
     decays: tuple[Decay, ...] = ("constant", "cosine")
     """Of the learning rate: none, or to 0 at the end of the budget."""
     out: Path | None = None
-    """Where the figures go; by default bench/results/adam_grid_TASK.json."""
+    """Where the figures go; by default bench/results/adam_grid_TASK.json. Settings that it holds
+    from runs that differ in nothing else stay."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +135,23 @@ def train(task: AutoencoderTask, setting: Setting, budget: float, seed: int) -> 
     raise AssertionError("the batches have no end")
 
 
+def earlier(path: Path, record: dict[str, Any]) -> dict[Setting, Run]:
+    """The runs that the file holds, if all but their settings is as in ``record``."""
+    old = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    entries = old.pop("runs")
+    if old != json.loads(json.dumps(record)):
+        return {}
+    runs = [
+        Run(
+            Setting(**entry["setting"]),
+            entry["cpu_seconds"],
+            [Point(**point) for point in entry["curve"]],
+        )
+        for entry in entries
+    ]
+    return {run.setting: run for run in runs}
+
+
 def main(arguments: Arguments) -> None:
     torch.set_num_threads(arguments.threads)
     task = next(task for task in tasks(arguments.images) if task.name == arguments.task)
@@ -144,28 +160,30 @@ def main(arguments: Arguments) -> None:
     )
     out = arguments.out or Path(__file__).parent / "results" / f"adam_grid_{task.name}.json"
     record = {
-        "arguments": {k: v for k, v in asdict(arguments).items() if k != "out"},
+        "task": task.name,
+        "sizes": task.sizes,
+        "images": len(task.data),
+        "entropy": task.entropy,
+        "budget": arguments.budget,
+        "threads": arguments.threads,
+        "seed": arguments.seed,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "scikit-learn")},
         },
-        "images": len(task.data),
-        "sizes": task.sizes,
-        "entropy": task.entropy,
     }
-    runs: list[Run] = []
+    runs = earlier(out, record)
     for setting in itertools.starmap(Setting, grid):
-        runs.append(train(task, setting, arguments.budget, arguments.seed))
-        print(setting, runs[-1].final, f"{runs[-1].cpu_seconds:.1f} CPU seconds", flush=True)
+        runs[setting] = train(task, setting, arguments.budget, arguments.seed)
+        print(runs[setting].final, f"{runs[setting].cpu_seconds:.1f} CPU s", setting, flush=True)
         # NaN, which compares with nothing, goes last.
-        runs.sort(key=lambda run: (math.isnan(run.final.loss), run.final.loss))
+        ranked = sorted(runs.values(), key=lambda run: (math.isnan(run.final.loss), run.final.loss))
+        entries = [asdict(run) for run in ranked]
         out.parent.mkdir(exist_ok=True)
-        out.write_text(
-            json.dumps(record | {"runs": [asdict(run) for run in runs]}, indent=2) + "\n"
-        )
+        out.write_text(json.dumps(record | {"runs": entries}, indent=2) + "\n")
 
     table = Table("learning rate", "batch", "decay", "steps", "loss", "squared error", "CPU s")
-    for run in runs:
+    for run in ranked:
         setting, final = run.setting, run.final
         table.add_row(
             f"{setting.learning_rate:g}", f"{setting.batch_size}", setting.decay,

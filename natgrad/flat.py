@@ -105,6 +105,11 @@ def check_alike(tensors: Sequence[Tensor]) -> None:
                 f"tensor {index} is {tensor.dtype}; expected real floating point. View complex "
                 "parameters with torch.view_as_real"
             )
+        if tensor.layout != torch.strided:
+            raise TypeError(
+                f"tensor {index} is sparse; expected dense ones. Build an embedding with "
+                "sparse=False"
+            )
         if tensor.dtype != first.dtype or tensor.device != first.device:
             raise ValueError(
                 f"tensor {index} is {tensor.dtype} on {tensor.device}, but tensor 0 is "

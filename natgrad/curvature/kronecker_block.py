@@ -48,11 +48,7 @@ class KroneckerBlock:
     """
 
     def __init__(self, layer: Layer, A: Tensor, G: Tensor, *, reduced: bool) -> None:
-        if not bool(torch.isfinite(A).all() & torch.isfinite(G).all()):
-            raise NonFiniteFactors(
-                f"the factors of {layer.module} are not finite: its inputs, its weights or the "
-                "distribution's scores hold NaN or infinity"
-            )
+        _require_finite(f"the factors of {layer.module}", A, G)
         self.owners: Sequence[Tensor] = layer.owners
         self._layer, self._A, self._G = layer, A, G
         self._eigen: _Eigen | None = None
@@ -192,6 +188,7 @@ class DenseBlock:
     """The exact block of a few parameters together."""
 
     def __init__(self, owners: Sequence[Tensor], matrix: Tensor) -> None:
+        _require_finite("the dense block of the remaining parameters", matrix)
         self.owners, self._matrix = owners, matrix
         self._cholesky: tuple[float, Tensor] | None = None
 
@@ -229,6 +226,7 @@ class DiagonalBlock:
     """The diagonal (k,) of the block of many parameters together."""
 
     def __init__(self, owners: Sequence[Tensor], diagonal: Tensor) -> None:
+        _require_finite("the diagonal block of the remaining parameters", diagonal)
         self.owners, self._diagonal = owners, diagonal
 
     @property
@@ -260,6 +258,14 @@ class DiagonalBlock:
 
 def _shifted(matrix: Tensor, shift: Tensor | float) -> Tensor:
     return matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+
+
+def _require_finite(what: str, *factors: Tensor) -> None:
+    if not all(bool(torch.isfinite(factor).all()) for factor in factors):
+        raise NonFiniteFactors(
+            f"{what} are not finite: inputs, weights or the distribution's scores hold NaN or "
+            "infinity"
+        )
 
 
 def _singular(damping: float, what: str) -> ValueError:

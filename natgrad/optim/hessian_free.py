@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natgrad import flat
 from natgrad.curvature import GaussNewton, LinearOperator
 from natgrad.optim.curvature_source import Curvature, operator_of, require_one_source
 from natgrad.optim.likelihoods import Metric, metric_of
@@ -88,7 +87,7 @@ class HessianFree(SecondOrderOptimizer):
         require_one_source(params, model, curvature, "HessianFree(model, loss=...)")
         self._metric, self._curvature = metric_of(loss), curvature
         self._max_iterations, self._rtol = max_iterations, rtol
-        self._stop = relative_progress(progress)
+        self._progress = progress
         self._chunk_size, self._preconditioner = chunk_size, preconditioner
         defaults = {
             "lr": lr, "damping": damping, "warm_start": warm_start, "maximize": maximize,
@@ -99,12 +98,6 @@ class HessianFree(SecondOrderOptimizer):
         super()._check(group)
         require_least(group, 0, "damping", "warm_start")
 
-    def _operator(self, start: Start) -> LinearOperator:
-        return operator_of(
-            self._curvature, self._observed, self._gauss_newton, self._parameters(),
-            start.parameters,
-        )  # fmt: skip
-
     def _gauss_newton(
         self, forward: Callable[[Any], Any], data: Any, parameters: list[Tensor]
     ) -> LinearOperator:
@@ -114,14 +107,18 @@ class HessianFree(SecondOrderOptimizer):
 
     def _find(self, start: Start) -> Outcome:
         damping = float(self._setting("damping"))
-        G = self._operator(start)
+        G = operator_of(
+            self._curvature, self._observed, self._gauss_newton, self._parameters(),
+            start.parameters,
+        )  # fmt: skip
         A = G.damped(damping)
         last = self._remembered("solution", start.parameters)
         s = cg(
             A, start.gradient,
             x0=None if last is None else float(self._setting("warm_start")) * last,
             preconditioner=None if self._preconditioner is None else self._preconditioner(A),
-            rtol=self._rtol, max_iterations=self._max_iterations, stop=self._stop,
+            rtol=self._rtol, max_iterations=self._max_iterations,
+            stop=relative_progress(self._progress),
             iterate_growth=None if start.loss is None else 1.3,
         )  # fmt: skip
         report = StepReport(
@@ -137,18 +134,20 @@ class HessianFree(SecondOrderOptimizer):
             chosen, loss = self._best_iterate(start, s, rates)
         d = rates * chosen.x
         if rates.ndim:
-            # Candidates were written into the parameters: an operator belongs to one point.
-            flat.assign(start.parameters, start.theta)
-            dGd = d.double() @ (self._operator(start) @ d).double()
+            dGd = d.double() @ (G @ d).double()
         else:
             undamped = chosen.xAx - damping * chosen.x.double().square().sum()
             dGd = rates.double().square() * undamped
         slope = start.gradient.double() @ d.double()
         report = replace(
-            report, kl=float(dGd / 2), predicted_reduction=float(slope - dGd / 2), step_scale=1.0
-        )
+            report, products=G.products, kl=float(dGd / 2),
+            predicted_reduction=float(slope - dGd / 2), step_scale=1.0,
+        )  # fmt: skip
         if not bool(torch.isfinite(slope - dGd)):
             status = StepStatus.NONFINITE_CURVATURE
+            return Outcome(None, replace(report, status=status, step_scale=0.0))
+        if not bool(d.any()):  # lr is 0
+            status = StepStatus.NO_IMPROVEMENT
             return Outcome(None, replace(report, status=status, step_scale=0.0))
         if not bool(slope > 0):
             self._adapt(damping, -math.inf, d, slope)

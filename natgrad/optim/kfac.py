@@ -110,6 +110,10 @@ class KFAC(SecondOrderOptimizer):
         super().load_state_dict(state_dict)
         self._kronecker = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The factors are in `state`; the operator made of them names parameters by identity.
+        return {**super().__getstate__(), "_kronecker": None}
+
     def _find(self, start: Start) -> Outcome:
         report = StepReport(
             StepStatus.ACCEPTED, damping=float(self._setting("damping")), solver="kronecker"
@@ -164,8 +168,9 @@ class KFAC(SecondOrderOptimizer):
             covered != [id(p) for p in trained]
             or counters.get("steps", 0) % self._refresh_every == 0
         ):
-            counters["refreshes"] = counters.get("refreshes", 0) + 1
-            self._kronecker = self._refreshed(trained, counters["refreshes"])
+            count = counters.get("refreshes", 0) + 1
+            self._kronecker = self._refreshed(trained, count)
+            counters["refreshes"] = count
             self._store(self._kronecker)
         assert self._kronecker is not None
         return self._kronecker
@@ -175,18 +180,22 @@ class KFAC(SecondOrderOptimizer):
         assert self._observed is not None
         observed, kronecker = self._observed, self._kronecker
         batches = observed.required_batches()
-        share = (1 - min(self._decay, 1 - 1 / count)) / len(batches)
+        old = min(self._decay, 1 - 1 / count)
         for index, batch in enumerate(batches):
+            # In the end `old` of the old, and an equal share of each batch.
+            before = old + (1 - old) * index / len(batches)
+            after = old + (1 - old) * (index + 1) / len(batches)
             data, join = batch.split()
             # Seeded by the step alone: nothing to save, and nobody else's random numbers are drawn.
             generator = torch.Generator(trained[0].device)
             generator.manual_seed((self._seed << 40) + (count << 10) + index)
-            kronecker = Kronecker(
-                observed.model, data, forward=partial(self._distribution, join=join),
-                parameters=trained, samples=self._samples, sharing=self._sharing,
-                corrected=self._corrected, generator=generator, previous=kronecker,
-                decay=1 - share,
-            )  # fmt: skip
+            with batch.random.replayed():
+                kronecker = Kronecker(
+                    observed.model, data, forward=partial(self._distribution, join=join),
+                    parameters=trained, samples=self._samples, sharing=self._sharing,
+                    corrected=self._corrected, generator=generator, previous=kronecker,
+                    decay=before / after,
+                )  # fmt: skip
         assert kronecker is not None
         return kronecker
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from natgrad.optim.linearised import Linearised
-from natgrad.optim.trust_region_search import SolveRadius
 from natgrad.solvers import Solution, SteihaugPath, cg, least_squares, sample_space
+from natgrad.solvers.scaling import norm
 
 Method = Literal["dense", "sample_space", "cg"]
 # More backward passes than this for J cost more than conjugate gradients.
@@ -29,75 +28,89 @@ def cheapest(linear: Linearised) -> Method:
     return "dense" if n <= m else "sample_space"
 
 
-def step_for(
-    linear: Linearised,
-    method: Method,
-    *,
-    damping: float,
-    prior: Tensor | None,
-    rtol: float,
-    max_iterations: int | None,
-) -> SolveRadius:
-    """radius ↦ s minimising ½‖r + J s‖² + ½ λ‖s − s₀‖² over ‖s − s₀‖ <= radius, s₀ the ``prior``.
+class LeastSquaresStep:
+    """radius ↦ s minimising ½‖r + J s‖² + ½ λ‖D (s − s₀)‖² over ‖D (s − s₀)‖ <= radius.
 
-    ``Ax`` of the answer is JᵀJ s. One decomposition, or one Krylov path, serves every radius.
+    s₀ is the ``prior`` or 0, D the diagonal ``scale`` or I. ``Ax`` of an answer is JᵀJ s. One
+    decomposition of J D⁻¹, or one Krylov path, serves every radius.
     """
-    r = linear.r if prior is None else linear.r + linear.forward(prior)
-    solve = _from_zero(linear, method, r, damping, rtol, max_iterations)
-    if prior is None:
-        return solve
-    image = linear.multiply(prior)
 
-    def moved(*, radius: float) -> Solution[Tensor]:
-        found = solve(radius=radius)
-        return replace(found, x=prior + found.x, Ax=image + found.Ax)
-
-    return moved
-
-
-def _from_zero(
-    linear: Linearised,
-    method: Method,
-    r: Tensor,
-    damping: float,
-    rtol: float,
-    max_iterations: int | None,
-) -> SolveRadius:
-    if method == "cg":
-        return _by_products(linear, linear.transpose(r), damping, rtol, max_iterations)
-    direct: Callable[..., Solution[Tensor]]
-    direct = (least_squares(linear.dense()) if method == "dense" else sample_space(linear)).solve
-
-    def solve(*, radius: float) -> Solution[Tensor]:
-        found = direct(r, damping=damping, radius=radius)
-        return replace(found, x=-found.x, Ax=-found.Ax)
-
-    return solve
-
-
-def _by_products(
-    linear: Linearised, g: Tensor, damping: float, rtol: float, max_iterations: int | None
-) -> SolveRadius:
-    def multiply(v: Tensor) -> Tensor:
-        return linear.multiply(v) + damping * v
-
-    path = SteihaugPath(multiply, g, rtol=rtol, max_iterations=max_iterations)
-
-    def solve(*, radius: float) -> Solution[Tensor]:
-        if radius < math.inf:
-            found = path.solve(radius)
+    def __init__(
+        self,
+        linear: Linearised,
+        method: Method,
+        *,
+        damping: float,
+        prior: Tensor | None = None,
+        scale: Tensor | None = None,
+        rtol: float = 1e-6,
+        max_iterations: int | None = None,
+    ) -> None:
+        self._linear, self._damping, self._scale, self._prior = linear, damping, scale, prior
+        self._r = linear.r if prior is None else linear.r + linear.forward(prior)
+        self._image = None if prior is None else linear.multiply(prior)
+        self._rtol, self._max_iterations = rtol, max_iterations
+        self._path: SteihaugPath[Tensor] | None = None
+        if method == "dense":
+            J = linear.dense()
+            self._direct = least_squares(J if scale is None else J / scale).solve
+        elif method == "sample_space":
+            self._direct = sample_space(linear if scale is None else linear.scaled(scale)).solve
         else:
-            found = cg(multiply, -g, rtol=rtol, max_iterations=max_iterations)
-        return replace(found, Ax=found.Ax - damping * found.x)
+            self._path = SteihaugPath(
+                self._multiply, linear.transpose(self._r), rtol=rtol, max_iterations=max_iterations
+            )
 
-    return solve
+    def __call__(self, *, radius: float) -> Solution[Tensor]:
+        found = self._from_prior(radius)
+        if self._prior is None or self._image is None:
+            return found
+        return replace(found, x=self._prior + found.x, Ax=self._image + found.Ax)
+
+    def norm(self, s: Tensor) -> Tensor:
+        """‖D s‖, 0-d float64."""
+        return norm(s if self._scale is None else self._scale * s)
+
+    def bend(self, s: Solution[Tensor], second: Tensor, limit: float) -> Tensor:
+        """½ a of the path θ + s t + ½ a t² (geodesic acceleration): (JᵀJ + (λ + μ) D²) a = −Jᵀr″,
+        r″ (m,) the ``second`` derivative of r along s and μ the multiplier of s.
+
+        Zero where ‖D a‖ > ``limit`` ‖D s‖: the series is not to be trusted there.
+        """
+        a = -self._direct(second, damping=self._damping + s.multiplier).x
+        a = a if self._scale is None else a / self._scale
+        trusted = self.norm(a) <= limit * self.norm(s.x)
+        return torch.where(trusted, a / 2, 0.0)
+
+    def _from_prior(self, radius: float) -> Solution[Tensor]:
+        if self._path is not None:
+            if radius < math.inf:
+                found = self._path.solve(radius)
+            else:
+                found = cg(
+                    self._multiply, -self._linear.transpose(self._r), rtol=self._rtol,
+                    max_iterations=self._max_iterations,
+                )  # fmt: skip
+            return replace(found, Ax=found.Ax - self._damping * found.x)
+        found = self._direct(self._r, damping=self._damping, radius=radius)
+        if self._scale is None:
+            return replace(found, x=-found.x, Ax=-found.Ax)
+        return replace(found, x=-found.x / self._scale, Ax=-found.Ax * self._scale)
+
+    def _multiply(self, v: Tensor) -> Tensor:
+        return self._linear.multiply(v) + self._damping * v
 
 
-def cauchy_length(linear: Linearised, g: Tensor, theta: Tensor) -> float:
-    """‖g‖³ / ‖J g‖², how far the model falls along −g; ‖θ‖, or 1, where J g = 0."""
-    g_norm = torch.linalg.vector_norm(g, dtype=torch.float64)
-    image = linear.forward((g.double() / g_norm).to(g))
-    length = g_norm / image.double().square().sum()
+def cauchy_length(
+    linear: Linearised, g: Tensor, theta: Tensor, scale: Tensor | None = None
+) -> float:
+    """‖g‖³ / ‖J g‖², how far the model falls along −g; ‖θ‖, or 1, where J g = 0. In the coordinates
+    D θ where there is a ``scale``."""
+    if scale is not None:
+        g, theta = g / scale, scale * theta
+    unit = (g.double() / norm(g)).to(g)
+    image = linear.forward(unit if scale is None else unit / scale)
+    length = norm(g) / norm(image).square()
     if not bool((length > 0) & torch.isfinite(length)):
-        length = torch.linalg.vector_norm(theta, dtype=torch.float64)
+        length = norm(theta)
     return float(length) or 1.0

@@ -16,17 +16,17 @@ from natgrad.curvature.traceless import Forward
 from natgrad.optim.observed_model import ObservedModel
 from natgrad.optim.second_order import Start
 
+# Of a gradient: what a forward pass in bfloat16, or a spectral norm's next iteration, explains.
+MISFIT = 0.1
+
 
 class Linearised:
     """r (m,) and J (m, n) of ½‖r + J s‖². ``products`` counts products with J and with Jᵀ, two for
     JᵀJ; ``dense()`` forms J once, after which products are matrix-vector products."""
 
-    def __init__(
-        self, r: Tensor, slots: Slots, matrix: Tensor | None, graph: Tensor | None
-    ) -> None:
-        self.r, self.n = r, slots.size
-        self._matrix = matrix
-        self._jacobian = Jacobian((graph,), slots) if graph is not None else None
+    def __init__(self, r: Tensor, matrix: Tensor | None, jacobian: Jacobian | None, n: int) -> None:
+        self.r, self.n = r, n
+        self._matrix, self._jacobian = matrix, jacobian
         self.given = matrix is not None
         self.products = 0
 
@@ -57,6 +57,15 @@ class Linearised:
             self._matrix = self._jacobian.to_dense()
         return self._matrix
 
+    def column_norms(self) -> Tensor:
+        """‖J eᵢ‖ (n,), from J."""
+        found: Tensor = torch.linalg.vector_norm(self.dense(), dim=0)
+        return found
+
+    def scaled(self, scale: Tensor) -> Linearised:
+        """J D⁻¹ in place of J."""
+        return Linearised(self.r, self.dense() / scale, None, self.n)
+
     def to_dense(self) -> Tensor:
         """J Jᵀ (m, m), which :func:`natgrad.sample_space` asks for."""
         return self.dense() @ self.dense().mT
@@ -70,14 +79,15 @@ def of_residuals(
     r = residuals.detach().reshape(-1)
     if jacobian is None:
         with torch.enable_grad():
-            return Linearised(r, slots, None, residuals.reshape(-1))
+            jacobian_of = Jacobian((residuals.reshape(-1),), slots)
+            return Linearised(r, None, jacobian_of, slots.size)
     matrix = jacobian().detach()
     if matrix.shape != (len(r), slots.size) or matrix.dtype != r.dtype:
         raise ValueError(
             f"jacobian() must return ({len(r)}, {slots.size}) of {r.dtype}, residuals by trained "
             f"parameters, got {tuple(matrix.shape)} of {matrix.dtype}"
         )
-    return Linearised(r, slots, matrix, None)
+    return Linearised(r, matrix, None, slots.size)
 
 
 def of_model(observed: ObservedModel | None, start: Start) -> Linearised:
@@ -95,22 +105,36 @@ def of_model(observed: ObservedModel | None, start: Start) -> Linearised:
     slots, outputs, gradients = Slots(start.parameters), [], []
     for batch in observed.batches:
         data, join = batch.split()
-        forward = Forward(partial(observed.call, join=join), start.theta.device)
+        with batch.random.replayed():
+            forward = Forward(partial(observed.call, join=join), start.theta.device)
         with forward.replayed():
             output = forward(data)
         u = batch.output_gradient
         if not isinstance(output, Tensor) or u is None or u.shape != output.shape:
             raise ValueError("LevenbergMarquardt(model) needs a model whose output is one tensor")
-        outputs.append(output.reshape(-1))
+        outputs.append(output)
         gradients.append(u.detach().to(output.dtype).reshape(-1))
-    counts = [len(output) for output in outputs]
+    counts = [output.numel() for output in outputs]
     scale = 1.0 if start.loss is None else _scale(start.loss, gradients, counts, observed)
     # c of each batch, whose loss is scale times the mean of its squared errors.
     roots = [math.sqrt(2 * scale / count) for count in counts]
     with torch.enable_grad():
-        graph = torch.cat([root * y for root, y in zip(roots, outputs, strict=True)])
+        graph = torch.cat([root * y.reshape(-1) for root, y in zip(roots, outputs, strict=True)])
     r = torch.cat([u / root for root, u in zip(roots, gradients, strict=True)])
-    return Linearised(r, slots, None, graph)
+    linear = Linearised(r, None, Jacobian((graph,), slots), slots.size)
+    linear.r = _factor(linear, start.gradient) * r
+    return linear
+
+
+def _factor(linear: Linearised, gradient: Tensor) -> Tensor:
+    """The k of gradient = k Jᵀr, which is 1 but for a GradScaler, clipping and the like."""
+    mine, g = linear.transpose(linear.r).double(), gradient.double()
+    k = mine @ g / (mine @ mine)
+    if bool(torch.isfinite(mine).all()) and not bool(
+        torch.linalg.vector_norm(g - k * mine) <= MISFIT * torch.linalg.vector_norm(g)
+    ):
+        raise _not_squared_errors("gradient")
+    return k.to(gradient)
 
 
 def _scale(
@@ -127,13 +151,18 @@ def _scale(
     assert first is not None
     samples = first.shape[0] if first.ndim else 1
     known = [1.0, float(counts[0]), counts[0] / samples, 1 / batches]
-    if all(abs(scale / (half * k) - 1) > 1e-3 for k in known for half in (1.0, 0.5)):
-        raise ValueError(
-            "the loss is not a sum or mean of squared errors of the model's outputs (a "
-            "regulariser, weights, another loss?): return the residuals themselves from the "
-            "closure, with all of these in them"
-        )
+    rounding = max(1e-3, 4 * torch.finfo(first.dtype).eps)
+    if all(abs(scale / (half * k) - 1) > rounding for k in known for half in (1.0, 0.5)):
+        raise _not_squared_errors("loss")
     return scale
+
+
+def _not_squared_errors(what: str) -> ValueError:
+    return ValueError(
+        f"the {what} is not that of a sum or mean of squared errors of the model's outputs (a "
+        "regulariser, weights, another loss?): return the residuals themselves from the closure, "
+        "with all of these in them"
+    )
 
 
 def is_residuals(returned: Any) -> bool:

@@ -62,6 +62,8 @@ class NonlinearCG(SecondOrderOptimizer):
                 "NonlinearCG needs step(closure), and the loss that the closure returns: "
                 "zero_grad(), compute the loss, loss.backward(), return loss"
             )
+        if not float(self._setting("lr")):
+            return Outcome(None, StepReport(StepStatus.NO_IMPROVEMENT, solver="hager_zhang"))
         g = start.gradient.double()
         direction = self._direction(start, g)
         found = self._search(start, g, direction)
@@ -119,7 +121,7 @@ class NonlinearCG(SecondOrderOptimizer):
         """I0 to I2: a hundredth of the parameters' size at first; then the minimum of a parabola
         through a short probe, or twice the last length."""
         assert start.loss is not None
-        lr, loss = float(self._setting("lr")) or 1.0, float(start.loss)
+        lr, loss = float(self._setting("lr")), float(start.loss)
         last: float | None = self._counters.get("length")
         if last is None:
             largest = float(start.theta.abs().amax()) / float(g.abs().amax())

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.overrides import TorchFunctionMode
 
 from natgrad import flat
@@ -64,19 +65,23 @@ class Objective:
         with torch.enable_grad(), self._state.replayed(), preserved_buffers():
             return self._closure()
 
-    def value(self, parameters: Sequence[Tensor], theta: Tensor) -> Tensor:
-        """f(θ), at the cost of a forward pass: the closure's ``backward()`` calls are skipped.
-
-        A closure that cannot do without their gradients is called as it is from then on.
+    def at(self, parameters: Sequence[Tensor], theta: Tensor, start: Tensor) -> Any:
+        """What the closure returns at θ, at the cost of a forward pass: its ``backward()`` calls
+        are skipped. A closure that cannot do without their gradients is called whole from then on.
+        The parameters are ``start`` before and after.
         """
-        flat.assign(parameters, theta)
-        if self._forward_suffices:
-            try:
-                with _WithoutBackward():
-                    return self._sign * self._loss_of(self.again())
-            except Exception:
-                self._forward_suffices = False
-        return self._sign * self._loss_of(self.again())
+        with _moved(parameters, theta, start):
+            if self._forward_suffices:
+                try:
+                    with _WithoutBackward():
+                        return self.again()
+                except Exception:
+                    self._forward_suffices = False
+            return self.again()
+
+    def value(self, parameters: Sequence[Tensor], theta: Tensor, start: Tensor) -> Tensor:
+        """f(θ), 0-d float64, as cheaply as :meth:`at`."""
+        return self._sign * self._loss_of(self.at(parameters, theta, start))
 
     def value_and_gradient(
         self, parameters: Sequence[Tensor], theta: Tensor
@@ -106,6 +111,20 @@ def gathered(parameters: Sequence[Tensor]) -> Tensor:
         torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for parameter in parameters
     )
+
+
+@contextmanager
+def _moved(parameters: Sequence[Tensor], theta: Tensor, start: Tensor) -> Iterator[None]:
+    """Inside, the parameters are θ; then ``start`` again, bit for bit. Autograd counts no change, so
+    that an operator which was built at ``start`` stays usable."""
+    with ExitStack() as stack:
+        for parameter in parameters:
+            stack.enter_context(_unsafe_preserve_version_counter(parameter))
+        try:
+            flat.assign(parameters, theta)
+            yield
+        finally:
+            flat.assign(parameters, start)
 
 
 class _WithoutBackward(TorchFunctionMode):

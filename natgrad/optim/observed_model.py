@@ -17,19 +17,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from natgrad.curvature import LinearOperator
+from natgrad.curvature.traceless import RandomState
 
 
 @dataclass
 class Batch:
-    """One call of the model. ``output_gradient`` is ∂loss/∂output where the output is a tensor."""
+    """One call of the model. ``random`` is the state of the generators that it drew from,
+    ``version`` counts how often the parameters had been changed, ``output_gradient`` is
+    ∂loss/∂output where the output is a tensor."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    random: RandomState
+    version: int
     output_gradient: Tensor | None = None
-    counted: bool = False
 
     def split(self) -> tuple[list[Tensor], Callable[[list[Tensor]], tuple[Any, Any]]]:
         """The tensors to cut along dimension 0, all of the first one's length, and how to put the
@@ -63,8 +68,12 @@ class ObservedModel:
 
     def _watch(self) -> None:
         self._paused = False
-        handle = self.model.register_forward_hook(_Hook(self), with_kwargs=True)
-        weakref.finalize(self, handle.remove)
+        self._parameters = list(self.model.parameters())
+        for handle in (
+            self.model.register_forward_pre_hook(_Hook(self.begins)),
+            self.model.register_forward_hook(_Hook(self.saw), with_kwargs=True),
+        ):
+            weakref.finalize(self, handle.remove)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model}
@@ -74,7 +83,9 @@ class ObservedModel:
         self._watch()
 
     def clear(self) -> None:
-        self.batches = []
+        """Forget the batches; not while paused, when a search calls the closure again."""
+        if not self._paused:
+            self.batches = []
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -85,26 +96,39 @@ class ObservedModel:
         finally:
             self._paused = before
 
-    def saw(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _watches(self) -> bool:
         if self._paused or not torch.is_grad_enabled() or not self.model.training:
-            return
-        batch = Batch(args, kwargs)
-        tensors = [
-            leaf
-            for leaf in tree_flatten(output)[0]
-            if isinstance(leaf, Tensor) and leaf.requires_grad
-        ]
+            return False
+        # In torch.func the parameters are somebody's substitutes, and so are the gradients.
+        return isinstance(next(self.model.parameters(), None), nn.Parameter)
 
+    def begins(self, args: tuple[Any, ...]) -> None:
+        if not self._watches():
+            return
+        if self.batches and all(parameter.grad is None for parameter in self._parameters):
+            self.batches = []  # the zero_grad() of the model, or of another optimizer
+        self._random = RandomState(self._parameters[0].device)
+
+    def saw(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not self._watches():
+            return
+        version = sum(parameter._version for parameter in self._parameters)
+        batch = Batch(args, kwargs, self._random, version)
+        alone = isinstance(output, Tensor)
+
+        # Names neither the output nor a tensor of it: a cycle would keep the graph until gc.
         def count(gradient: Tensor) -> None:
-            if output is tensors[0]:
+            if all(known is not batch for known in self.batches):
+                batch.output_gradient = None
+                # Another optimizer's step leaves the gradients before it behind.
+                self.batches = [known for known in self.batches if known.version == version]
+                self.batches.append(batch)
+            if alone:
                 known = batch.output_gradient
                 batch.output_gradient = gradient if known is None else known + gradient
-            if not batch.counted:
-                batch.counted = True
-                self.batches.append(batch)
 
-        if not tensors:  # a distribution, say, whose tensors are not ours to find
-            batch.counted = True
+        tensors = [tensor for tensor in _tensors(output) if tensor.requires_grad]
+        if not tensors:  # an object whose tensors are not ours to find
             self.batches.append(batch)
         for tensor in tensors:
             tensor.register_hook(count)  # type: ignore[no-untyped-call]
@@ -134,7 +158,8 @@ class ObservedModel:
         operators, lengths = [], []
         for batch in self.required_batches():
             data, join = batch.split()
-            operators.append(make(partial(self.call, join=join), data))
+            with batch.random.replayed():
+                operators.append(make(partial(self.call, join=join), data))
             lengths.append(len(data[0]))
         total = operators[0]
         if len(operators) > 1:
@@ -147,15 +172,13 @@ class ObservedModel:
 class _Hook:
     """A forward hook that keeps nothing alive, and that no copy of the model shares."""
 
-    def __init__(self, observed: ObservedModel) -> None:
-        self._observed: Callable[[], ObservedModel | None] = weakref.ref(observed)
+    def __init__(self, method: Callable[..., None]) -> None:
+        self._method: Callable[[], Any] = weakref.WeakMethod(method)
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        observed = self._observed()
-        if observed is not None and observed.model is module:
-            observed.saw(args, kwargs, output)
+    def __call__(self, module: nn.Module, *call: Any) -> None:
+        method = self._method()
+        if method is not None and method.__self__.model is module:
+            method(*call)
 
     def __deepcopy__(self, memo: Any) -> _Hook:
         return _idle()
@@ -166,12 +189,21 @@ class _Hook:
 
 def _idle() -> _Hook:
     hook = _Hook.__new__(_Hook)
-    hook._observed = _nothing
+    hook._method = _nothing
     return hook
 
 
 def _nothing() -> None:
     return None
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors in nested containers and distributions."""
+    for leaf in tree_flatten(output)[0]:
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, Distribution):
+            yield from _tensors(vars(leaf))
 
 
 def _has_length(leaf: Any) -> bool:

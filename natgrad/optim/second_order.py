@@ -38,7 +38,7 @@ class Start:
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float]:
         """(loss, 0) at θ, as :func:`natgrad.backtracking` wants it."""
         assert self.objective is not None
-        return self.objective.value(self.parameters, theta), 0.0
+        return self.objective.value(self.parameters, theta, self.theta), 0.0
 
 
 class Outcome(NamedTuple):
@@ -73,7 +73,11 @@ class SecondOrderOptimizer(Optimizer):
         super().__init__(parameters, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch.optim; one dtype and device for all, float32 or float64."""
+        """As in torch.optim; one dtype and device for all, float32 or float64. What belongs to the
+        whole step is that of the other groups, as it is by now, where the new one does not say."""
+        if self.param_groups:
+            known = {name: self._setting(name) for name in self.whole}
+            param_group = {**known, **param_group} if isinstance(param_group, dict) else param_group
         super().add_param_group(param_group)
         try:
             flat.check_alike(self._parameters())

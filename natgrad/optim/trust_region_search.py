@@ -13,6 +13,7 @@ from torch import Tensor
 from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.second_order import Start
 from natgrad.solvers import Solution, Status
+from natgrad.solvers.scaling import norm
 from natgrad.trust_region import reduction_ratio, update_radius
 
 SMALLEST = 2.0**-1000  # of a radius: a float's range ends below it
@@ -52,11 +53,15 @@ def search_radius(
     *,
     accept_ratio: float,
     max_attempts: int,
+    norm: Callable[[Tensor], Tensor] = norm,
+    bend: Callable[[Solution[Tensor]], Tensor] | None = None,
 ) -> RadiusSearch:
     """The first candidate θ + lr s, ‖s‖ <= radius, whose reduction ratio is above ``accept_ratio``.
 
     ``solve`` answers for every radius with s and A s, ``multiply`` is v ↦ A v, taken only where
-    learning rates differ. A refused candidate takes the radius to a quarter of its length.
+    learning rates differ; ``norm`` is the one that the radius bounds. A refused candidate takes the
+    radius to a quarter of its length. ``bend(solution)`` is added to s, beyond what the quadratic
+    model knows.
     """
     assert start.loss is not None
     loss, g = float(start.loss), start.gradient.double()
@@ -74,22 +79,24 @@ def search_radius(
         image = multiply(step) if rates.ndim else rates * s.Ax
         predicted = -float(g @ step.double() + step.double() @ image.double() / 2)
         if not predicted > 0:
-            status = StepStatus.NOT_DESCENT if math.isfinite(predicted) else (
-                StepStatus.NONFINITE_CURVATURE
-            )  # fmt: skip
+            status = _without_promise(predicted, 1e3 * eps * abs(loss))
             break
+        if bend is not None:
+            step = step + rates * bend(s)
         theta = start.theta + step
         if torch.equal(theta, start.theta):
             break
         value = float(start.evaluate(theta)[0])
         seen_finite = seen_finite or math.isfinite(value)
         ratio, actual = reduction_ratio(loss, value, predicted, epsilon=eps), loss - value
-        length = float(torch.linalg.vector_norm(s.x, dtype=torch.float64))
         accepted = ratio > accept_ratio
         if not accepted:
-            radius = min(radius, length)  # a step inside stays what it is until the radius cuts it
+            radius = min(
+                radius, float(norm(s.x))
+            )  # a step inside stays what it is until the radius cuts it
         inside = s.status in (Status.CONVERGED, Status.STAGNATED) and not s.multiplier
-        radius = max(update_radius(radius, ratio, at_boundary=not inside), SMALLEST)
+        if math.isfinite(radius):
+            radius = max(update_radius(radius, ratio, at_boundary=not inside), SMALLEST)
         if accepted:
             return RadiusSearch(
                 theta, StepStatus.ACCEPTED, radius, tried, s, iterations, predicted, actual
@@ -98,3 +105,10 @@ def search_radius(
         if not seen_finite:
             status = StepStatus.NONFINITE_LOSS
     return RadiusSearch(None, status, radius, tried, s, iterations, predicted, math.nan)
+
+
+def _without_promise(predicted: float, rounding: float) -> StepStatus:
+    """What a model says that promises no reduction."""
+    if not math.isfinite(predicted):
+        return StepStatus.NONFINITE_CURVATURE
+    return StepStatus.NO_IMPROVEMENT if -predicted <= rounding else StepStatus.NOT_DESCENT

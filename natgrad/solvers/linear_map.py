@@ -57,9 +57,8 @@ def as_multiply(
 
     by_columns = not hasattr(operator, "__matmul__")
 
-    def multiply(vector: Tensor) -> Tensor:
-        if by_columns and vector.ndim == 2:
-            return torch.stack([multiply(column) for column in vector.mT.contiguous()], dim=1)
+    # Two functions: one that calls itself is a cycle, and would keep the operator until gc.
+    def checked(vector: Tensor) -> Tensor:
         product = apply(vector.cpu().numpy() if wants_numpy else vector)
         if not isinstance(product, Tensor):
             if np.iscomplexobj(product):
@@ -71,6 +70,11 @@ def as_multiply(
                 f"{tuple(product.shape)} and {product.dtype}; expected the same shape and dtype"
             )
         return product.detach()
+
+    def multiply(vector: Tensor) -> Tensor:
+        if by_columns and vector.ndim == 2:
+            return torch.stack([checked(column) for column in vector.mT.contiguous()], dim=1)
+        return checked(vector)
 
     return multiply
 

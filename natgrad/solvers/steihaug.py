@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic
@@ -99,7 +100,8 @@ class SteihaugPath(Generic[V]):
         g_norm = norm(self._g_hat)
         self._tolerance = torch.maximum(rtol * g_norm, atol / self._g_scale.double())
         self._products = 0
-        self._legs = self._walk()
+        # By proxy: a generator that holds its own holder would keep A until gc.
+        self._legs = type(self)._walk(weakref.proxy(self))
         self._kept: list[_Leg | _End] = []
 
     def solve(self, radius: float) -> Solution[V]:

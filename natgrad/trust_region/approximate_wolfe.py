@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -143,7 +144,8 @@ class _Search:
         if self.found is not None:
             return WolfeResult(*self.found, WolfeStatus.ACCEPTED, self.evaluations)
         status = WolfeStatus.NO_IMPROVEMENT
-        if self._best is not self._start:
+        rounding = 4 * sys.float_info.epsilon * abs(self._start.value)
+        if self._best.value < self._start.value - rounding:
             status = WolfeStatus.MAX_EVALUATIONS
         elif not self._seen_finite:
             status = WolfeStatus.NONFINITE
