@@ -17,6 +17,7 @@ from natgrad.curvature.kronecker_block import (
     DenseBlock,
     DiagonalBlock,
     KroneckerBlock,
+    NonFiniteFactors,
 )
 from natgrad.curvature.layers import Layer, candidates, recorded_layers, verified
 from natgrad.curvature.metrics import Distributions, batch_shape, output_metric
@@ -113,6 +114,10 @@ class Kronecker(LinearOperator):
                     "sample may share activations. Pass samples=1 and a generator"
                 )
             outputs = output_metric(distribution).outputs
+            if any(bool(torch.isnan(output).any()) for output in outputs):
+                raise NonFiniteFactors(
+                    "the model's outputs hold NaN: there is nothing to draw from"
+                )
             # Weights of no symmetry, behind which a wrong gradient could hide.
             with torch.enable_grad():
                 scalars = [

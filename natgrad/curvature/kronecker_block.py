@@ -53,7 +53,7 @@ class KroneckerBlock:
         self._layer, self._A, self._G = layer, A, G
         self._eigen: _Eigen | None = None
         self._corrected, self._reduced = False, reduced
-        self._cholesky: tuple[float, Tensor, Tensor] | None = None
+        self._inverses: tuple[float, Tensor, Tensor] | None = None
 
     @property
     def factors(self) -> tuple[Tensor, ...]:
@@ -65,7 +65,7 @@ class KroneckerBlock:
         """Before :meth:`correct`, whose basis is that of the blended factors."""
         self._A = torch.lerp(self._A, earlier._A, decay)
         self._G = torch.lerp(self._G, earlier._G, decay)
-        self._eigen = self._cholesky = None
+        self._eigen = self._inverses = None
 
     def blend_moments(self, earlier: KroneckerBlock, decay: float) -> None:
         """After :meth:`correct`: the earlier eigenvalues are turned into the new basis first, where
@@ -138,26 +138,21 @@ class KroneckerBlock:
         return self._eigen
 
     def _solve_factored(self, V: Tensor, damping: float) -> Tensor:
-        if self._cholesky is None or self._cholesky[0] != damping:
+        if self._inverses is None or self._inverses[0] != damping:
             A, G = self._A.double(), self._G.double()
             A_mean = (A if A.ndim == 1 else A.diagonal()).mean()
             G_mean = G.diagonal().mean()
             # Geometric: a product of traces would underflow where a layer is nearly dead.
             pi = torch.where((A_mean > 0) & (G_mean > 0), A_mean.sqrt() / G_mean.sqrt(), 1.0)
             root = math.sqrt(damping)
-            left, left_info = torch.linalg.cholesky_ex(_shifted(G, root / pi))
-            if A.ndim == 1:
-                right = A + root * pi
-                failed = (left_info != 0) | (right.min() <= 0)
-            else:
-                right, right_info = torch.linalg.cholesky_ex(_shifted(A, root * pi))
-                failed = (left_info != 0) | (right_info != 0)
-            if bool(failed):
+            left = _inverse(_shifted(G, root / pi))
+            right = 1 / (A + root * pi) if A.ndim == 1 else _inverse(_shifted(A, root * pi))
+            if not bool(torch.isfinite(left).all() & torch.isfinite(right).all()):
                 raise _singular(damping, f"a factor of {self._layer.module}")
-            self._cholesky = damping, left.to(V), right.to(V)
-        _, left, right = self._cholesky
-        V = torch.cholesky_solve(V, left)
-        return V / right if right.ndim == 1 else torch.cholesky_solve(V.mT, right).mT
+            self._inverses = damping, left.to(V), right.to(V)
+        _, left, right = self._inverses
+        V = left @ V
+        return V * right if right.ndim == 1 else V @ right
 
 
 def _second_moment_of_words(words: Tensor, g: Tensor, vocabulary: int) -> Tensor:
@@ -266,6 +261,14 @@ def _require_finite(what: str, *factors: Tensor) -> None:
             f"{what} are not finite: inputs, weights or the distribution's scores hold NaN or "
             "infinity"
         )
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """The inverse of a positive definite matrix; NaN where it is not. Products with it take a
+    quarter of the time of triangular solves with many right-hand sides."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    inverse = torch.cholesky_inverse(factor)
+    return torch.where(info == 0, inverse, torch.nan)
 
 
 def _singular(damping: float, what: str) -> ValueError:

@@ -1,5 +1,6 @@
 """Optimizers that drop in for Adam: curvature, solver and step rule as torch.optim has them."""
 
+from natgrad.optim.adaptive_kfac import AdaptiveKFAC
 from natgrad.optim.hessian_free import HessianFree
 from natgrad.optim.kfac import KFAC
 from natgrad.optim.levenberg_marquardt import LevenbergMarquardt
@@ -10,6 +11,7 @@ from natgrad.optim.trust_region_newton import TrustRegionNewton
 
 __all__ = [
     "KFAC",
+    "AdaptiveKFAC",
     "HessianFree",
     "LevenbergMarquardt",
     "NaturalGradient",

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from natgrad import flat
-from natgrad.curvature import DampingSplit, Kronecker, Sharing
+from natgrad.curvature import Sharing
 from natgrad.curvature.kronecker_block import NonFiniteFactors
-from natgrad.curvature.layers import candidates
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.report import StepReport, StepStatus
+from natgrad.optim.running_factors import RunningFactors
 from natgrad.optim.second_order import (
     Outcome,
     Parameters,
@@ -23,10 +22,6 @@ from natgrad.optim.second_order import (
     Start,
     require_least,
 )
-
-# Their names in `state`.
-LAYER_FACTORS = ("input_factor", "output_factor", "second_moments")
-REST = "rest_factor"
 
 
 class KFAC(SecondOrderOptimizer):
@@ -84,20 +79,19 @@ class KFAC(SecondOrderOptimizer):
     ) -> None:
         if model is None and not isinstance(params, nn.Module):
             raise ValueError("KFAC needs the model: KFAC(model, ...), or KFAC(groups, model=model)")
-        if refresh_every < 1 or not 0 <= decay < 1:
-            raise ValueError(
-                "refresh_every must be at least 1 and decay in [0, 1), got "
-                f"{refresh_every} and {decay}"
-            )
-        self._likelihood = likelihood_of(likelihood)
-        self._refresh_every, self._decay, self._samples = refresh_every, decay, samples
-        self._sharing, self._corrected, self._seed = sharing, corrected, seed
-        self._kronecker: Kronecker | None = None
+        if refresh_every < 1:
+            raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
+        self._refresh_every = refresh_every
         defaults = {
             "lr": lr, "damping": damping, "max_kl": max_kl, "momentum": momentum,
             "weight_decay": weight_decay, "maximize": maximize,
         }  # fmt: skip
         super().__init__(params, defaults, model)
+        assert self._observed is not None
+        self._factors = RunningFactors(
+            self._observed, likelihood_of(likelihood), decay=decay, samples=samples,
+            sharing=sharing, corrected=corrected, seed=seed,
+        )  # fmt: skip
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
@@ -108,19 +102,18 @@ class KFAC(SecondOrderOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch.optim: the factors come back bitwise, and with them the next step."""
         super().load_state_dict(state_dict)
-        self._kronecker = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The factors are in `state`; the operator made of them names parameters by identity.
-        return {**super().__getstate__(), "_kronecker": None}
+        self._factors.forget()
 
     def _find(self, start: Start) -> Outcome:
         report = StepReport(
             StepStatus.ACCEPTED, damping=float(self._setting("damping")), solver="kronecker"
         )
         trained = [parameter for parameter in self._parameters() if parameter.requires_grad]
+        counters = self._counters
+        due = counters.get("steps", 0) % self._refresh_every == 0
+        refreshes = counters.get("refreshes", 0)
         try:
-            K = self._factored(trained)
+            K, counters["refreshes"] = self._factors.at(self.state, trained, refreshes, due=due)
         except NonFiniteFactors:
             return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
         # Parameters without a gradient take no part, but have their rows in K.
@@ -128,8 +121,8 @@ class KFAC(SecondOrderOptimizer):
         pieces = iter(flat.unflatten(start.gradient, start.parameters))
         g = flat.flatten(next(pieces) if id(p) in active else torch.zeros_like(p) for p in trained)
         kept = torch.cat([torch.full((p.numel(),), id(p) in active) for p in trained]).to(g.device)
-        split = DampingSplit.EXACT if self._corrected else DampingSplit.TRACE
-        s = torch.where(kept, K.solve(g, damping=report.damping, split=split), 0.0)
+        s = K.solve(g, damping=report.damping, split=self._factors.split)
+        s = torch.where(kept, s, 0.0)
         d = self._rates(trained) * s
         kl = float(d.double() @ (K @ d).double() / 2)
         max_kl = self._setting("max_kl")
@@ -157,79 +150,3 @@ class KFAC(SecondOrderOptimizer):
             self.state[parameter]["momentum_buffer"] = buffer.clone()
         self._counters["steps"] = self._counters.get("steps", 0) + 1
         return Outcome(theta, report)
-
-    def _factored(self, trained: list[Tensor]) -> Kronecker:
-        """K for this step: as it was, as a checkpoint has it, or of this step's batch."""
-        counters = self._counters
-        if self._kronecker is None:
-            self._kronecker = self._restored(trained)
-        covered = [] if self._kronecker is None else [id(p) for p in self._kronecker.parameters]
-        if (
-            covered != [id(p) for p in trained]
-            or counters.get("steps", 0) % self._refresh_every == 0
-        ):
-            count = counters.get("refreshes", 0) + 1
-            self._kronecker = self._refreshed(trained, count)
-            counters["refreshes"] = count
-            self._store(self._kronecker)
-        assert self._kronecker is not None
-        return self._kronecker
-
-    def _refreshed(self, trained: list[Tensor], count: int) -> Kronecker:
-        """K of this step's batches, blended with what is known."""
-        assert self._observed is not None
-        observed, kronecker = self._observed, self._kronecker
-        batches = observed.required_batches()
-        old = min(self._decay, 1 - 1 / count)
-        for index, batch in enumerate(batches):
-            # In the end `old` of the old, and an equal share of each batch.
-            before = old + (1 - old) * index / len(batches)
-            after = old + (1 - old) * (index + 1) / len(batches)
-            data, join = batch.split()
-            # Seeded by the step alone: nothing to save, and nobody else's random numbers are drawn.
-            generator = torch.Generator(trained[0].device)
-            generator.manual_seed((self._seed << 40) + (count << 10) + index)
-            with batch.random.replayed():
-                kronecker = Kronecker(
-                    observed.model, data, forward=partial(self._distribution, join=join),
-                    parameters=trained, samples=self._samples, sharing=self._sharing,
-                    corrected=self._corrected, generator=generator, previous=kronecker,
-                    decay=before / after,
-                )  # fmt: skip
-        assert kronecker is not None
-        return kronecker
-
-    def _distribution(self, pieces: Any, join: Any) -> Any:
-        assert self._observed is not None
-        return self._likelihood(self._observed.call(pieces, join=join))
-
-    def _store(self, kronecker: Kronecker) -> None:
-        """Put the factors where torch saves them: a layer's with its weight, those of the other
-        parameters row by row with each."""
-        for owners, factors in kronecker.factors():
-            if len(factors) > 1:
-                self.state[owners[0]].update(zip(LAYER_FACTORS, factors, strict=False))
-                continue
-            rows = torch.split(factors[0], [owner.numel() for owner in owners])
-            for owner, row in zip(owners, rows, strict=True):
-                self.state[owner][REST] = row
-
-    def _restored(self, trained: list[Tensor]) -> Kronecker | None:
-        """K of a loaded ``state``, or None where that holds no factors."""
-        assert self._observed is not None
-        blocks: list[tuple[list[Tensor], tuple[Tensor, ...]]] = []
-        for layer in candidates(self._observed.model, trained):
-            owners = layer.owners
-            state = self.state[owners[0]]
-            factors = tuple(state[name] for name in LAYER_FACTORS if name in state)
-            if factors:
-                blocks.append((list(owners), factors))
-        rest = [parameter for parameter in trained if REST in self.state[parameter]]
-        if rest:
-            blocks.append((rest, (torch.cat([self.state[p][REST] for p in rest]),)))
-        if not blocks:
-            return None
-        return Kronecker.restored(
-            self._observed.model, trained, blocks,
-            sharing=self._sharing, corrected=self._corrected,
-        )  # fmt: skip

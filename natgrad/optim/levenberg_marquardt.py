@@ -167,7 +167,7 @@ class LevenbergMarquardt(SecondOrderOptimizer):
                 accept_ratio=self._accept_ratio, max_attempts=self._max_attempts,
                 bend=self._bend(start, linear, method, solve),
             )  # fmt: skip
-            if math.isfinite(radius):
+            if math.isfinite(radius) and found.status is not StepStatus.NONFINITE_CURVATURE:
                 self._keep("radius", found.radius)
             report = replace(found.account(report), products=linear.products)
             if found.theta is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Independent, Normal
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
 from natgrad.curvature.metrics import (
     Distributions,
@@ -20,6 +20,7 @@ Likelihood = Callable[[Any], Distributions]
 Metric = Callable[[Any], OutputMetric]
 
 
+# Not validated: NaN is for the step's report to name, and validation waits for the device.
 def _categorical(logits: Tensor) -> Distributions:
     if logits.ndim > 2:
         raise ValueError(
@@ -27,15 +28,21 @@ def _categorical(logits: Tensor) -> Distributions:
             "pass likelihood=lambda y: Categorical(logits=y) where it is the last one, "
             "logits=y.movedim(1, -1) where it is dimension 1, as in F.cross_entropy"
         )
-    return Categorical(logits=logits)
+    return Categorical(logits=logits, validate_args=False)
 
 
 def _bernoulli(logits: Tensor) -> Distributions:
-    return Independent(Bernoulli(logits=logits), max(logits.ndim - 1, 0))
+    return _one_event(Bernoulli(logits=logits, validate_args=False))
 
 
 def _normal(mean: Tensor) -> Distributions:
-    return Independent(Normal(mean, mean.new_ones(())), max(mean.ndim - 1, 0))
+    return _one_event(Normal(mean, mean.new_ones(()), validate_args=False))
+
+
+def _one_event(elements: Distribution) -> Distributions:
+    """All but dimension 0 as one event."""
+    inner = max(len(elements.batch_shape) - 1, 0)
+    return Independent(elements, inner, validate_args=False)
 
 
 def _itself(distribution: Any) -> Distributions:

@@ -115,7 +115,10 @@ def of_model(observed: ObservedModel | None, start: Start) -> Linearised:
         outputs.append(output)
         gradients.append(u.detach().to(output.dtype).reshape(-1))
     counts = [output.numel() for output in outputs]
-    scale = 1.0 if start.loss is None else _scale(start.loss, gradients, counts, observed)
+    # Without a loss: a mean over all the batches, as other curvature takes it.
+    scale = 1.0 / len(outputs)
+    if start.loss is not None:
+        scale = _scale(start.loss, gradients, counts, observed)
     # c of each batch, whose loss is scale times the mean of its squared errors.
     roots = [math.sqrt(2 * scale / count) for count in counts]
     with torch.enable_grad():

@@ -115,8 +115,8 @@ def gathered(parameters: Sequence[Tensor]) -> Tensor:
 
 @contextmanager
 def _moved(parameters: Sequence[Tensor], theta: Tensor, start: Tensor) -> Iterator[None]:
-    """Inside, the parameters are θ; then ``start`` again, bit for bit. Autograd counts no change, so
-    that an operator which was built at ``start`` stays usable."""
+    """Inside, the parameters are θ; then ``start`` again, bit for bit. Autograd counts no change:
+    operators which were built at ``start`` stay usable."""
     with ExitStack() as stack:
         for parameter in parameters:
             stack.enter_context(_unsafe_preserve_version_counter(parameter))

@@ -3,7 +3,7 @@
 Curvature needs a model's inputs; ``step()`` is given none. So a forward hook watches the model: a
 call made in training mode, with gradients enabled, counts from the moment that a backward pass
 comes through its outputs. Several forward passes before one step (gradient accumulation) all
-count; validation passes, and those whose loss was thrown away, do not.
+count; validation passes, and those whose loss or gradient was thrown away, do not.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.distributions import Distribution
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from natgrad.curvature import LinearOperator
+from natgrad.curvature.data import subset, take
 from natgrad.curvature.traceless import RandomState
 
 
@@ -36,14 +37,19 @@ class Batch:
     version: int
     output_gradient: Tensor | None = None
 
-    def split(self) -> tuple[list[Tensor], Callable[[list[Tensor]], tuple[Any, Any]]]:
+    def split(
+        self, fraction: float = 1.0, generator: torch.Generator | None = None
+    ) -> tuple[list[Tensor], Callable[[list[Tensor]], tuple[Any, Any]]]:
         """The tensors to cut along dimension 0, all of the first one's length, and how to put the
-        arguments together again; the others (masks, flags) are whole in every chunk."""
+        arguments together again; the others (masks, flags) are whole in every chunk. A ``fraction``
+        of the samples is drawn by ``generator``."""
         leaves, structure = tree_flatten((self.args, self.kwargs))
         lengths = [leaf.shape[0] if _has_length(leaf) else None for leaf in leaves]
         first = next((length for length in lengths if length is not None), None)
         cut = [i for i, length in enumerate(lengths) if first is not None and length == first]
         data = [leaves[index].detach() for index in cut] or [torch.zeros(1)]
+        if fraction != 1:
+            data = take(data, subset(len(data[0]), fraction, generator))
 
         def join(pieces: list[Tensor]) -> tuple[Any, Any]:
             whole = list(leaves)
@@ -152,12 +158,15 @@ class ObservedModel:
         return self.batches
 
     def curvature(
-        self, make: Callable[[Callable[[Any], Any], Any], LinearOperator]
+        self,
+        make: Callable[[Callable[[Any], Any], Any], LinearOperator],
+        fraction: float = 1.0,
+        generator: torch.Generator | None = None,
     ) -> LinearOperator:
         """The mean over the batches, by their lengths, of ``make(forward, data)``."""
         operators, lengths = [], []
         for batch in self.required_batches():
-            data, join = batch.split()
+            data, join = batch.split(fraction, generator)
             with batch.random.replayed():
                 operators.append(make(partial(self.call, join=join), data))
             lengths.append(len(data[0]))

@@ -223,7 +223,7 @@ class SecondOrderOptimizer(Optimizer):
                 if self._observed is not None:
                     stack.enter_context(self._observed.paused())
                 if start.objective is not None:
-                    stack.enter_context(kept_gradients(start.parameters))
+                    stack.enter_context(kept_gradients(self._parameters()))
                 outcome = self._find(start)
             if outcome.theta is not None and not bool(torch.isfinite(outcome.theta).all()):
                 status = StepStatus.NONFINITE_CURVATURE

@@ -99,6 +99,10 @@ class TrustRegionNewton(SecondOrderOptimizer):
     def _first(self, objective: Objective) -> Any:
         return objective.first(keep_graph=True)
 
+    def _told(self, returned: Any) -> Any:
+        # Its graph was kept: losses that the caller keeps would each hold theirs.
+        return returned.detach() if isinstance(returned, Tensor) else returned
+
     def _find(self, start: Start) -> Outcome:
         objective = start.objective
         if objective is None:
@@ -120,7 +124,8 @@ class TrustRegionNewton(SecondOrderOptimizer):
             start, path.solve, radius, self._rates(start.parameters), H.__matmul__,
             accept_ratio=self._accept_ratio, max_attempts=self._max_attempts,
         )  # fmt: skip
-        self._keep("radius", found.radius)
+        if found.status is not StepStatus.NONFINITE_CURVATURE:
+            self._keep("radius", found.radius)
         return Outcome(found.theta, replace(found.account(report), products=H.products))
 
 

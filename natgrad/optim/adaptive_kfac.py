@@ -1,0 +1,204 @@
+"""K-FAC that finds its own step length, momentum and damping, from exact Fisher products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natgrad.curvature import Fisher, Kronecker, LinearOperator, Sharing
+from natgrad.curvature.kronecker_block import NonFiniteFactors
+from natgrad.optim.likelihoods import Likelihood, likelihood_of
+from natgrad.optim.report import StepReport, StepStatus
+from natgrad.optim.running_factors import RunningFactors
+from natgrad.optim.second_order import (
+    Outcome,
+    Parameters,
+    SecondOrderOptimizer,
+    Start,
+    require_least,
+)
+from natgrad.trust_region import reduction_ratio, update_damping
+
+
+class AdaptiveKFAC(SecondOrderOptimizer):
+    """θ ← θ + lr d, d = α Δ + μ d₋ with Δ = −(K + λI)⁻¹ g, d₋ the last d; (α, μ) minimise
+    gᵀd + ½ dᵀ(F + λI) d.
+
+    K are Kronecker factors as in :class:`natgrad.optim.KFAC`, F the exact Fisher matrix, of whose
+    products with Δ and d₋ the two coefficients are made: there is no learning rate to tune. Both
+    are taken on a ``fraction`` of the batch behind the gradient, drawn by generators of the
+    optimizer's own. For losses −log p of the ``likelihood``: another scale of the loss is another
+    step.
+
+    ``step(closure)`` measures the loss after the step, and takes back one that raised it; every
+    ``adapt_every`` steps, and after one taken back, λ goes by ρ as in
+    :func:`natgrad.update_damping` with ``factor``, not below ``minimum_damping``. Without a closure
+    λ stays.
+
+    Cost, beyond the gradient: on the fraction, a forward and a backward pass of set-up and two
+    products, 4 gradients in all; two products with the inverse factors, which a new λ computes
+    anew; a forward pass of the closure; a refresh as in ``KFAC``. Raises ``ValueError`` for
+    settings out of range.
+
+    Source: Martens & Grosse, "Optimizing neural networks with Kronecker-factored approximate
+    curvature", 2015, sections 6.4, 6.5 and 7. How it differs: λ alone damps, K and F alike; λ is
+    not bounded by one of its own for the factors; steps that raise the loss are refused.
+
+    >>> model, x, y = nn.Linear(2, 3), torch.eye(2), torch.tensor([0, 2])
+    >>> optimizer = AdaptiveKFAC(model, likelihood="categorical", damping=1e-2)
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = torch.nn.functional.cross_entropy(model(x), y)
+    ...     loss.backward()
+    ...     return loss
+    >>> for _ in range(20):
+    ...     _ = optimizer.step(closure)
+    >>> bool(closure() < 1e-2)
+    True
+    """
+
+    whole = ("damping", "minimum_damping", "maximize")
+
+    def __init__(
+        self,
+        params: nn.Module | Parameters,
+        *,
+        likelihood: str | Likelihood | None = None,
+        model: nn.Module | None = None,
+        lr: float = 1.0,
+        damping: float = 1.0,
+        factor: float = 1.3,
+        adapt_every: int = 5,
+        minimum_damping: float = 1e-4,
+        fraction: float = 1.0,
+        refresh_every: int = 10,
+        decay: float = 0.95,
+        samples: int | None = 1,
+        sharing: Sharing = Sharing.EXPAND,
+        corrected: bool = False,
+        seed: int = 0,
+        maximize: bool = False,
+    ) -> None:
+        if model is None and not isinstance(params, nn.Module):
+            raise ValueError(
+                "AdaptiveKFAC needs the model: AdaptiveKFAC(model, ...), or "
+                "AdaptiveKFAC(groups, model=model)"
+            )
+        if refresh_every < 1 or adapt_every < 1 or factor <= 1:
+            raise ValueError(
+                "refresh_every and adapt_every must be at least 1 and factor above 1, got "
+                f"{refresh_every}, {adapt_every} and {factor}"
+            )
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+        self._refresh_every, self._adapt_every = refresh_every, adapt_every
+        self._factor, self._fraction = factor, fraction
+        self._likelihood, self._seed = likelihood_of(likelihood), seed
+        defaults = {
+            "lr": lr, "damping": damping, "minimum_damping": minimum_damping, "maximize": maximize,
+        }  # fmt: skip
+        super().__init__(params, defaults, model)
+        assert self._observed is not None
+        self._factors = RunningFactors(
+            self._observed, self._likelihood, decay=decay, samples=samples, sharing=sharing,
+            corrected=corrected, seed=seed, fraction=fraction,
+        )  # fmt: skip
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        require_least(group, 0, "damping", "minimum_damping")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch.optim: the factors come back bitwise, and with them the next step."""
+        super().load_state_dict(state_dict)
+        self._factors.forget()
+
+    def _fisher(
+        self, forward: Callable[[Any], Any], data: Any, parameters: list[Tensor]
+    ) -> LinearOperator:
+        return Fisher(lambda x: self._likelihood(forward(x)), parameters, data=data)
+
+    def _find(self, start: Start) -> Outcome:
+        assert self._observed is not None
+        damping = float(self._setting("damping"))
+        report = StepReport(StepStatus.ACCEPTED, damping=damping, solver="kronecker")
+        counters = self._counters
+        due = counters.get("steps", 0) % self._refresh_every == 0
+        refreshes = counters.get("refreshes", 0)
+        try:
+            K, counters["refreshes"] = self._factors.at(
+                self.state, start.parameters, refreshes, due=due
+            )
+        except NonFiniteFactors:
+            return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
+        counters["steps"] = counters.get("steps", 0) + 1
+        F = self._observed.curvature(
+            lambda forward, data: self._fisher(forward, data, start.parameters),
+            self._fraction,
+            torch.Generator().manual_seed((self._seed << 40) + counters["steps"]),
+        )
+        d, Fd = self._combined(start, K, F, damping)
+        d, Fd = self._rates(start.parameters) * d, self._rates(start.parameters) * Fd
+        slope, dFd = start.gradient.double() @ d.double(), d.double() @ Fd.double()
+        report = replace(
+            report, products=F.products, kl=float(dFd / 2), step_scale=1.0,
+            predicted_reduction=float(-slope - dFd / 2),
+        )  # fmt: skip
+        if not math.isfinite(report.predicted_reduction):
+            status = StepStatus.NONFINITE_CURVATURE
+            return Outcome(None, replace(report, status=status, step_scale=0.0))
+        theta = start.theta + d
+        if start.loss is not None:
+            report = self._judged(start, theta, report)
+        if report.status is not StepStatus.ACCEPTED:
+            return Outcome(None, replace(report, step_scale=0.0))
+        self._remember("last_step", start.parameters, d)
+        return Outcome(theta, report)
+
+    def _combined(
+        self, start: Start, K: Kronecker, F: LinearOperator, damping: float
+    ) -> tuple[Tensor, Tensor]:
+        """d = α Δ + μ d₋ and F d, (α, μ) from the 2 x 2 system of the model's minimum."""
+        g = start.gradient
+        directions = [-K.solve(g, damping=damping, split=self._factors.split)]
+        last = self._remembered("last_step", start.parameters)
+        if last is not None and bool(last.any()):
+            directions.append(last)
+        images = [F @ v for v in directions]
+        V, FV = torch.stack(directions).double(), torch.stack(images).double()
+        A = V @ FV.mT + damping * (V @ V.mT)
+        b = -V @ g.double()
+        # By least squares of the unit-diagonal system: Δ and d₋ may be parallel, to rounding.
+        unit = torch.where(A.diagonal() > 0, A.diagonal().rsqrt(), 0.0)
+        scaled = unit.unsqueeze(1) * A * unit
+        coefficients = torch.full_like(b, math.nan)
+        if bool(torch.isfinite(scaled).all()):
+            values, vectors = torch.linalg.eigh((scaled + scaled.mT) / 2)
+            kept = values > 1e-6 * values.amax()
+            y = torch.where(kept, (vectors.mT @ (unit * b)) / values, 0.0)
+            coefficients = unit * (vectors @ y)
+        return (coefficients @ V).to(g), (coefficients @ FV).to(g)
+
+    def _judged(self, start: Start, theta: Tensor, report: StepReport) -> StepReport:
+        """The account with what the closure measured at θ; λ for the next step."""
+        assert start.loss is not None
+        loss = float(start.evaluate(theta)[0])
+        before, eps = float(start.loss), torch.finfo(theta.dtype).eps
+        ratio = reduction_ratio(before, loss, report.predicted_reduction, epsilon=eps)
+        status = report.status
+        if not math.isfinite(loss):
+            status = StepStatus.NONFINITE_LOSS
+        elif not ratio > 0:
+            status = StepStatus.NO_IMPROVEMENT
+        due = self._counters["steps"] % self._adapt_every == 0
+        if due or status is not StepStatus.ACCEPTED:
+            minimum = float(self._setting("minimum_damping"))
+            damping = max(report.damping, minimum)
+            damping = update_damping(damping, ratio, factor=self._factor, minimum=minimum)
+            self._keep("damping", damping)
+        return replace(report, status=status, actual_reduction=before - loss)

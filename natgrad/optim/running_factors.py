@@ -1,0 +1,142 @@
+"""Kronecker factors of a model as a moving average over steps, kept where torch saves state."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natgrad.curvature import DampingSplit, Kronecker, Sharing
+from natgrad.curvature.layers import candidates
+from natgrad.optim.likelihoods import Likelihood
+from natgrad.optim.observed_model import Batch, ObservedModel
+
+# Their names in an optimizer's `state`: a layer's stand with its weight, those of the parameters
+# outside layers row by row with each.
+LAYER_FACTORS = ("input_factor", "output_factor", "second_moments")
+REST = "rest_factor"
+
+
+class RunningFactors:
+    """K ≈ F of the observed model, computed anew when asked, remembered in ``state``.
+
+    The first refreshes count equally, later ones 1 − ``decay``; a ``fraction`` of each batch is
+    used. What is loaded into ``state`` comes back bitwise. Samples and labels are drawn by
+    generators seeded by ``seed`` and the number of the refresh: there is nothing else to save, and
+    nobody else's random numbers are drawn.
+    """
+
+    def __init__(
+        self,
+        observed: ObservedModel,
+        likelihood: Likelihood,
+        *,
+        decay: float,
+        samples: int | None,
+        sharing: Sharing,
+        corrected: bool,
+        seed: int,
+        fraction: float = 1.0,
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self._observed, self._likelihood = observed, likelihood
+        self._decay, self._samples, self._sharing = decay, samples, sharing
+        self._corrected, self._seed, self._fraction = corrected, seed, fraction
+        self._kronecker: Kronecker | None = None
+
+    @property
+    def split(self) -> DampingSplit:
+        """How damping enters: exactly where eigenvalues are corrected, else factored."""
+        return DampingSplit.EXACT if self._corrected else DampingSplit.TRACE
+
+    def forget(self) -> None:
+        """Go by ``state`` alone from here on."""
+        self._kronecker = None
+
+    def at(
+        self, state: Any, parameters: list[Tensor], refreshes: int, *, due: bool
+    ) -> tuple[Kronecker, int]:
+        """K over the parameters for this step, and the number of refreshes by now.
+
+        It is refreshed where that is ``due``, or where what is known is of other parameters.
+        """
+        if self._kronecker is None:
+            self._kronecker = self._restored(state, parameters)
+        known = [] if self._kronecker is None else [id(p) for p in self._kronecker.parameters]
+        if due or known != [id(p) for p in parameters]:
+            refreshes += 1
+            self._kronecker = self._refreshed(parameters, refreshes)
+            self._store(state, self._kronecker)
+        assert self._kronecker is not None
+        return self._kronecker, refreshes
+
+    def _refreshed(self, parameters: list[Tensor], count: int) -> Kronecker:
+        """K of this step's batches, blended with what is known."""
+        kronecker = self._kronecker
+        batches = self._observed.required_batches()
+        old = min(self._decay, 1 - 1 / count)
+        for index, batch in enumerate(batches):
+            # In the end `old` of the old, and an equal share of each batch.
+            before = old + (1 - old) * index / len(batches)
+            after = old + (1 - old) * (index + 1) / len(batches)
+            generator = torch.Generator(parameters[0].device)
+            generator.manual_seed((self._seed << 40) + (count << 10) + index)
+            kronecker = self._of_batch(
+                batch, parameters, generator, kronecker, decay=before / after
+            )
+        assert kronecker is not None
+        return kronecker
+
+    def _of_batch(
+        self,
+        batch: Batch,
+        parameters: list[Tensor],
+        generator: torch.Generator,
+        previous: Kronecker | None,
+        *,
+        decay: float,
+    ) -> Kronecker:
+        data, join = batch.split(self._fraction, generator)
+        with batch.random.replayed():
+            return Kronecker(
+                self._observed.model, data, forward=partial(self._distribution, join=join),
+                parameters=parameters, samples=self._samples, sharing=self._sharing,
+                corrected=self._corrected, generator=generator, previous=previous, decay=decay,
+            )  # fmt: skip
+
+    def _distribution(self, pieces: Any, join: Any) -> Any:
+        return self._likelihood(self._observed.call(pieces, join=join))
+
+    def _store(self, state: Any, kronecker: Kronecker) -> None:
+        for owners, factors in kronecker.factors():
+            if len(factors) > 1:
+                state[owners[0]].update(zip(LAYER_FACTORS, factors, strict=False))
+                continue
+            rows = torch.split(factors[0], [owner.numel() for owner in owners])
+            for owner, row in zip(owners, rows, strict=True):
+                state[owner][REST] = row
+
+    def _restored(self, state: Any, parameters: list[Tensor]) -> Kronecker | None:
+        """K of a loaded ``state``, or None where that holds no factors."""
+        blocks: list[tuple[list[Tensor], tuple[Tensor, ...]]] = []
+        for layer in candidates(self._observed.model, parameters):
+            held = state[layer.owners[0]]
+            factors = tuple(held[name] for name in LAYER_FACTORS if name in held)
+            if factors:
+                blocks.append((list(layer.owners), factors))
+        rest = [parameter for parameter in parameters if REST in state[parameter]]
+        if rest:
+            blocks.append((rest, (torch.cat([state[p][REST] for p in rest]),)))
+        if not blocks:
+            return None
+        return Kronecker.restored(
+            self._observed.model, parameters, blocks,
+            sharing=self._sharing, corrected=self._corrected,
+        )  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The operator names parameters by identity; `state` has all that it is made of.
+        return {**self.__dict__, "_kronecker": None}
