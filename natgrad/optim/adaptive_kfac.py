@@ -143,7 +143,10 @@ class AdaptiveKFAC(SecondOrderOptimizer):
             torch.Generator().manual_seed((self._seed << 40) + counters["steps"]),
         )
         d, Fd = self._combined(start, K, F, damping)
-        d, Fd = self._rates(start.parameters) * d, self._rates(start.parameters) * Fd
+        d, Fd = (
+            self._per_parameter("lr", start.parameters) * d,
+            self._per_parameter("lr", start.parameters) * Fd,
+        )
         slope, dFd = start.gradient.double() @ d.double(), d.double() @ Fd.double()
         report = replace(
             report, products=F.products, kl=float(dFd / 2), step_scale=1.0,

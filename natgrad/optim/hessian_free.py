@@ -128,7 +128,7 @@ class HessianFree(SecondOrderOptimizer):
         if s.status is Status.NONFINITE:
             return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
         self._remember("solution", start.parameters, s.x)
-        rates = self._rates(start.parameters)
+        rates = self._per_parameter("lr", start.parameters)
         chosen, loss = Iterate(s.x, s.x.double() @ s.Ax.double()), None
         if start.loss is not None:
             chosen, loss = self._best_iterate(start, s, rates)

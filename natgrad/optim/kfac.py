@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from natgrad import flat
 from natgrad.curvature import Sharing
@@ -25,11 +25,11 @@ from natgrad.optim.second_order import (
 
 
 class KFAC(SecondOrderOptimizer):
-    """m ← μ m + ν s with (K + λI) s = g, θ ← (1 − lr w) θ − lr m; K ≈ F, the Fisher matrix.
+    """m ← ν (μ m + s) with (K + λI) s = g, θ ← (1 − lr w) θ − lr m; K ≈ F, the Fisher matrix.
 
-    ν = min(1, √(2δ / (lr² sᵀg))) keeps the quadratic KL of lr s below δ, the ``max_kl`` (None: no
-    bound); μ is ``momentum``, w the decoupled ``weight_decay``. Plain ``loss.backward()`` and
-    ``optimizer.step()``; a closure is called once, as Adam would.
+    ν = min(1, √(2δ / (lr² mᵀK m))) bounds the quadratic KL of the whole step, momentum included, by
+    δ, the ``max_kl`` (None: no bound); μ is ``momentum``, w the decoupled ``weight_decay``. Plain
+    ``loss.backward()`` and ``optimizer.step()``; a closure is called once, as Adam would.
 
     K is :class:`natgrad.Kronecker` on the batch behind the gradient, computed at the first step and
     every ``refresh_every`` steps after it, as a moving average: an equal share for each refresh at
@@ -44,9 +44,10 @@ class KFAC(SecondOrderOptimizer):
     does not know (:class:`natgrad.Kronecker`), factors singular for want of damping;
     ``RuntimeError`` where a refresh is due and no batch is known.
 
-    Source: Martens & Grosse 2015; George et al. 2018 (E-KFAC); the bound of Ba, Grosse & Martens
-    2017, section 3.4; weight decay after Zhang, Wang, Xu & Grosse, "Three mechanisms of weight
-    decay regularization", 2019. Different from the first: learning rate and momentum are given.
+    Source: Martens & Grosse 2015; George et al. 2018 (E-KFAC); the bound after Ba, Grosse &
+    Martens 2017, section 3.4, who leave momentum out of it; weight decay after Zhang, Wang, Xu &
+    Grosse, "Three mechanisms of weight decay regularization", 2019. Different from the first:
+    learning rate and momentum are given, not found; :class:`natgrad.optim.AdaptiveKFAC` finds them.
 
     >>> model, x = nn.Linear(2, 3), torch.eye(2)
     >>> optimizer = KFAC(model, likelihood="categorical", lr=0.1)
@@ -122,31 +123,22 @@ class KFAC(SecondOrderOptimizer):
         g = flat.flatten(next(pieces) if id(p) in active else torch.zeros_like(p) for p in trained)
         kept = torch.cat([torch.full((p.numel(),), id(p) in active) for p in trained]).to(g.device)
         s = K.solve(g, damping=report.damping, split=self._factors.split)
-        s = torch.where(kept, s, 0.0)
-        d = self._rates(trained) * s
+        before = self._remembered("momentum_buffer", trained)
+        move = s if before is None else s + self._per_parameter("momentum", trained) * before
+        move = torch.where(kept, move, 0.0)
+        d = self._per_parameter("lr", trained) * move
         kl = float(d.double() @ (K @ d).double() / 2)
         max_kl = self._setting("max_kl")
         if not math.isfinite(kl):
             return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
         nu = 1.0 if max_kl is None or kl <= max_kl else math.sqrt(max_kl / kl)
-        return self._moved(start, nu * s[kept], replace(report, step_scale=nu, kl=nu**2 * kl))
-
-    def _moved(self, start: Start, s: Tensor, report: StepReport) -> Outcome:
-        """θ after momentum and weight decay, which are each group's own."""
-        thetas, buffers = [], {}
-        group_of = {id(p): group for group in self.param_groups for p in group["params"]}
-        pieces = flat.unflatten(s, start.parameters)
-        for parameter, piece in zip(start.parameters, pieces, strict=True):
-            group, before = group_of[id(parameter)], self.state[parameter].get("momentum_buffer")
-            rate, momentum = float(group["lr"]), float(group["momentum"])
-            move = piece if before is None else piece + momentum * before
-            thetas.append(parameter * (1 - rate * float(group["weight_decay"])) - rate * move)
-            if momentum:
-                buffers[parameter] = move
-        theta = flat.flatten(thetas)
+        rates, decays = (
+            self._per_parameter(name, start.parameters) for name in ("lr", "weight_decay")
+        )
+        theta = (1 - rates * decays) * start.theta - nu * d[kept]
         if not bool(torch.isfinite(theta).all()):
             return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
-        for parameter, buffer in buffers.items():
-            self.state[parameter]["momentum_buffer"] = buffer.clone()
-        self._counters["steps"] = self._counters.get("steps", 0) + 1
-        return Outcome(theta, report)
+        if bool(self._per_parameter("momentum", start.parameters).any()):
+            self._remember("momentum_buffer", start.parameters, nu * move[kept])
+        counters["steps"] = counters.get("steps", 0) + 1
+        return Outcome(theta, replace(report, step_scale=nu, kl=nu**2 * kl))

@@ -151,7 +151,7 @@ class LevenbergMarquardt(SecondOrderOptimizer):
             linear, method, damping=damping, prior=None if last is None else momentum * last,
             scale=scale, rtol=self._rtol, max_iterations=self._max_iterations,
         )  # fmt: skip
-        rates = self._rates(start.parameters)
+        rates = self._per_parameter("lr", start.parameters)
         report = StepReport(StepStatus.ACCEPTED, solver=method, damping=damping, radius=radius)
         if start.loss is None:
             s = solve(radius=radius)

@@ -112,7 +112,7 @@ class NaturalGradient(SecondOrderOptimizer):
             self._curvature, self._observed, self._fisher, self._parameters(), start.parameters
         )
         s = self._solver(K.damped(damping) if damping else K, start.gradient)
-        rates = self._rates(start.parameters)
+        rates = self._per_parameter("lr", start.parameters)
         d, longest = s.x, rates
         Kd = s.Ax - damping * s.x
         if rates.ndim:  # K D s, with D the rates, is no multiple of K s

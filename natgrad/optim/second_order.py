@@ -111,18 +111,19 @@ class SecondOrderOptimizer(Optimizer):
         for group in self.param_groups:
             group[name] = value
 
-    def _rates(self, parameters: list[Tensor]) -> Tensor:
-        """lr: a 0-d tensor, or where groups differ (n,), one entry a parameter."""
+    def _per_parameter(self, name: str, parameters: list[Tensor]) -> Tensor:
+        """A number of each group, lr say: 0-d, or where groups differ (n,), one entry a
+        parameter."""
         like = parameters[0]
-        rates = [float(group["lr"]) for group in self.param_groups]
-        if len(set(rates)) == 1:
-            return torch.tensor(rates[0], dtype=like.dtype, device=like.device)
-        rate_of = {
-            id(parameter): rate
-            for group, rate in zip(self.param_groups, rates, strict=True)
+        values = [float(group[name]) for group in self.param_groups]
+        if len(set(values)) == 1:
+            return torch.tensor(values[0], dtype=like.dtype, device=like.device)
+        value_of = {
+            id(parameter): value
+            for group, value in zip(self.param_groups, values, strict=True)
             for parameter in group["params"]
         }
-        return torch.cat([like.new_full((p.numel(),), rate_of[id(p)]) for p in parameters])
+        return torch.cat([like.new_full((p.numel(),), value_of[id(p)]) for p in parameters])
 
     def _remembered(self, name: str, parameters: list[Tensor]) -> Tensor | None:
         """A vector (n,) kept parameter by parameter in ``state``, or None: zeros where new."""

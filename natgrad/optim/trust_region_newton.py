@@ -121,7 +121,7 @@ class TrustRegionNewton(SecondOrderOptimizer):
         report = StepReport(StepStatus.ACCEPTED, radius=radius, solver="steihaug")
         path = self._subproblem(H, g, min(self._rtol, (g_norm / largest) ** 0.5))
         found = search_radius(
-            start, path.solve, radius, self._rates(start.parameters), H.__matmul__,
+            start, path.solve, radius, self._per_parameter("lr", start.parameters), H.__matmul__,
             accept_ratio=self._accept_ratio, max_attempts=self._max_attempts,
         )  # fmt: skip
         if found.status is not StepStatus.NONFINITE_CURVATURE:
