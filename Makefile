@@ -10,7 +10,7 @@ SEED ?= 0
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: train test test-slow bench docs clean
+.PHONY: train test test-slow bench bench-optimizers docs clean
 
 train: .venv/.rl
 	@$(BIN)/rl-plugins train $(ALGO) $(TASK) --seed $(SEED) $(if $(STEPS),--total-steps $(STEPS)) $(ARGS)
@@ -33,6 +33,17 @@ bench: .venv/.bench
 	$(BIN)/python bench/curvature.py --threads 1
 	$(BIN)/python bench/curvature.py --threads 2
 	$(BIN)/python bench/trpo_throughput.py
+	$(BIN)/python bench/tables.py
+
+# Some hours on one core: every optimizer gets its whole budget on every problem and seed.
+bench-optimizers: .venv/.bench
+	$(BIN)/python bench/more_garbow_hillstrom.py
+	$(BIN)/python bench/poisson.py
+	$(BIN)/python bench/adam_grid.py --task digits
+	$(BIN)/python bench/adam_grid.py --task curves --budget 60
+	$(BIN)/python bench/autoencoders.py
+	$(BIN)/python bench/classification.py
+	$(BIN)/python bench/plots.py
 	$(BIN)/python bench/tables.py
 
 docs: .venv/.dev

@@ -65,7 +65,7 @@ class HessianFree(SecondOrderOptimizer):
     True
     """
 
-    whole = ("damping", "maximize")
+    whole = ("damping", "warm_start", "maximize")
 
     def __init__(
         self,

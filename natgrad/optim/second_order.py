@@ -164,7 +164,7 @@ class SecondOrderOptimizer(Optimizer):
         :class:`NonFiniteError` at the third step in a row that met NaN or infinity.
         """
         began = time.perf_counter()
-        sign = -1.0 if self.defaults.get("maximize") and self._setting("maximize") else 1.0
+        sign = -1.0 if "maximize" in self.whole and self._setting("maximize") else 1.0
         objective = None if closure is None else self._objective(closure, sign)
         if objective is not None and self._observed is not None:
             self._observed.clear()

@@ -195,16 +195,17 @@ def _iterate(
             stopped = keep(stop(model_values), stopped)
             alive = alive & ~stopped
         alive = alive & ~claimed & (rz > 0)
-        if iteration >= next_kept:
-            kept_iterates.append((x, dot(x, b_hat - r)))
-            next_kept = max(next_kept * growth, iteration + 1.0)
-
-        if (iteration % check_every and iteration < limit) or bool(alive):
-            continue
-        if not bool(positive):
+        due = not iteration % check_every or iteration == limit
+        ended = due and not bool(alive)
+        if ended and not bool(positive):
             x, r, p = before
             status = breakdown(curvature)
             return solution(status, iteration, p if status is Status.NEGATIVE_CURVATURE else None)
+        if iteration >= next_kept:
+            kept_iterates.append((x, dot(x, b_hat - r)))
+            next_kept = max(next_kept * growth, iteration + 1.0)
+        if not ended:
+            continue
         if not bool(claimed):
             if bool(stopped):
                 return solution(Status.STOPPED, iteration)

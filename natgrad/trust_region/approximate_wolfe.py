@@ -143,13 +143,11 @@ class _Search:
     def result(self) -> WolfeResult:
         if self.found is not None:
             return WolfeResult(*self.found, WolfeStatus.ACCEPTED, self.evaluations)
-        status = WolfeStatus.NO_IMPROVEMENT
         rounding = 4 * sys.float_info.epsilon * abs(self._start.value)
         if self._best.value < self._start.value - rounding:
-            status = WolfeStatus.MAX_EVALUATIONS
-        elif not self._seen_finite:
-            status = WolfeStatus.NONFINITE
-        return WolfeResult(*self._best, status, self.evaluations)
+            return WolfeResult(*self._best, WolfeStatus.MAX_EVALUATIONS, self.evaluations)
+        status = WolfeStatus.NO_IMPROVEMENT if self._seen_finite else WolfeStatus.NONFINITE
+        return WolfeResult(*self._start, status, self.evaluations)
 
     def bracket(self, step: float) -> Bracket | None:
         low, bound = self._start, math.inf
