@@ -173,9 +173,12 @@ class AdaptiveKFAC(SecondOrderOptimizer):
         if last is not None and bool(last.any()):
             directions.append(last)
         images = [F @ v for v in directions]
-        V, FV = torch.stack(directions).double(), torch.stack(images).double()
-        A = V @ FV.mT + damping * (V @ V.mT)
-        b = -V @ g.double()
+        V, FV = ([v.double() for v in vectors] for vectors in (directions, images))
+        A = torch.stack(
+            [v @ Fw + damping * (v @ w) for v in V for w, Fw in zip(V, FV, strict=True)]
+        )
+        A = A.reshape(len(V), len(V))
+        b = -torch.stack([v @ g.double() for v in V])
         # By least squares of the unit-diagonal system: Δ and d₋ may be parallel, to rounding.
         unit = torch.where(A.diagonal() > 0, A.diagonal().rsqrt(), 0.0)
         scaled = unit.unsqueeze(1) * A * unit
@@ -185,7 +188,10 @@ class AdaptiveKFAC(SecondOrderOptimizer):
             kept = values > 1e-6 * values.amax()
             y = torch.where(kept, (vectors.mT @ (unit * b)) / values, 0.0)
             coefficients = unit * (vectors @ y)
-        return (coefficients @ V).to(g), (coefficients @ FV).to(g)
+        d, Fd = torch.zeros_like(g), torch.zeros_like(g)
+        for coefficient, v, Fv in zip(coefficients.to(g), directions, images, strict=True):
+            d, Fd = d + coefficient * v, Fd + coefficient * Fv
+        return d, Fd
 
     def _judged(self, start: Start, theta: Tensor, report: StepReport) -> StepReport:
         """The account with what the closure measured at θ; λ for the next step."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.second_order import Outcome, Parameters, SecondOrderOptimizer, Start
+from natgrad.solvers.scaling import power_of_two
 from natgrad.trust_region import WolfeResult, WolfeStatus, approximate_wolfe
 from natgrad.trust_region.approximate_wolfe import Slope
 
@@ -62,18 +63,23 @@ class NonlinearCG(SecondOrderOptimizer):
                 "NonlinearCG needs step(closure), and the loss that the closure returns: "
                 "zero_grad(), compute the loss, loss.backward(), return loss"
             )
-        if not float(self._setting("lr")):
+        if not self._rate():
             return Outcome(None, StepReport(StepStatus.NO_IMPROVEMENT, solver="hager_zhang"))
-        g = start.gradient.double()
-        direction = self._direction(start, g)
-        found = self._search(start, g, direction)
+        # All in units of the gradient: no square of it, nor a product, leaves the range.
+        unit = power_of_two(start.gradient.double())
+        g, loss = start.gradient.double() / unit, float(start.loss) / float(unit)
+        if not math.isfinite(loss):  # what falls along g is below the loss's rounding
+            return Outcome(None, StepReport(StepStatus.NO_IMPROVEMENT, solver="hager_zhang"))
+        direction = self._direction(start, g, unit)
+        found = self._search(start, g, direction, loss, unit)
         if not found.accepted and not torch.equal(direction, -g):
             self._counters.pop("length", None)
             direction = -g
-            found = self._search(start, g, direction)
+            found = self._search(start, g, direction, loss, unit)
+        length = found.alpha / float(unit)
         report = StepReport(
-            StepStatus.ACCEPTED, step_scale=found.alpha, solver="hager_zhang",
-            actual_reduction=float(start.loss) - found.value,
+            StepStatus.ACCEPTED, step_scale=length, solver="hager_zhang",
+            actual_reduction=(loss - found.value) * float(unit),
         )  # fmt: skip
         if not found.accepted:
             nonfinite = found.status is WolfeStatus.NONFINITE
@@ -82,15 +88,15 @@ class NonlinearCG(SecondOrderOptimizer):
                 self._forget(name, start.parameters)
             return Outcome(None, StepReport(status, solver="hager_zhang"))
         self._remember("gradient", start.parameters, start.gradient)
-        self._remember("direction", start.parameters, direction.to(start.theta))
-        self._counters["length"] = found.alpha
+        self._remember("direction", start.parameters, (unit * direction).to(start.theta))
+        self._counters["length"] = length
         return Outcome(_along(start, direction, found.alpha), report)
 
-    def _direction(self, start: Start, g: Tensor) -> Tensor:
+    def _direction(self, start: Start, g: Tensor, unit: Tensor) -> Tensor:
         last, d = (self._remembered(name, start.parameters) for name in ("gradient", "direction"))
         if last is None or d is None:
             return -g
-        last, d = last.double(), d.double()
+        last, d = last.double() / unit, d.double() / unit
         y = g - last
         dy = d @ y
         beta = (y @ g - 2 * (y @ y) * (d @ g) / dy) / dy
@@ -99,40 +105,51 @@ class NonlinearCG(SecondOrderOptimizer):
         descends = (direction @ g < 0) & torch.isfinite(direction).all()
         return direction if bool(descends) else -g
 
-    def _search(self, start: Start, g: Tensor, direction: Tensor) -> WolfeResult:
+    def _search(
+        self, start: Start, g: Tensor, direction: Tensor, loss: float, unit: Tensor
+    ) -> WolfeResult:
         assert start.objective is not None
-        assert start.loss is not None
-        objective, loss = start.objective, float(start.loss)
+        objective = start.objective
 
         def evaluate(alpha: float) -> tuple[float, float]:
             theta = _along(start, direction, alpha)
             if not bool(torch.isfinite(theta).all()):
                 return math.inf, math.inf
             value, gradient = objective.value_and_gradient(start.parameters, theta)
-            return float(value), float(gradient.double() @ direction)
+            return float(value / unit), float(gradient.double() / unit @ direction)
 
         slope = float(g @ direction)
+        last: float | None = self._counters.get("length")
+        initial = None
+        if last is not None:
+            initial = self._again(last * float(unit), loss, slope, evaluate)
+        if initial is None:
+            initial = self._first_length(start, g, loss)
         return approximate_wolfe(
-            evaluate, initial=self._initial(start, g, slope, evaluate), value=loss, slope=slope,
+            evaluate, initial=initial, value=loss, slope=slope,
             max_evaluations=self._max_evaluations,
         )  # fmt: skip
 
-    def _initial(self, start: Start, g: Tensor, slope: float, evaluate: Slope) -> float:
-        """I0 to I2: a hundredth of the parameters' size at first; then the minimum of a parabola
-        through a short probe, or twice the last length."""
-        assert start.loss is not None
-        lr, loss = float(self._setting("lr")), float(start.loss)
-        last: float | None = self._counters.get("length")
-        if last is None:
-            largest = float(start.theta.abs().amax()) / float(g.abs().amax())
-            by_value = 2 * abs(loss) / float(g @ g)
-            return lr * FIRST * (largest or by_value or 1.0 / float(g.abs().amax()))
+    def _first_length(self, start: Start, g: Tensor, loss: float) -> float:
+        """I0: a hundredth of the parameters' size."""
+        steepest = float(g.abs().amax())
+        largest = float(start.theta.abs().amax()) / steepest
+        return self._rate() * FIRST * (largest or 2 * abs(loss) / float(g @ g) or 1 / steepest)
+
+    def _again(self, last: float, loss: float, slope: float, evaluate: Slope) -> float | None:
+        """I1, I2: the minimum of a parabola through a short probe, or twice the ``last`` length;
+        None where that is out of range."""
         probe = PROBE * last
         value, _ = evaluate(probe)
         rise = value - loss - probe * slope
+        length = GROW * last
         if value <= loss and rise > 0:
-            return lr * (-slope * probe**2 / (2 * rise))
-        return lr * GROW * last
+            length = -slope * probe**2 / (2 * rise)
+        length *= self._rate()
+        return length if 0 < length < math.inf else None
+
+    def _rate(self) -> float:
+        return float(self._setting("lr"))
 
 
 def _along(start: Start, direction: Tensor, alpha: float) -> Tensor:

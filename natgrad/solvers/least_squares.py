@@ -105,8 +105,8 @@ class LeastSquares:
             )  # rounding may have put it outside
         answer, kept = unscale(self._Vh.mT @ y, r_scale, self._scale, self._J.dtype)
         # What is returned is what is judged, on J as it was given.
-        x, wide = answer.double() / unit, self._J.double() / self._scale
-        b, product = wide.mT @ hat, wide.mT @ (wide @ x)
+        x, J = answer.double() / unit, self._J.double()
+        b, product = (J.mT @ v / self._scale for v in (hat, J @ x / self._scale))
         residual = norm(b - product - (shift + multiplier) * x)
         Ax = (product * (self._scale * r_scale)).to(self._J)
         if not usable or not bool(kept & torch.isfinite(Ax).all()):
