@@ -10,8 +10,9 @@ from natgrad.curvature.function_operator import FunctionOperator
 from natgrad.curvature.gauss_newton import GaussNewton
 from natgrad.curvature.gram import Gram
 from natgrad.curvature.hessian import Hessian
-from natgrad.curvature.kronecker import Kronecker, Sharing
+from natgrad.curvature.kronecker import Kronecker
 from natgrad.curvature.kronecker_block import DampingSplit
+from natgrad.curvature.kronecker_factors import Sharing
 from natgrad.curvature.low_rank import LowRank
 from natgrad.curvature.metrics import OutputMetric, output_metric, register_metric
 from natgrad.curvature.operator import LinearOperator

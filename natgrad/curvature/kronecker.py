@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from enum import Enum
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,6 +18,12 @@ from natgrad.curvature.kronecker_block import (
     KroneckerBlock,
     NonFiniteFactors,
 )
+from natgrad.curvature.kronecker_factors import (
+    Sharing,
+    correct,
+    layer_factors,
+    require_samples,
+)
 from natgrad.curvature.layers import Layer, candidates, recorded_layers, verified
 from natgrad.curvature.metrics import Distributions, batch_shape, output_metric
 from natgrad.curvature.operator import LinearOperator
@@ -28,13 +33,6 @@ from natgrad.curvature.traceless import Forward
 from natgrad.flat import flatten
 
 MAX_DENSE = 1000
-
-
-class Sharing(Enum):
-    """How positions that share weights (time steps, pixels) enter a factor."""
-
-    EXPAND = "every position is a sample of its own: outputs per position, as in language models"
-    REDUCE = "positions are summed first: one output for all of them, as in image classifiers"
 
 
 class Kronecker(LinearOperator):
@@ -136,12 +134,12 @@ class Kronecker(LinearOperator):
                     "called on the batch with a trained weight of its own; use Fisher instead"
                 )
             if sharing is Sharing.REDUCE or corrected:
-                _require_samples(layers, batch[0])
+                require_samples(layers, batch[0])
             masked = sharing is Sharing.EXPAND
             pulls = Pulls(distribution, layers, samples, generator, masked=masked)
             blocks = [
                 KroneckerBlock(layer, A, G, reduced=sharing is Sharing.REDUCE)
-                for layer, A, G in _factors(layers, pulls, sharing)
+                for layer, A, G in layer_factors(layers, pulls, sharing)
             ]
             self._blocks: list[Block] = [*blocks, *self._rest(chosen, data, scalar, layers, pulls)]
             earlier = {} if previous is None else previous._by_owners()
@@ -150,7 +148,7 @@ class Kronecker(LinearOperator):
                 if type(before) is type(block):
                     block.blend(before, decay)
             if corrected:
-                _correct(blocks, pulls, sharing)
+                correct(blocks, pulls, sharing)
                 for block in blocks:
                     before = earlier.get(tuple(map(id, block.owners)))
                     if isinstance(before, KroneckerBlock):
@@ -292,58 +290,3 @@ class Kronecker(LinearOperator):
             for span, piece in zip(spans, act(block, pieces), strict=True):
                 result[span] = piece.reshape(-1, matrix.shape[1])
         return result
-
-
-def _require_samples(layers: list[Layer], samples: int) -> None:
-    for layer in layers:
-        if len(layer.rows()) != samples:
-            raise ValueError(
-                f"REDUCE and corrected=True need to tell the samples apart, but {layer.module} saw "
-                f"{len(layer.rows())} rows for {samples} samples; keep dimension 0 of its input "
-                "the batch, (N, T, d) and not (N · T, d)"
-            )
-
-
-def _factors(
-    layers: list[Layer], pulls: Pulls, sharing: Sharing
-) -> Iterator[tuple[Layer, Tensor, Tensor]]:
-    """Each layer's A, or for an embedding its diagonal, and G."""
-    moments: list[Tensor | None] = [None] * len(layers)
-    for rows in pulls:
-        for index, gradient in enumerate(rows):
-            g = gradient.sum(dim=1) if sharing is Sharing.REDUCE else gradient.flatten(0, 1)
-            moment = g.mT @ g / pulls.divisor
-            before = moments[index]
-            moments[index] = moment if before is None else before + moment
-    for layer, G in zip(layers, moments, strict=True):
-        assert G is not None
-        yield layer, _input_factor(layer, sharing), G
-
-
-def _input_factor(layer: Layer, sharing: Sharing) -> Tensor:
-    rows = layer.rows()
-    if sharing is Sharing.REDUCE:
-        a = layer.mean_rows()
-        return a.mT @ a / len(a)
-    if isinstance(layer.module, nn.Embedding):
-        counts = torch.bincount(rows.flatten(), minlength=layer.module.num_embeddings)
-        if layer.module.padding_idx is not None:
-            counts[layer.module.padding_idx] = 0
-        return counts.to(layer.weight.dtype) / rows.numel()
-    a = rows.flatten(0, 1)
-    return a.mT @ a / len(a)
-
-
-def _correct(blocks: list[KroneckerBlock], pulls: Pulls, sharing: Sharing) -> None:
-    """Replace the eigenvalues by second moments of per-sample gradients in the eigenbasis."""
-    rotated = [block.rotated_inputs() for block in blocks]
-    sums: list[Tensor | None] = [None] * len(blocks)
-    for rows in pulls:
-        for index, (block, gradient) in enumerate(zip(blocks, rows, strict=True)):
-            g = gradient.sum(dim=1, keepdim=True) if sharing is Sharing.REDUCE else gradient
-            moment = block.second_moment(rotated[index], g)
-            before = sums[index]
-            sums[index] = moment if before is None else before + moment
-    for block, total in zip(blocks, sums, strict=True):
-        assert total is not None
-        block.correct(total / pulls.divisor)

@@ -1,0 +1,75 @@
+"""The Kronecker factors of layers, from their inputs and their output gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+
+from natgrad.curvature.kronecker_block import KroneckerBlock
+from natgrad.curvature.layers import Layer
+from natgrad.curvature.pulls import Pulls
+
+
+class Sharing(Enum):
+    """How positions that share weights (time steps, pixels) enter a factor."""
+
+    EXPAND = "every position is a sample of its own: outputs per position, as in language models"
+    REDUCE = "positions are summed first: one output for all of them, as in image classifiers"
+
+
+def require_samples(layers: list[Layer], samples: int) -> None:
+    for layer in layers:
+        if len(layer.rows()) != samples:
+            raise ValueError(
+                f"REDUCE and corrected=True need to tell the samples apart, but {layer.module} saw "
+                f"{len(layer.rows())} rows for {samples} samples; keep dimension 0 of its input "
+                "the batch, (N, T, d) and not (N · T, d)"
+            )
+
+
+def layer_factors(
+    layers: list[Layer], pulls: Pulls, sharing: Sharing
+) -> Iterator[tuple[Layer, Tensor, Tensor]]:
+    """Each layer's A, or for an embedding its diagonal, and G."""
+    moments: list[Tensor | None] = [None] * len(layers)
+    for rows in pulls:
+        for index, gradient in enumerate(rows):
+            g = gradient.sum(dim=1) if sharing is Sharing.REDUCE else gradient.flatten(0, 1)
+            moment = g.mT @ g / pulls.divisor
+            before = moments[index]
+            moments[index] = moment if before is None else before + moment
+    for layer, G in zip(layers, moments, strict=True):
+        assert G is not None
+        yield layer, _input_factor(layer, sharing), G
+
+
+def _input_factor(layer: Layer, sharing: Sharing) -> Tensor:
+    rows = layer.rows()
+    if sharing is Sharing.REDUCE:
+        a = layer.mean_rows()
+        return a.mT @ a / len(a)
+    if isinstance(layer.module, nn.Embedding):
+        counts = torch.bincount(rows.flatten(), minlength=layer.module.num_embeddings)
+        if layer.module.padding_idx is not None:
+            counts[layer.module.padding_idx] = 0
+        return counts.to(layer.weight.dtype) / rows.numel()
+    a = rows.flatten(0, 1)
+    return a.mT @ a / len(a)
+
+
+def correct(blocks: list[KroneckerBlock], pulls: Pulls, sharing: Sharing) -> None:
+    """Replace the eigenvalues by second moments of per-sample gradients in the eigenbasis."""
+    rotated = [block.rotated_inputs() for block in blocks]
+    sums: list[Tensor | None] = [None] * len(blocks)
+    for rows in pulls:
+        for index, (block, gradient) in enumerate(zip(blocks, rows, strict=True)):
+            g = gradient.sum(dim=1, keepdim=True) if sharing is Sharing.REDUCE else gradient
+            moment = block.second_moment(rotated[index], g)
+            before = sums[index]
+            sums[index] = moment if before is None else before + moment
+    for block, total in zip(blocks, sums, strict=True):
+        assert total is not None
+        block.correct(total / pulls.divisor)
