@@ -14,7 +14,7 @@ from natgrad.curvature import Fisher, Kronecker, LinearOperator, Sharing
 from natgrad.curvature.kronecker_block import NonFiniteFactors
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.report import StepReport, StepStatus
-from natgrad.optim.running_factors import RunningFactors
+from natgrad.optim.running_factors import RunningFactors, mixed_seed
 from natgrad.optim.second_order import (
     Outcome,
     Parameters,
@@ -140,7 +140,7 @@ class AdaptiveKFAC(SecondOrderOptimizer):
         F = self._observed.curvature(
             lambda forward, data: self._fisher(forward, data, start.parameters),
             self._fraction,
-            torch.Generator().manual_seed((self._seed << 40) + counters["steps"]),
+            torch.Generator().manual_seed(mixed_seed(self._seed, counters["steps"])),
         )
         d, Fd = self._combined(start, K, F, damping)
         d, Fd = (

@@ -43,7 +43,8 @@ def operator_of(
     if curvature is None:
         assert observed is not None
         return observed.curvature(lambda forward, data: make(forward, data, active))
-    operator = curvature()
+    with torch.enable_grad():
+        operator = curvature()
     sizes = sum(p.numel() for p in parameters), sum(p.numel() for p in active)
     if operator.shape[0] == sizes[1]:
         return operator

@@ -22,7 +22,7 @@ from natgrad.optim.second_order import (
     Start,
     require_least,
 )
-from natgrad.optim.trust_region_search import search_radius
+from natgrad.optim.trust_region_search import RadiusSearch, search_radius
 from natgrad.solvers import Solution, Status
 
 PROBE = 0.1  # of a step, for the residuals' second derivative along it
@@ -51,12 +51,13 @@ class LevenbergMarquardt(SecondOrderOptimizer):
     quicker than min(m, n) backward passes is known, ``torch.func.vmap`` over samples for example;
     then the limit is 4,000.
 
-    ``momentum`` μ measures the step from the last one: λ and Δ bound s − μ s_last. ``scaled``
-    measures it by D, the largest norm that each column of J has had, so that rescaled parameters
-    change nothing. ``acceleration`` above 0 bends each step along the curve of the residuals: by
-    half its second-order term a, which takes one more call of the closure and no decomposition,
-    where ‖a‖ is at most so many times ‖s‖; its authors have 0.75. In curved valleys, those of
-    physics-informed networks for example, it saves several steps of two. Both need J itself.
+    ``momentum`` μ measures the step from the last one: λ and Δ bound s − μ s_last; where no such
+    step is accepted, it is made without. ``scaled`` measures it by D, the largest norm that each
+    column of J has had, so that rescaled parameters change nothing. ``acceleration`` above 0 bends
+    each step along the curve of the residuals: by half its second-order term a, which takes one
+    more call of the closure and no decomposition, where ‖a‖ is at most so many times ‖s‖; its
+    authors have 0.75. In curved valleys, those of physics-informed networks for example, it saves
+    several steps of two. Both need J itself.
 
     Raises ``ValueError`` for settings out of range, residuals without a graph, a loss that is not
     of squared errors; ``RuntimeError`` where no batch of the model is known.
@@ -147,12 +148,16 @@ class LevenbergMarquardt(SecondOrderOptimizer):
         radius = self._setting("radius")
         if radius is None:
             radius = cauchy_length(linear, start.gradient, start.theta, scale)
-        solve = LeastSquaresStep(
-            linear, method, damping=damping, prior=None if last is None else momentum * last,
-            scale=scale, rtol=self._rtol, max_iterations=self._max_iterations,
-        )  # fmt: skip
-        rates = self._per_parameter("lr", start.parameters)
         report = StepReport(StepStatus.ACCEPTED, solver=method, damping=damping, radius=radius)
+        rates = self._per_parameter("lr", start.parameters)
+
+        def step_from(prior: Tensor | None) -> LeastSquaresStep:
+            return LeastSquaresStep(
+                linear, method, damping=damping, prior=prior, scale=scale, rtol=self._rtol,
+                max_iterations=self._max_iterations,
+            )  # fmt: skip
+
+        solve = step_from(None if last is None else momentum * last)
         if start.loss is None:
             s = solve(radius=radius)
             report = replace(
@@ -162,11 +167,9 @@ class LevenbergMarquardt(SecondOrderOptimizer):
                 return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
             theta, report = start.theta + rates * s.x, replace(report, step_scale=1.0)
         else:
-            found = search_radius(
-                start, solve, radius, rates, linear.multiply, norm=solve.norm,
-                accept_ratio=self._accept_ratio, max_attempts=self._max_attempts,
-                bend=self._bend(start, linear, method, solve),
-            )  # fmt: skip
+            found = self._search(start, linear, method, solve, radius, rates)
+            if found.theta is None and last is not None:
+                found = self._search(start, linear, method, step_from(None), radius, rates)
             if math.isfinite(radius) and found.status is not StepStatus.NONFINITE_CURVATURE:
                 self._keep("radius", found.radius)
             report = replace(found.account(report), products=linear.products)
@@ -176,6 +179,21 @@ class LevenbergMarquardt(SecondOrderOptimizer):
         if momentum:
             self._remember("last_step", start.parameters, theta - start.theta)
         return Outcome(theta, report)
+
+    def _search(
+        self,
+        start: Start,
+        linear: Linearised,
+        method: Method,
+        solve: LeastSquaresStep,
+        radius: float,
+        rates: Tensor,
+    ) -> RadiusSearch:
+        return search_radius(
+            start, solve, radius, rates, linear.multiply, norm=solve.norm,
+            accept_ratio=self._accept_ratio, max_attempts=self._max_attempts,
+            bend=self._bend(start, linear, method, solve),
+        )  # fmt: skip
 
     def _scale(self, linear: Linearised, method: Method, start: Start) -> Tensor:
         """D: the largest norm that each column of J has had (Moré 1978, equation 6.2)."""

@@ -81,7 +81,8 @@ def of_residuals(
         with torch.enable_grad():
             jacobian_of = Jacobian((residuals.reshape(-1),), slots)
             return Linearised(r, None, jacobian_of, slots.size)
-    matrix = jacobian().detach()
+    with torch.enable_grad():
+        matrix = jacobian().detach()
     if matrix.shape != (len(r), slots.size) or matrix.dtype != r.dtype:
         raise ValueError(
             f"jacobian() must return ({len(r)}, {slots.size}) of {r.dtype}, residuals by trained "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,11 @@ from natgrad.optim.observed_model import Batch, ObservedModel
 # outside layers row by row with each.
 LAYER_FACTORS = ("input_factor", "output_factor", "second_moments")
 REST = "rest_factor"
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One seed of 32 bits for all the numbers: torch's CPU generator takes no notice of others."""
+    return zlib.crc32(repr(numbers).encode())
 
 
 class RunningFactors:
@@ -83,7 +89,7 @@ class RunningFactors:
             before = old + (1 - old) * index / len(batches)
             after = old + (1 - old) * (index + 1) / len(batches)
             generator = torch.Generator(parameters[0].device)
-            generator.manual_seed((self._seed << 40) + (count << 10) + index)
+            generator.manual_seed(mixed_seed(self._seed, count, index))
             kronecker = self._of_batch(
                 batch, parameters, generator, kronecker, decay=before / after
             )

@@ -66,7 +66,7 @@ def search_radius(
     assert start.loss is not None
     loss, g = float(start.loss), start.gradient.double()
     eps = torch.finfo(start.theta.dtype).eps
-    iterations, seen_finite = 0, False
+    iterations, promised, seen_finite = 0, False, False
     predicted = actual = math.nan
     status, tried = StepStatus.NO_IMPROVEMENT, radius
     for _ in range(max_attempts):
@@ -78,9 +78,15 @@ def search_radius(
         step = rates * s.x
         image = multiply(step) if rates.ndim else rates * s.Ax
         predicted = -float(g @ step.double() + step.double() @ image.double() / 2)
-        if not predicted > 0:
-            status = _without_promise(predicted, 1e3 * eps * abs(loss))
+        if not math.isfinite(predicted):
+            status = StepStatus.NONFINITE_CURVATURE
             break
+        if not predicted > 0:
+            if -predicted <= 1e3 * eps * abs(loss):
+                break
+            radius = _cut(radius, norm(s.x))  # rounding: of a long step without curvature, say
+            continue
+        promised = True
         if bend is not None:
             step = step + rates * bend(s)
         theta = start.theta + step
@@ -89,26 +95,22 @@ def search_radius(
         value = float(start.evaluate(theta)[0])
         seen_finite = seen_finite or math.isfinite(value)
         ratio, actual = reduction_ratio(loss, value, predicted, epsilon=eps), loss - value
-        accepted = ratio > accept_ratio
-        if not accepted:
-            radius = min(
-                radius, float(norm(s.x))
-            )  # a step inside stays what it is until the radius cuts it
-        inside = s.status in (Status.CONVERGED, Status.STAGNATED) and not s.multiplier
-        if math.isfinite(radius):
-            radius = max(update_radius(radius, ratio, at_boundary=not inside), SMALLEST)
-        if accepted:
+        if ratio > accept_ratio:
+            inside = s.status in (Status.CONVERGED, Status.STAGNATED) and not s.multiplier
+            if math.isfinite(radius):
+                radius = max(update_radius(radius, ratio, at_boundary=not inside), SMALLEST)
             return RadiusSearch(
                 theta, StepStatus.ACCEPTED, radius, tried, s, iterations, predicted, actual
             )
+        radius = _cut(radius, norm(s.x))
     else:
-        if not seen_finite:
+        if not promised:
+            status = StepStatus.NOT_DESCENT
+        elif not seen_finite:
             status = StepStatus.NONFINITE_LOSS
     return RadiusSearch(None, status, radius, tried, s, iterations, predicted, math.nan)
 
 
-def _without_promise(predicted: float, rounding: float) -> StepStatus:
-    """What a model says that promises no reduction."""
-    if not math.isfinite(predicted):
-        return StepStatus.NONFINITE_CURVATURE
-    return StepStatus.NO_IMPROVEMENT if -predicted <= rounding else StepStatus.NOT_DESCENT
+def _cut(radius: float, length: Tensor) -> float:
+    """A quarter of a refused step: one inside stays what it is until the radius cuts it."""
+    return max(min(radius, float(length)) / 4, SMALLEST)

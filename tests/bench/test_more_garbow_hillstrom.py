@@ -1,28 +1,12 @@
 """The test problems against what others published of them, and against SciPy."""
 
-import importlib
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import scipy.optimize
 import torch
 from torch.autograd.functional import hessian, jacobian
 
+from bench.problems.more_garbow_hillstrom import PROBLEMS
 
-def load_problems():
-    """bench/ is not installed: import its package of problems by path."""
-    folder = Path(__file__).parents[2] / "bench" / "problems"
-    spec = importlib.util.spec_from_file_location(
-        "bench_problems", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[spec.name])
-    return importlib.import_module("bench_problems.more_garbow_hillstrom").PROBLEMS
-
-
-PROBLEMS = load_problems()
 each_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.number} {p.name}")
 
 DIMENSIONS = {

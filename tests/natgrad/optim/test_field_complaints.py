@@ -40,10 +40,13 @@ def minimised(make, residuals, start: Tensor, steps: int):
         loss.backward()
         return loss
 
-    points = [x.detach().clone()]
+    points, refused = [x.detach().clone()], 0
     for _ in range(steps):
         optimizer.step(closure)
         points.append(x.detach().clone())
+        refused = refused + 1 if torch.equal(points[-1], points[-2]) else 0
+        if refused == 3:
+            break
     return points, optimizer
 
 

@@ -248,21 +248,28 @@ def test_models_may_return_distributions(make, built, generator):
     assert torch.equal(theta_after(False, True), expected)
 
 
-def test_data_parallel_models_are_watched_through_their_wrapper(watching, train):
-    """One process of it: several of them would each see the curvature of their own part."""
-    distributed = pytest.importorskip("torch.distributed")
-    if not distributed.is_available():
-        pytest.skip("torch without torch.distributed")
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        plain, wrapped = train(watching), train(watching)
-        parallel = replace(wrapped, model=nn.parallel.DistributedDataParallel(wrapped.model))
-        for _ in range(3):
-            plain.step()
-            parallel.step()
-            assert torch.equal(plain.theta, wrapped.theta)
-    finally:
-        distributed.destroy_process_group()
+class Wrapper(nn.Module):
+    """As DistributedDataParallel, torch.compile and others hold the module that they call."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **named):
+        return self.module(*args, **named)
+
+
+@pytest.mark.parametrize("given", ["the module", "the wrapper"])
+def test_models_are_watched_through_a_wrapper(given, watching, train):
+    plain, wrapped = train(watching), train(watching)
+    outside = replace(wrapped, model=Wrapper(wrapped.model))
+    if given == "the wrapper":
+        outside = train(watching, (outside.model, outside.inputs))
+        outside.targets = wrapped.targets
+    for _ in range(3):
+        plain.step()
+        outside.step()
+        assert torch.equal(plain.theta, wrapped.theta)
 
 
 # --- what a forward pass leaves behind

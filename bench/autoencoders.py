@@ -1,0 +1,175 @@
+"""Deep autoencoders: ours beside Adam as tuned by adam_grid.py, and torch's LBFGS, by wall-clock.
+
+    .venv/bin/python bench/autoencoders.py --seeds 1 2 3
+
+Adam has the setting with the least loss in bench/results/adam_grid_TASK.json, and all have that
+grid's budget. Loss and squared error are over the whole training set. The settings of ours were
+chosen by a few short runs at seeds 100 to 105. AdaptiveKFAC runs twice with the same settings: with
+a closure, by which it takes back a step that raised the loss, and without.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from adam_grid import Setting
+from contestants import Training
+from problems.autoencoders import AutoencoderTask, cross_entropy, squared_error, tasks
+from races import Racer, Results, Run, median_and_range, race, record
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from natgrad.curvature import OutputMetric
+from natgrad.curvature.metrics import binary_cross_entropy
+
+RESULTS = Path(__file__).parent / "results"
+TARGET = 1 / 3  # of Adam's seconds
+CURVES = {"batch_size": 500, "refresh_every": 20}
+ADAPTIVE, UNSEEN = "AdaptiveKFAC, closure", "AdaptiveKFAC, no closure"
+FRACTION = {"fraction": 0.25, "damping": 1e-4}
+BOUNDED = {"lr": 0.03, "damping": 0.01, "max_kl": 0.01}
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "curves": {
+        ADAPTIVE: {**CURVES, **FRACTION, "closure": True},
+        UNSEEN: {**CURVES, **FRACTION},
+        "KFAC": {**CURVES, **BOUNDED},
+        "HessianFree": {"fraction": 0.2, "damping": 10.0},
+        "NaturalGradient": {"fraction": 0.2, "max_kl": 100.0, "max_iterations": 20},
+        "LBFGS": {},
+        "Adam": {},
+    },
+    "digits": {
+        ADAPTIVE: {"batch_size": 1797, "refresh_every": 10, **FRACTION, "closure": True},
+        UNSEEN: {"batch_size": 1797, "refresh_every": 10, **FRACTION},
+        "KFAC": {"batch_size": 512, "refresh_every": 10, **BOUNDED},
+        "HessianFree": {"damping": 10.0, "max_iterations": 50},
+        "NaturalGradient": {"max_kl": 10.0},
+        "LBFGS": {},
+        "Adam": {},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to run."""
+
+    tasks: tuple[str, ...] = tuple(SETTINGS)
+    """Which data."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Seeds of weights and batches, the images are always the same; never 100, Adam's."""
+    contestants: tuple[str, ...] = tuple(SETTINGS["digits"])
+    """Which optimizers; runs of others that the file holds stay."""
+    budget: float | None = None
+    """Seconds of training for each run; by default those of Adam's grid."""
+    threads: int = 1
+    """Threads of torch."""
+    points: int = 25
+    """Evaluations, at log-spaced times."""
+    out: Path = RESULTS / "autoencoders.json"
+    """Where the figures go."""
+
+
+def metric(logits: Tensor) -> OutputMetric:
+    """Of the cross-entropy summed over pixels, a mean over images only."""
+    return replace(binary_cross_entropy(logits), samples=float(len(logits)))
+
+
+def training(task: AutoencoderTask, seed: int) -> Training:
+    return Training(task.model(seed), (task.data,), cross_entropy, "bernoulli", metric, seed)
+
+
+def racer(name: str, on: Training, cost: dict[str, float], setting: dict[str, Any]) -> Racer:
+    if name == "Adam":
+        return on.adam(Setting(**setting))
+    if name == "LBFGS":
+        return on.lbfgs()
+    makers = {
+        ADAPTIVE: on.adaptive_kfac,
+        UNSEEN: on.adaptive_kfac,
+        "KFAC": on.kfac,
+        "HessianFree": on.hessian_free,
+        "NaturalGradient": on.natural_gradient,
+    }
+    return makers[name](cost, **setting)
+
+
+def main(arguments: Arguments) -> None:
+    torch.set_num_threads(arguments.threads)
+    known = {task.name: task for task in tasks(5_000)}
+    grids = {name: json.loads((RESULTS / f"adam_grid_{name}.json").read_text()) for name in known}
+    budgets = {name: arguments.budget or grid["budget"] for name, grid in grids.items()}
+    cost = {name: training(known[name], 0).costs() for name in arguments.tasks}
+    results = Results(arguments.out, record(
+        f"python bench/autoencoders.py --seeds {' '.join(map(str, arguments.seeds))} "
+        f"--threads {arguments.threads}"
+        + (f" --budget {arguments.budget:g}" if arguments.budget else ""),
+        arguments.threads, ("torch", "numpy", "scikit-learn"),
+        budgets=budgets, images={name: len(task.data) for name, task in known.items()}, costs=cost,
+    ))  # fmt: skip
+    for name, seed, contestant in itertools.product(
+        arguments.tasks, arguments.seeds, arguments.contestants
+    ):
+        task, on = known[name], training(known[name], seed)
+        setting = grids[name]["runs"][0]["setting"]
+        if contestant != "Adam":
+            setting = SETTINGS[name][contestant]
+
+        def errors(task: AutoencoderTask = task, on: Training = on) -> dict[str, float]:
+            with torch.no_grad():
+                loss = float(cross_entropy(on.model, task.data))
+            return {"loss": loss, "squared_error": squared_error(on.model, task.data)}
+
+        results.add(race(
+            Run(name, contestant, seed, setting), racer(contestant, on, cost[name], setting),
+            errors, budgets[name], arguments.points,
+        ))  # fmt: skip
+    header = (
+        "final squared error",
+        "final loss",
+        "seconds to Adam's error",
+        "of Adam's",
+        "steps",
+        "CPU",
+    )
+    for name, rows in table(results.runs, budgets).items():
+        shown = Table(name, *header)
+        for row in rows:
+            shown.add_row(*row)
+        Console(width=120).print(shown)
+
+
+def table(runs: list[Run], budgets: dict[str, float]) -> dict[str, list[list[str]]]:
+    """Rows by task. Each run is compared with Adam's of the same seed."""
+    found: dict[str, list[list[str]]] = {}
+    for name, budget in budgets.items():
+        adam = {run.seed: run.final("squared_error", budget)
+                for run in runs if (run.problem, run.contestant) == (name, "Adam")}  # fmt: skip
+        for contestant in SETTINGS[name]:
+            mine = [run for run in runs if (run.problem, run.contestant) == (name, contestant)]
+            if not mine:
+                continue
+            times = [run.time_to(adam.get(run.seed, math.nan), "squared_error") for run in mine]
+            row = [
+                contestant,
+                median_and_range((run.final("squared_error", budget) for run in mine), ".3g"),
+                median_and_range((run.final("loss", budget) for run in mine), ".4g"),
+                median_and_range(times, ".3g"),
+                median_and_range((time / budget for time in times), ".2f"),
+                median_and_range((run.curve["steps"][-1] for run in mine), ",.0f"),
+                f"{min(run.cpu_share for run in mine):.0%}",
+            ]
+            found.setdefault(name, []).append(row)
+    return found
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

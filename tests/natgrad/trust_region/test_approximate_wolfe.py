@@ -1,0 +1,208 @@
+"""The conditions of a line search, checked anew at what it accepts."""
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from natgrad.trust_region import WolfeStatus, approximate_wolfe
+
+NAN, INF = math.nan, math.inf
+SETTINGS = {"decrease": 0.1, "curvature": 0.9, "tolerance": 1e-6}
+
+
+@dataclass
+class Wave:
+    """φ(α) = c (h (α − m)² / 2 + a sin(ω α + p)) + offset; not finite beyond ``edge``."""
+
+    h: float = 1.0
+    m: float = 3.0
+    a: float = 0.0
+    omega: float = 1.0
+    p: float = 0.0
+    c: float = 1.0
+    offset: float = 0.0
+    edge: float = INF
+    bad: float = NAN
+    calls: list[float] = field(default_factory=list)
+
+    def at(self, alpha: float) -> tuple[float, float]:
+        angle = self.omega * alpha + self.p
+        value = self.h * (alpha - self.m) * (alpha - self.m) / 2 + self.a * math.sin(angle)
+        slope = self.h * (alpha - self.m) + self.a * self.omega * math.cos(angle)
+        return self.c * value + self.offset, self.c * slope
+
+    def __call__(self, alpha: float) -> tuple[float, float]:
+        self.calls.append(alpha)
+        return (self.bad, self.bad) if alpha > self.edge else self.at(alpha)
+
+    def search(self, initial: float, **given):
+        value, slope = self.at(0.0)
+        return approximate_wolfe(self, initial=initial, value=value, slope=slope, **given)
+
+
+WAVES = st.builds(
+    Wave,
+    h=st.floats(0.1, 10),
+    m=st.floats(0.5, 5),
+    a=st.floats(-3, 3),
+    omega=st.floats(0.1, 10),
+    p=st.floats(-math.pi, math.pi),
+    offset=st.sampled_from([0.0, 10.0, -10.0]),
+).filter(lambda wave: wave.at(0.0)[1] < -1e-3)
+LENGTHS = st.floats(-6, 4).map(lambda power: 10.0**power)
+
+
+def holds(wave, alpha, decrease=0.1, curvature=0.9, tolerance=1e-6):
+    """Wolfe's conditions at α, or Hager and Zhang's approximation of them."""
+    (start, slope), (value, there) = wave.at(0.0), wave.at(alpha)
+    wolfe = value - start <= decrease * alpha * slope
+    flat = (2 * decrease - 1) * slope >= there and value <= start + tolerance * abs(start)
+    return there >= curvature * slope and (wolfe or flat)
+
+
+@settings(max_examples=200)
+@given(WAVES, LENGTHS, st.sampled_from([1, 2, 5, 40]))
+@example(Wave(a=3.0, omega=10.0, p=math.pi), 1e4, 40)
+def test_what_is_accepted_satisfies_the_conditions(wave, initial, budget):
+    found = wave.search(initial, max_evaluations=budget)
+    assert found.evaluations == len(wave.calls) <= budget
+    assert wave.calls[0] == initial
+    assert (found.value, found.slope) == wave.at(found.alpha)
+    if found.status is WolfeStatus.ACCEPTED:
+        assert found.alpha in wave.calls
+        assert holds(wave, found.alpha)
+        assert not any(holds(wave, alpha) for alpha in wave.calls if alpha != found.alpha)
+    elif found.status is WolfeStatus.MAX_EVALUATIONS:
+        assert found.accepted
+        assert found.value == min(wave.at(alpha)[0] for alpha in wave.calls) < wave.at(0.0)[0]
+    else:
+        assert found.status is WolfeStatus.NO_IMPROVEMENT
+        assert (found.alpha, found.accepted) == (0.0, False)
+
+
+@settings(max_examples=100)
+@given(WAVES, LENGTHS)
+def test_smooth_functions_bounded_below_are_always_solved(wave, initial):
+    assert wave.search(initial, max_evaluations=60).status is WolfeStatus.ACCEPTED
+
+
+@pytest.mark.parametrize(("decrease", "curvature"), [(1e-4, 1e-3), (1e-4, 0.1), (0.4, 0.4)])
+@pytest.mark.parametrize("initial", [1e-6, 1.0, 3.0, 50.0])
+def test_tighter_conditions_come_closer_to_the_minimum(initial, decrease, curvature):
+    wave = Wave(a=1.0, omega=2.0)
+    found = wave.search(initial, decrease=decrease, curvature=curvature, max_evaluations=60)
+    assert found.status is WolfeStatus.ACCEPTED
+    assert holds(wave, found.alpha, decrease, curvature)
+
+
+@settings(max_examples=100)
+@given(WAVES, LENGTHS, st.integers(-200, 200))
+def test_powers_of_two_change_no_bit(wave, initial, power):
+    plain = wave.search(initial)
+    scaled = Wave(
+        **{**vars(wave), "c": 2.0**power, "offset": wave.offset * 2.0**power, "calls": []}
+    )
+    found = scaled.search(initial)
+    assert scaled.calls == wave.calls[: len(scaled.calls)]
+    assert (found.alpha, found.status) == (plain.alpha, plain.status)
+    assert (found.value, found.slope) == (plain.value * 2.0**power, plain.slope * 2.0**power)
+
+
+@settings(max_examples=100)
+@given(WAVES, LENGTHS, st.floats(-3, 0.5), st.sampled_from([NAN, INF, -INF]))
+def test_what_is_not_finite_is_only_too_far(wave, initial, log10_edge, bad):
+    wave.edge, wave.bad = 10.0**log10_edge, bad
+    found = wave.search(initial, max_evaluations=60)
+    assert found.evaluations <= 60
+    assert math.isfinite(found.value)
+    assert 0 <= found.alpha <= wave.edge
+    if found.status is WolfeStatus.ACCEPTED:
+        assert holds(wave, found.alpha)
+    else:
+        # The function still falls at the edge of its domain, or this would be a minimum inside.
+        assert found.status is WolfeStatus.MAX_EVALUATIONS
+        assert wave.at(wave.edge)[1] < 0
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_a_value_or_a_slope_alone_may_be_bad(bad, which):
+    def evaluate(alpha):
+        pair = [(alpha - 3) ** 2, 2 * (alpha - 3)]
+        if alpha > 1:
+            pair[which] = bad
+        return tuple(pair)
+
+    found = approximate_wolfe(evaluate, initial=10.0, value=9.0, slope=-6.0)
+    assert found.status is WolfeStatus.ACCEPTED
+    assert 0 < found.alpha <= 1
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_where_nothing_is_finite_that_is_said(bad):
+    found = Wave(edge=0.0, bad=bad).search(1.0, max_evaluations=7)
+    assert found.status is WolfeStatus.NONFINITE
+    assert (found.alpha, found.accepted, found.evaluations) == (0.0, False, 7)
+    assert (found.value, found.slope) == Wave().at(0.0)
+
+
+def test_near_a_minimum_slopes_decide_where_values_are_rounding():
+    """1 + 1e-20 (α − 1)²: every value is 1, and Armijo's condition cannot hold."""
+    found = approximate_wolfe(
+        lambda alpha: (1 + 1e-20 * (alpha - 1) ** 2, 2e-20 * (alpha - 1)),
+        initial=1e-3, value=1.0, slope=-2e-20,
+    )  # fmt: skip
+    assert found.status is WolfeStatus.ACCEPTED
+    assert abs(found.alpha - 1) <= 0.9
+
+
+def test_a_function_that_only_rises_is_refused():
+    found = approximate_wolfe(lambda alpha: (1 + alpha, 1.0), initial=1.0, value=1.0, slope=-1.0)
+    assert found.status is WolfeStatus.NO_IMPROVEMENT
+    assert (found.alpha, found.value, found.slope) == (0.0, 1.0, -1.0)
+
+
+def test_an_improvement_within_rounding_is_none():
+    """Refused: then α is 0, and value and slope those of the start."""
+    below = 1 - 2.0**-53
+    found = approximate_wolfe(lambda alpha: (below, -1.0), initial=1.0, value=1.0, slope=-1.0)
+    assert found.status is WolfeStatus.NO_IMPROVEMENT
+    assert (found.alpha, found.value, found.slope) == (0.0, 1.0, -1.0)
+
+
+def test_a_function_without_bound_is_followed_as_far_as_the_budget_goes():
+    found = approximate_wolfe(lambda alpha: (-alpha, -1.0), initial=1.0, value=0.0, slope=-1.0)
+    assert found.status is WolfeStatus.MAX_EVALUATIONS
+    assert found.evaluations == 40
+    assert found.alpha == pytest.approx(5.0**39)
+
+
+@pytest.mark.parametrize("initial", [1e-200, 1e-30, 1e30, 1e200])
+def test_the_first_length_may_be_off_by_many_orders(initial):
+    """By 5 a step upward, by 2 downward, and within the budget or with an honest status."""
+    found = Wave().search(initial, max_evaluations=1500)
+    assert found.status is WolfeStatus.ACCEPTED
+    assert holds(Wave(), found.alpha)
+    short = Wave().search(initial, max_evaluations=10)
+    assert short.evaluations <= 10
+    assert short.status is not WolfeStatus.ACCEPTED or holds(Wave(), short.alpha)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"slope": 0.0}, {"slope": 1.0}, {"slope": NAN}, {"slope": -INF}, {"value": NAN},
+        {"value": INF}, {"initial": 0.0}, {"initial": -1.0}, {"initial": INF}, {"initial": NAN},
+        {"decrease": 0.0}, {"decrease": 0.5}, {"decrease": 0.3, "curvature": 0.2},
+        {"curvature": 1.0}, {"tolerance": -1e-9}, {"tolerance": NAN}, {"max_evaluations": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_before_any_evaluation(given):
+    wave = Wave()
+    with pytest.raises(ValueError, match=r"expected .*, got .*"):
+        approximate_wolfe(wave, **{"initial": 1.0, "value": 4.5, "slope": -3.0, **given})
+    assert not wave.calls
