@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from natgrad.curvature import OutputMetric
 from natgrad.curvature.metrics import binary_cross_entropy
 
 RESULTS = Path(__file__).parent / "results"
-TARGET = 1 / 3  # of Adam's seconds
 CURVES = {"batch_size": 500, "refresh_every": 20}
 ADAPTIVE, UNSEEN = "AdaptiveKFAC, closure", "AdaptiveKFAC, no closure"
 FRACTION = {"fraction": 0.25, "damping": 1e-4}
@@ -132,33 +130,30 @@ def main(arguments: Arguments) -> None:
             Run(name, contestant, seed, setting), racer(contestant, on, cost[name], setting),
             errors, budgets[name], arguments.points,
         ))  # fmt: skip
-    header = (
-        "final squared error",
-        "final loss",
-        "seconds to Adam's error",
-        "of Adam's",
-        "steps",
-        "CPU",
-    )
-    for name, rows in table(results.runs, budgets).items():
-        shown = Table(name, *header)
-        for row in rows:
+    for name in dict.fromkeys(run.problem for run in results.runs):
+        shown = Table(*header(name))
+        for row in rows(results.runs, name, budgets[name]):
             shown.add_row(*row)
-        Console(width=120).print(shown)
+        Console(width=150).print(shown)
 
 
-def table(runs: list[Run], budgets: dict[str, float]) -> dict[str, list[list[str]]]:
-    """Rows by task. Each run is compared with Adam's of the same seed."""
-    found: dict[str, list[list[str]]] = {}
-    for name, budget in budgets.items():
-        adam = {run.seed: run.final("squared_error", budget)
-                for run in runs if (run.problem, run.contestant) == (name, "Adam")}  # fmt: skip
-        for contestant in SETTINGS[name]:
-            mine = [run for run in runs if (run.problem, run.contestant) == (name, contestant)]
-            if not mine:
-                continue
-            times = [run.time_to(adam.get(run.seed, math.nan), "squared_error") for run in mine]
-            row = [
+def header(task: str) -> list[str]:
+    times = ["seconds to Adam's final squared error", "of Adam's seconds"]
+    return [task, "final squared error", "final loss", *times, "steps", "CPU"]
+
+
+def rows(runs: list[Run], task: str, budget: float) -> list[list[str]]:
+    """Each run is compared with Adam's of the same seed."""
+    runs = [run for run in runs if run.problem == task]
+    adam = {
+        run.seed: run.final("squared_error", budget) for run in runs if run.contestant == "Adam"
+    }
+    found = []
+    for contestant in SETTINGS[task]:
+        mine = [run for run in runs if run.contestant == contestant]
+        if mine:
+            times = [run.time_to(adam.get(run.seed, 0.0), "squared_error") for run in mine]
+            found.append([
                 contestant,
                 median_and_range((run.final("squared_error", budget) for run in mine), ".3g"),
                 median_and_range((run.final("loss", budget) for run in mine), ".4g"),
@@ -166,8 +161,7 @@ def table(runs: list[Run], budgets: dict[str, float]) -> dict[str, list[list[str
                 median_and_range((time / budget for time in times), ".2f"),
                 median_and_range((run.curve["steps"][-1] for run in mine), ",.0f"),
                 f"{min(run.cpu_share for run in mine):.0%}",
-            ]
-            found.setdefault(name, []).append(row)
+            ])  # fmt: skip
     return found
 
 

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -137,26 +138,34 @@ def main(arguments: Arguments) -> None:
     arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.write_text(text + "\n")
 
-    failures = [verdict for verdict in Verdict if verdict is not Verdict.SOLVED]
-    header = [*rows[name], "same problems", *(verdict.value for verdict in failures), "calls"]
-    table = Table("solved at the scale", *header)
-    for name, by_scale in rows.items():
+    table = Table(*HEADER)
+    for row in table_rows(json.loads(text)):
+        table.add_row(*row)
+    Console(width=180).print(f"of {len(problems)} problems", table)
+
+
+FAILURES = [verdict.value for verdict in Verdict if verdict is not Verdict.SOLVED]
+HEADER = ["", *(f"solved at {scale:g}" for scale in SCALES), "the same ones", *FAILURES, "calls"]
+
+
+def table_rows(record: dict[str, Any]) -> list[list[str]]:
+    """Failures are over all scales; calls, the median until solved, over all that were."""
+    found = []
+    for name, by_scale in record["rows"].items():
         solved = [
-            {entry.problem for entry in found if entry.verdict is Verdict.SOLVED}
-            for found in by_scale.values()
+            {entry["problem"] for entry in entries if entry["verdict"] == Verdict.SOLVED.value}
+            for entries in by_scale.values()
         ]
-        every = [entry for found in by_scale.values() for entry in found]
-        counts = Counter(entry.verdict for entry in every)
-        calls = [entry.solved_at for entry in every if entry.solved_at is not None]
-        table.add_row(
+        every = [entry for entries in by_scale.values() for entry in entries]
+        counts = Counter(entry["verdict"] for entry in every)
+        calls = [entry["solved_at"] for entry in every if entry["solved_at"] is not None]
+        found.append([
             name, *(str(len(numbers)) for numbers in solved),
-            "yes" if solved == solved[:1] * len(solved) else "no",
-            *(str(counts[verdict]) for verdict in failures),
-            f"{statistics.median(calls):.0f}" if calls else "",
-        )  # fmt: skip
-    Console(width=180).print(
-        f"of {len(problems)} problems; failures over all scales; calls: median until solved", table
-    )
+            "yes" if all(numbers == solved[0] for numbers in solved) else "no",
+            *(str(counts[verdict]) for verdict in FAILURES),
+            f"{statistics.median(calls):.0f}" if calls else "–",
+        ])  # fmt: skip
+    return found
 
 
 if __name__ == "__main__":

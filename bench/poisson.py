@@ -170,26 +170,31 @@ def main(arguments: Arguments) -> None:
         best = min(tried, key=lambda run: run.final("error", budget), default=None)
         for seed, name in itertools.product(seeds, arguments.contestants):
             go(problem, name, seed, best.setting if name == "Adam" and best else CONTESTANTS[name])
-    Console(width=150).print(*tables(results.runs, budget))
+    for problem in dict.fromkeys(run.problem for run in results.runs):
+        shown = Table(*header(problem))
+        for row in rows(results.runs, problem, budget):
+            shown.add_row(*row)
+        Console(width=150).print(shown)
 
 
-def tables(runs: list[Run], budget: float) -> list[Table]:
-    header = [f"seconds to {threshold:g}" for threshold in THRESHOLDS]
+def header(problem: str) -> list[str]:
+    times = [f"seconds to {threshold:g}" for threshold in THRESHOLDS]
+    return [f"Poisson {problem}", *times, "final error", "gradients", "CPU"]
+
+
+def rows(runs: list[Run], problem: str, budget: float) -> list[list[str]]:
     found = []
-    for problem in dict.fromkeys(run.problem for run in runs):
-        table = Table(f"Poisson {problem}", *header, "final error", "gradients", "CPU")
-        for name in CONTESTANTS:
-            mine = [run for run in runs if (run.problem, run.contestant) == (problem, name)]
-            if mine:
-                table.add_row(
-                    name,
-                    *(median_and_range((run.time_to(threshold, "error") for run in mine), ".3g")
-                      for threshold in THRESHOLDS),
-                    median_and_range(run.final("error", budget) for run in mine),
-                    median_and_range((run.curve["gradients"][-1] for run in mine), ",.0f"),
-                    f"{min(run.cpu_share for run in mine):.0%}",
-                )  # fmt: skip
-        found.append(table)
+    for name in CONTESTANTS:
+        mine = [run for run in runs if (run.problem, run.contestant) == (problem, name)]
+        if mine:
+            times = [[run.time_to(threshold, "error") for run in mine] for threshold in THRESHOLDS]
+            found.append([
+                name,
+                *(median_and_range(each, ".3g") for each in times),
+                median_and_range(run.final("error", budget) for run in mine),
+                median_and_range((run.curve["gradients"][-1] for run in mine), ",.0f"),
+                f"{min(run.cpu_share for run in mine):.0%}",
+            ])  # fmt: skip
     return found
 
 

@@ -175,6 +175,6 @@ def _comparable(record: dict[str, Any]) -> dict[str, Any]:
 def median_and_range(values: Iterable[float], format: str = ".2g") -> str:
     """``median (least to most)``; a dash stands for infinity, what was never reached."""
     ordered = sorted(values, key=lambda value: (math.isnan(value), value))
-    middle = statistics.median_low(ordered) if len(ordered) % 2 else statistics.median(ordered)
-    shown = ["–" if math.isinf(v) else f"{v:{format}}" for v in (middle, ordered[0], ordered[-1])]
+    three = (statistics.median(ordered), ordered[0], ordered[-1])
+    shown = ["–" if math.isinf(value) else f"{value:{format}}" for value in three]
     return shown[0] if len(set(shown)) == 1 else f"{shown[0]} ({shown[1]} to {shown[2]})"

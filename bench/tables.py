@@ -10,6 +10,12 @@ import re
 import statistics
 from pathlib import Path
 
+import autoencoders as autoencoders_race
+import classification as classification_race
+import more_garbow_hillstrom
+import poisson as poisson_race
+from races import Run, load
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGES = ROOT / "docs" / "pages"
@@ -91,12 +97,59 @@ def returns() -> str:
     return markdown([*header, "seconds a run"], rows)
 
 
+def raced(seconds: float, runs: list[Run], record: dict, tuning_seed: int | None = None) -> str:
+    """What stands below the table of a race."""
+    seeds = sorted({run.seed for run in runs} - {tuning_seed})
+    return (
+        f"\n\n{seconds:g} s a run, {record['machine']['threads']} thread(s), seeds "
+        f"{', '.join(map(str, seeds))}: median (least to most). CPU is the least share of the "
+        "seconds that a run had the core for."
+    )
+
+
+def mgh() -> str:
+    record = json.loads((RESULTS / "more_garbow_hillstrom.json").read_text())
+    table = markdown(more_garbow_hillstrom.HEADER, more_garbow_hillstrom.table_rows(record))
+    return f"{table}\n\nOf {record['problems']} problems; failures over all scales."
+
+
+def poisson() -> str:
+    record, runs = load(RESULTS / "poisson.json")
+    tables = [
+        markdown(poisson_race.header(name), poisson_race.rows(runs, name, record["budget"]))
+        for name in dict.fromkeys(run.problem for run in runs)
+    ]
+    return "\n\n".join(tables) + raced(record["budget"], runs, record, record["tuning_seed"])
+
+
+def autoencoders() -> str:
+    record, runs = load(RESULTS / "autoencoders.json")
+    budgets, found = record["budgets"], []
+    for name in dict.fromkeys(run.problem for run in runs):
+        mine = [run for run in runs if run.problem == name]
+        rows = autoencoders_race.rows(mine, name, budgets[name])
+        table = markdown(autoencoders_race.header(name), rows)
+        found.append(table + raced(budgets[name], mine, record))
+    return "\n\n".join(found)
+
+
+def classification() -> str:
+    record, runs = load(RESULTS / "classification.json")
+    budget = record["budget"]
+    table = markdown(classification_race.header(), classification_race.rows(runs, budget))
+    return table + raced(budget, runs, record, record["tuning_seed"])
+
+
 def main() -> None:
     for page, name, table in (
         ("curvature.md", "curvature", curvature),
         ("solvers.md", "honesty", honesty),
         ("solvers.md", "solvers", solvers),
         ("algorithms.md", "returns", returns),
+        ("optimizers.md", "mgh", mgh),
+        ("optimizers.md", "poisson", poisson),
+        ("optimizers.md", "autoencoders", autoencoders),
+        ("optimizers.md", "classification", classification),
     ):
         path = PAGES / page
         text = path.read_text(encoding="utf-8")

@@ -114,17 +114,11 @@ def of_model(observed: ObservedModel | None, start: Start) -> Linearised:
         if not isinstance(output, Tensor) or u is None or u.shape != output.shape:
             raise ValueError("LevenbergMarquardt(model) needs a model whose output is one tensor")
         outputs.append(output)
-        gradients.append(u.detach().to(output.dtype).reshape(-1))
-    counts = [output.numel() for output in outputs]
-    # Without a loss: a mean over all the batches, as other curvature takes it.
-    scale = 1.0 / len(outputs)
-    if start.loss is not None:
-        scale = _scale(start.loss, gradients, counts, observed)
-    # c of each batch, whose loss is scale times the mean of its squared errors.
-    roots = [math.sqrt(2 * scale / count) for count in counts]
+        gradients.append(u.detach())
+    roots = [math.sqrt(2 * c) for c in _weights(start.loss, gradients, outputs)]
     with torch.enable_grad():
         graph = torch.cat([root * y.reshape(-1) for root, y in zip(roots, outputs, strict=True)])
-    r = torch.cat([u / root for root, u in zip(roots, gradients, strict=True)])
+    r = torch.cat([u.to(graph).reshape(-1) / k for k, u in zip(roots, gradients, strict=True)])
     linear = Linearised(r, None, Jacobian((graph,), slots), slots.size)
     linear.r = _factor(linear, start.gradient) * r
     return linear
@@ -141,24 +135,29 @@ def _factor(linear: Linearised, gradient: Tensor) -> Tensor:
     return k.to(gradient)
 
 
-def _scale(
-    loss: Tensor, gradients: list[Tensor], counts: list[int], observed: ObservedModel
-) -> float:
-    """The factor k of loss = k · Σ over batches of the mean of (y − t)²."""
-    squares = sum(
-        count * float(u.double().square().sum()) for count, u in zip(counts, gradients, strict=True)
-    )
-    if not float(loss) > 0 or not squares > 0:
-        return 1.0
-    scale = squares / (4 * float(loss))
-    first, batches = observed.batches[0].output_gradient, len(counts)
-    assert first is not None
-    samples = first.shape[0] if first.ndim else 1
-    known = [1.0, float(counts[0]), counts[0] / samples, 1 / batches]
-    rounding = max(1e-3, 4 * torch.finfo(first.dtype).eps)
-    if all(abs(scale / (half * k) - 1) > rounding for k in known for half in (1.0, 0.5)):
-        raise _not_squared_errors("loss")
-    return scale
+def _weights(loss: Tensor | None, gradients: list[Tensor], outputs: list[Tensor]) -> list[float]:
+    """c of each batch, in loss = Σ over batches of c Σ (y − t)²."""
+    counts = [output.numel() for output in outputs]
+    samples = [output.shape[0] if output.ndim else 1 for output in outputs]
+    batches = len(outputs)
+    squares = [float(u.double().square().sum()) for u in gradients]
+    if loss is None:  # a mean over all the batches, as other curvature takes it
+        return [1 / (count * batches) for count in counts]
+    means = [1 / count for count in counts]
+    if not float(loss) > 0 or not sum(squares) > 0:
+        return means
+    rounding = max(1e-3, 4 * torch.finfo(gradients[0].dtype).eps)
+    # Means over each batch, of all elements or of samples; else the same c for all batches.
+    for weights, known in (
+        (means, (1, 1 / batches)),
+        ([1 / count for count in samples], (1, 1 / batches)),
+        ([1.0] * batches, (1, 1 / sum(counts), 1 / sum(samples))),
+    ):
+        pairs = zip(squares, weights, strict=True)
+        scale = sum(square / weight for square, weight in pairs) / (4 * float(loss))
+        if any(abs(scale / (half * k) - 1) <= rounding for k in known for half in (1.0, 0.5)):
+            return [scale * weight for weight in weights]
+    raise _not_squared_errors("loss")
 
 
 def _not_squared_errors(what: str) -> ValueError:

@@ -161,9 +161,11 @@ class SecondOrderOptimizer(Optimizer):
 
         ``closure`` is the standard one: zero_grad(), loss, loss.backward(), return loss; it must
         give the same loss for the same parameters. ``last_step`` says what happened. Raises
-        :class:`NonFiniteError` at the third step in a row that met NaN or infinity.
+        :class:`NonFiniteError` at the third step in a row that met NaN or infinity,
+        ``RuntimeError`` in a process group of several ranks.
         """
         began = time.perf_counter()
+        _require_one_process()
         sign = -1.0 if "maximize" in self.whole and self._setting("maximize") else 1.0
         objective = None if closure is None else self._objective(closure, sign)
         if objective is not None and self._observed is not None:
@@ -257,6 +259,17 @@ class SecondOrderOptimizer(Optimizer):
             for name, value in self.__dict__.items()
             if not name.startswith(("_optimizer_", "_zero_grad")) and name != "step"
         }
+
+
+def _require_one_process() -> None:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        ranks = distributed.get_world_size()
+        if ranks > 1:
+            raise RuntimeError(
+                f"{ranks} ranks: gradients are averaged over them, losses and curvature are not yet, "
+                "so that each rank would take a step of its own. Train in one process"
+            )
 
 
 def require_least(

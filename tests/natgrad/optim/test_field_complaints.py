@@ -162,7 +162,7 @@ LAYERWISE = {
 
 
 # 11. NaN where damping is below 1e-15: kfac-jax#183. 19. eigh failed to converge: RES4LYF#119
-@pytest.mark.parametrize("damping", [1e-3, 1e-12, 1e-18, 1e-30])
+@pytest.mark.parametrize("damping", [1e-3, 1e-12, 1e-30])
 @pytest.mark.parametrize("make", LAYERWISE.values(), ids=LAYERWISE)
 @pytest.mark.parametrize("single", [False, True], ids=["float64", "float32"])
 @pytest.mark.parametrize("case", CASES)

@@ -42,13 +42,18 @@ class Network(nn.Module):
 
 
 class Training:
-    """A regression by squared errors, which starts at weights of the size ``spread``."""
+    """A regression by squared errors. With ``dense`` curvature its solves can be repeated to the
+    last bit, however conjugate gradients amplify rounding."""
 
-    def __init__(self, seed=0, spread=1.0, **settings):
+    def __init__(self, seed=0, dense=False, **settings):
         generator = torch.Generator().manual_seed(seed)
         self.x, self.y = randn(generator, 40, 3), randn(generator, 40, 2)
-        self.model = Network(spread * randn(generator, N))
-        self.optimizer = HessianFree(self.model, loss="squared_error", **settings)
+        self.model = Network(randn(generator, N))
+        if dense:
+            curvature = {"curvature": lambda: Dense(self.gauss_newton())}
+            self.optimizer = HessianFree(self.model.parameters(), **curvature, **settings)
+        else:
+            self.optimizer = HessianFree(self.model, loss="squared_error", **settings)
 
     @property
     def theta(self):
@@ -159,10 +164,7 @@ def test_damping_follows_the_reduction_ratio_by_three_halves_and_two_thirds():
                 assert ratio == pytest.approx(simple, rel=1e-6)
             assert min(abs(ratio - 0.25), abs(ratio - 0.75)) > 1e-6
             assert run.damping == expected_damping(report.damping, ratio)
-            seen.add(run.damping / report.damping > 1 or run.damping == report.damping or "less")
-            seen.add("same" if run.damping == report.damping else "changed")
-            if ratio < 0.25:
-                seen.add("more")
+            seen.add("less" if ratio > 0.75 else "same" if ratio >= 0.25 else "more")
     assert {"less", "same", "more"} <= seen
 
 
@@ -172,7 +174,7 @@ def test_without_a_closure_the_damping_stays_and_the_whole_direction_is_taken():
         run.closure()
         before, G, g = run.theta, run.gauss_newton(), run.model.theta.grad.clone()
         run.optimizer.step()
-        s = torch.linalg.solve(G + 0.3 * torch.eye(N), g)
+        s = torch.linalg.solve(G + 0.3 * torch.eye(N, dtype=DOUBLE), g)
         assert float((before - run.theta - s).norm()) <= 5e-2 * float(s.norm())
         assert (run.damping, run.report.step_scale) == (0.3, 1.0)
 
@@ -180,7 +182,7 @@ def test_without_a_closure_the_damping_stays_and_the_whole_direction_is_taken():
 @pytest.mark.parametrize("seed", range(4))
 def test_a_warm_start_saves_iterations_of_the_second_solve(seed):
     """Where the problem is nearly that of the step before: short steps on the same data."""
-    warm = Training(seed, damping=1e-3, lr=0.05, progress=1e-12)
+    warm = Training(seed, damping=1e-2, lr=0.02, progress=1e-12, rtol=1e-3)
     warm.step()
     cold = copy.deepcopy(warm)
     cold.optimizer.param_groups[0]["warm_start"] = 0.0
@@ -199,42 +201,28 @@ def backward_walk(run, before, solution):
     return walked[index], index, len(walked)
 
 
-@settings(max_examples=8)
-@given(SEEDS, st.sampled_from([1e-5, 1e-3, 1e-1]))
-def test_the_iterate_taken_is_the_one_that_the_backward_walk_ends_at(seed, damping):
-    run = Training(seed, damping=damping)
-    last = None
-    for _ in range(3):
-        before, g, G = run.step()
-        report = run.report
-        solution = cg(
-            Dense(G + report.damping * torch.eye(N)), g, x0=last, rtol=1e-6, max_iterations=250,
-            stop=relative_progress(5e-4), iterate_growth=1.3,
-        )  # fmt: skip
-        chosen, _, _ = backward_walk(run, before, solution)
-        if report.status is StepStatus.ACCEPTED:
-            d = (before - run.theta) / report.step_scale
-            assert float((d - chosen).norm()) <= 1e-6 * float(chosen.norm())
-        # What the optimizer remembers, so that rounding does not add up in what is compared.
-        remembered = run.optimizer.state[run.model.theta]["solution"]
-        assert float((remembered - solution.x).norm()) <= 1e-5 * float(solution.x.norm())
-        last = 0.95 * remembered
-
-
-def test_the_walk_is_no_formality():
+@pytest.mark.parametrize("damping", [1e-5, 1e-3, 1e-1])
+def test_the_iterate_taken_is_the_one_that_the_backward_walk_ends_at(damping):
     places = set()
-    for seed in range(6):
-        run = Training(seed, damping=1e-5)
-        before, g, G = run.step()
-        solution = cg(
-            Dense(G + 1e-5 * torch.eye(N)), g, rtol=1e-6, max_iterations=250,
-            stop=relative_progress(5e-4), iterate_growth=1.3,
-        )  # fmt: skip
-        chosen, index, kept = backward_walk(run, before, solution)
-        d = (before - run.theta) / run.report.step_scale
-        assert float((d - chosen).norm()) <= 1e-6 * float(chosen.norm())
-        places.add("last" if index == kept - 1 else "first" if index == 0 else "between")
-    assert "between" in places
+    for seed in range(4):
+        run = Training(seed, dense=True, damping=damping)
+        last = None
+        for _ in range(3):
+            before, g, G = run.step()
+            solution = cg(
+                Dense(G).damped(run.report.damping), g, x0=last, rtol=1e-6, max_iterations=250,
+                stop=relative_progress(5e-4), iterate_growth=1.3,
+            )  # fmt: skip
+            chosen, index, kept = backward_walk(run, before, solution)
+            if run.report.status is StepStatus.ACCEPTED:
+                d = (before - run.theta) / run.report.step_scale
+                assert float((d - chosen).norm()) <= 1e-9 * float(chosen.norm())
+                places.add("last" if index == kept - 1 else "between" if index else "first")
+            solved = run.optimizer.state[run.model.theta]["solution"]
+            assert torch.equal(solved, solution.x)
+            last = 0.95 * solved
+    if damping < 1e-3:  # or the walk would be a formality
+        assert "between" in places
 
 
 @settings(max_examples=8)
@@ -268,6 +256,6 @@ def test_a_preconditioner_is_given_the_damped_curvature_and_changes_no_solution(
     other = Training(damping=0.1, progress=1e-12, rtol=1e-10, preconditioner=jacobi)
     for run in (plain, other):
         _, _, G = run.step()
-    torch.testing.assert_close(seen[0], G + 0.1 * torch.eye(N))
+    torch.testing.assert_close(seen[0], G + 0.1 * torch.eye(N, dtype=DOUBLE))
     solutions = [run.optimizer.state[run.model.theta]["solution"] for run in (plain, other)]
     torch.testing.assert_close(*solutions, rtol=1e-7, atol=1e-7)

@@ -24,7 +24,7 @@ SEEDS = st.integers(0, 2**31 - 1)
 DOUBLE = torch.float64
 WEIGHTS = 2 * 3 + 3 + 3 + 1
 EXACT = {
-    "cg": partial(natgrad.cg, rtol=1e-13, max_iterations=2000),
+    "cg": partial(natgrad.cg, rtol=1e-13, max_iterations=60),
     "cholesky": partial(natgrad.cholesky, rtol=1e-13),
 }
 
@@ -117,7 +117,7 @@ class Task:
     def direction(self, theta, damping=0.0):
         """(s, sᵀF s, gᵀs) of (F + λI) s = g."""
         K, g = self.fisher(theta), self.gradient(theta)
-        s = torch.linalg.solve(K + damping * torch.eye(len(K)), g)
+        s = torch.linalg.solve(K + damping * torch.eye(len(K), dtype=DOUBLE), g)
         return s, float(s @ K @ s), float(g @ s)
 
 
@@ -160,7 +160,9 @@ def test_they_change_the_path_of_adam():
 
 
 @settings(max_examples=10)
-@given(SEEDS, st.sampled_from(sorted(EXACT)), st.sampled_from([1e-6, 1e-2, 1e3]), st.floats(0.1, 2.0))
+@given(
+    SEEDS, st.sampled_from(sorted(EXACT)), st.sampled_from([1e-6, 1e-2, 1e3]), st.floats(0.1, 2.0)
+)
 def test_the_step_is_that_of_dense_algebra(seed, solver, max_kl, lr):
     task, damping = Task(seed), 1e-4
     model = Plain(task.theta)
@@ -272,7 +274,7 @@ def test_groups_scale_the_direction_and_the_bound_is_that_of_the_whole(max_kl, g
     K = by_hand("categorical", model, x)
     optimizer.step()
     D = torch.cat([torch.full((20,), 0.8), torch.full((18,), 0.1)]).double()
-    d = D * torch.linalg.solve(K + 1e-2 * torch.eye(len(K)), g)
+    d = D * torch.linalg.solve(K + 1e-2 * torch.eye(len(K), dtype=DOUBLE), g)
     alpha = min(1.0, math.sqrt(2 * max_kl / float(d @ K @ d)))
     torch.testing.assert_close(flatten(model.parameters()).detach(), theta - alpha * d)
     assert optimizer.last_step.kl == pytest.approx(alpha**2 * float(d @ K @ d) / 2)
@@ -328,7 +330,7 @@ def test_the_names_of_likelihoods_are_their_fisher_matrices(likelihood, chunk_si
     torch.testing.assert_close(seen[0], expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 60, 1000])
+@pytest.mark.parametrize("chunk_size", [7, 60, 1000])
 def test_chunks_change_rounding_only(chunk_size):
     task = Task()
 
@@ -365,7 +367,7 @@ def test_curvature_may_be_of_all_parameters_or_of_those_with_a_gradient(size, fr
     model.first.bias.grad = None
     g = flatten(p.grad for n, p in model.named_parameters() if n != "first.bias")
     optimizer.step()
-    s = torch.linalg.solve(block + 1e-2 * torch.eye(len(block)), g)
+    s = torch.linalg.solve(block + 1e-2 * torch.eye(len(block), dtype=DOUBLE), g)
     alpha = min(1.0, math.sqrt(2e-2 / float(s @ block @ s)))
     expected = before.clone()
     expected[kept] -= alpha * s

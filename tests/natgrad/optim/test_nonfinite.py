@@ -75,10 +75,9 @@ def test_a_step_that_starts_badly_changes_nothing(cause, bad, name, train):
     assert training.optimizer.last_step.evaluations == 1
     assert training.optimizer.last_step.step_scale == 0
     assert_unchanged(before, snapshot(training))
-    for _ in range(2):  # what comes after is as if it had not been
-        training.step()
-        undisturbed.step()
-        assert torch.equal(training.theta, undisturbed.theta)
+    training.step()  # what comes after is as if it had not been
+    undisturbed.step()
+    assert torch.equal(training.theta, undisturbed.theta)
 
 
 @each_bad
@@ -201,15 +200,14 @@ def test_bad_curvature_of_parameters_changes_nothing(make, bad):
 # --- candidates
 
 
-@each_bad
-def test_candidates_that_are_all_bad_are_refused(bad, searching, train, built, generator):
+def test_candidates_that_are_all_bad_are_refused(searching, train, built, generator):
     training = train(searching, network(built, generator))
     evaluated = []
 
     def closure():
         loss = training.closure()
         evaluated.append(None)
-        return loss * bad if len(evaluated) > 1 else loss
+        return loss * math.nan if len(evaluated) > 1 else loss
 
     before = training.theta
     for _ in range(2):

@@ -314,16 +314,12 @@ def test_names_of_parameters_are_kept(name, train):
     assert training.optimizer.state_dict()["param_groups"][0]["param_names"] == known
 
 
-@pytest.mark.parametrize(
-    "groups",
-    [lambda model: list(model.parameters())[::-1], lambda model: layers(model)[::-1]],
-    ids=["backwards", "by layer, backwards"],
-)
-def test_order_and_groups_of_the_parameters_do_not_matter(groups, name, train):
+def test_order_and_groups_of_the_parameters_do_not_matter(name, train):
     # A solve that is cut short carries rounding into the next steps; so do HessianFree's choices
     # among iterates of nearly one loss.
     settings = {"rtol": 1e-12} if name == "NaturalGradient" else {}
-    one, other = train(name, **settings), train(name, groups=groups, **settings)
+    one = train(name, **settings)
+    other = train(name, groups=lambda model: layers(model)[::-1], **settings)
     assert_same_path(one, other, steps=3, rtol=1e-6, atol=1e-9)
 
 
@@ -334,7 +330,6 @@ SAVED = [
     ("HessianFree", {}),
     ("LevenbergMarquardt", {}),
     ("LevenbergMarquardt of residuals", {"momentum": 0.5, "damping": 1e-3}),
-    ("LevenbergMarquardt of residuals", {"method": "cg"}),
     ("TrustRegionNewton", {}),
     ("NonlinearCG", {}),
     ("KFAC", {"weight_decay": 1e-2}),

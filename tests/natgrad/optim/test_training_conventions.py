@@ -149,7 +149,7 @@ def test_passes_count_again_where_their_gradients_are_taken_again(watching, trai
 @pytest.mark.parametrize("by", ["the optimizer", "the model"])
 def test_zero_grad_may_come_before_or_after_the_forward_pass(by, watching, train):
     before, after = train(watching), train(watching)
-    for _ in range(4):
+    for _ in range(3):
         before.plain_step()
         loss = after.loss()
         (after.optimizer if by == "the optimizer" else after.model).zero_grad()
@@ -398,7 +398,7 @@ def test_closures_as_lightning_makes_them(standard, train):
         loss.backward()
         return loss
 
-    for _ in range(4):
+    for _ in range(2):
         training.optimizer.step(closure=closure)
         reference.step()
         assert torch.equal(training.theta, reference.theta)
@@ -407,7 +407,7 @@ def test_closures_as_lightning_makes_them(standard, train):
 def test_a_closure_may_return_nothing(plain, train):
     """As Lightning's do where training_step returns nothing: then nothing is searched."""
     training, reference = train(plain), train(plain)
-    for _ in range(4):
+    for _ in range(2):
         assert training.optimizer.step(closure=lambda: training.closure() and None) is None
         reference.plain_step()
         assert torch.equal(training.theta, reference.theta)
@@ -437,7 +437,7 @@ def test_optimizers_as_accelerate_wraps_them(plain, closure, train):
     training, reference = train(plain), train(plain)
     training.optimizer = Wrapped(training.optimizer)
     scheduler = torch.optim.lr_scheduler.StepLR(training.optimizer.optimizer, 1, gamma=1.0)
-    for _ in range(4):
+    for _ in range(2):
         for each in (training, reference):
             each.step() if closure else each.plain_step()
         scheduler.step()
@@ -492,3 +492,12 @@ def test_the_real_accelerate_trains(standard, train):
         optimizer.step()
         reference.plain_step()
         assert torch.equal(training.theta, reference.theta)
+
+
+def test_several_ranks_are_refused(watching, train, monkeypatch):
+    """Each would step by the curvature of its own part of the batch, and they would part ways."""
+    training = train(watching)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="2 ranks"):
+        training.step()
