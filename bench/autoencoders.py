@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "KFAC": {**CURVES, **BOUNDED},
         "HessianFree": {"fraction": 0.2, "damping": 10.0},
         "NaturalGradient": {"fraction": 0.2, "max_kl": 100.0, "max_iterations": 20},
-        "LBFGS": {},
+        "LBFGS": {"max_iter": 10},
         "Adam": {},
     },
     "digits": {
@@ -89,7 +89,7 @@ def racer(name: str, on: Training, cost: dict[str, float], setting: dict[str, An
     if name == "Adam":
         return on.adam(Setting(**setting))
     if name == "LBFGS":
-        return on.lbfgs()
+        return on.lbfgs(**setting)
     makers = {
         ADAPTIVE: on.adaptive_kfac,
         UNSEEN: on.adaptive_kfac,

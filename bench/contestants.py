@@ -51,10 +51,11 @@ def adam(parameters: Iterable[Tensor], backward: Callable[[], float], setting: S
     return Racer(step)
 
 
-def lbfgs(parameters: Iterable[Tensor], loss: Closure) -> Racer:
-    """20 iterations a step; with the default tolerances it would end long before the budget."""
+def lbfgs(parameters: Iterable[Tensor], loss: Closure, max_iter: int = 20) -> Racer:
+    """``max_iter`` iterations a step; with the default tolerances it would end long before the
+    budget."""
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=20, history_size=50, tolerance_grad=0, tolerance_change=0,
+        parameters, max_iter=max_iter, history_size=50, tolerance_grad=0, tolerance_change=0,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
     calls, closure = 0, standard(optimizer, loss)
@@ -131,8 +132,8 @@ class Training:
     def adam(self, setting: Setting) -> Racer:
         return adam(self.parameters(), self._backward(setting.batch_size), setting)
 
-    def lbfgs(self) -> Racer:
-        return lbfgs(self.parameters(), self.whole)
+    def lbfgs(self, max_iter: int = 20) -> Racer:
+        return lbfgs(self.parameters(), self.whole, max_iter)
 
     def kfac(self, cost: dict[str, float], batch_size: int, **settings: Any) -> Racer:
         optimizer = KFAC(self.model, likelihood=self.likelihood, seed=self.seed, **settings)

@@ -81,6 +81,8 @@ def search_radius(
         if not math.isfinite(predicted):
             status = StepStatus.NONFINITE_CURVATURE
             break
+        if abs(predicted) <= (100 * eps) ** 2 * abs(loss):
+            break  # the step itself is rounding: there is no lower point to go to
         if not predicted > 0:
             if -predicted <= 1e3 * eps * abs(loss):
                 break

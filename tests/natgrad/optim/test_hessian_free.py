@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.autograd.functional import jacobian
+from torch.autograd.functional import hessian, jacobian
 from torch.nn import functional as F
 
 from natgrad import cg
 from natgrad.curvature import Dense
+from natgrad.curvature.metrics import convex_loss
 from natgrad.optim import HessianFree, StepStatus
 from natgrad.solvers import Status, relative_progress
 from natgrad.testing.strategies import matrix_with_spectrum
@@ -259,3 +260,45 @@ def test_a_preconditioner_is_given_the_damped_curvature_and_changes_no_solution(
     torch.testing.assert_close(seen[0], G + 0.1 * torch.eye(N, dtype=DOUBLE))
     solutions = [run.optimizer.state[run.model.theta]["solution"] for run in (plain, other)]
     torch.testing.assert_close(*solutions, rtol=1e-7, atol=1e-7)
+
+
+def output_hessian(loss, y):
+    """∇² of a loss in all the outputs, dense."""
+    flat = hessian(lambda outputs: loss(outputs.view_as(y)), y.flatten())
+    return flat.view(y.numel(), y.numel())
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy", "squared_error", "own"])
+def test_the_model_of_every_loss_is_that_of_its_hessian_in_the_outputs(loss, generator):
+    """G = Jᵀ ∇²loss J, which names of losses and metrics of one's own stand for."""
+    model, x = Network(randn(generator, N)), randn(generator, 12, 3)
+    labels = torch.randint(0, 2, (12,), generator=generator)
+    targets = torch.rand(12, 2, generator=generator, dtype=DOUBLE)
+
+    def total(y):
+        return (y - targets).cosh().sum()
+
+    value = {
+        "cross_entropy": lambda y: F.cross_entropy(y, labels),
+        "binary_cross_entropy": lambda y: F.binary_cross_entropy_with_logits(y, targets),
+        "squared_error": lambda y: F.mse_loss(y, targets),
+        "own": lambda y: total(y) / len(y),
+    }[loss]
+    metric = convex_loss(total) if loss == "own" else loss
+    optimizer = HessianFree(model, loss=metric, damping=1e-2)
+
+    def closure():
+        optimizer.zero_grad()
+        found = value(model(x))
+        found.backward()
+        return found
+
+    theta = model.theta.detach().clone()
+    J = jacobian(lambda weights: model.outputs(weights, x).flatten(), theta)
+    G = J.mT @ output_hessian(value, model.outputs(theta, x)) @ J
+    optimizer.step(closure)
+    d, report = theta - model.theta.detach(), optimizer.last_step
+    assert report.status is StepStatus.ACCEPTED
+    assert report.kl == pytest.approx(float(d @ G @ d / 2), rel=1e-7)
+    predicted = float(model.theta.grad @ d) - report.kl
+    assert report.predicted_reduction == pytest.approx(predicted, rel=1e-7)

@@ -1,4 +1,4 @@
-"""Steps in a trust region against dense algebra, whichever solver and whichever closure."""
+"""Steps of least squares, beside dense algebra and second derivatives by autograd."""
 
 import math
 
@@ -6,441 +6,634 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import brentq
 from torch import nn
 from torch.autograd.functional import jacobian
 from torch.nn import functional as F
 
 from bench.problems.more_garbow_hillstrom import PROBLEMS
-from natgrad.optim import LevenbergMarquardt, StepStatus
+from natgrad.flat import flatten
+from natgrad.optim import LevenbergMarquardt, StepStatus, levenberg_marquardt
+from natgrad.solvers import Status
 from natgrad.testing.networks import make_network
+from natgrad.trust_region import update_radius
 
 SEEDS = st.integers(0, 2**31 - 1)
-DOUBLE = torch.float64
-MATRIX_METHODS = ["dense", "sample_space"]
-METHODS = [*MATRIX_METHODS, "cg"]
-SHAPES = [(12, 5), (5, 12), (8, 8)]
+DOUBLE, INF = torch.float64, math.inf
+METHODS = ("dense", "sample_space", "cg")
+DIRECT = METHODS[:2]
+SHAPES = [(12, 5), (5, 5), (5, 12)]
 
 
-def randn(generator, *shape):
+def random_(*shape, seed):
+    generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=DOUBLE)
 
 
-class Fit:
-    """Residuals of one unknown vector; ``path`` holds θ before every step."""
+class Minimisation:
+    """½‖r‖² from a start, by a closure that returns r; ``step()`` gives the report."""
 
-    def __init__(self, residuals, start, **settings):
+    def __init__(self, residuals, start, dtype=DOUBLE, **given):
         self.residuals = residuals
-        self.x = start.clone().requires_grad_()
-        if "jacobian" in settings:
-            settings["jacobian"] = lambda given=settings["jacobian"]: given(self.theta)
-        self.optimizer = LevenbergMarquardt([self.x], **settings)
-        self.path = [self.theta]
+        self.x = torch.as_tensor(start, dtype=dtype).clone().requires_grad_()
+        self.optimizer = LevenbergMarquardt([self.x], **given)
 
     @property
     def theta(self):
         return self.x.detach().clone()
 
     @property
-    def report(self):
-        return self.optimizer.last_step
+    def radius(self):
+        return self.optimizer.param_groups[0]["radius"]
 
     def step(self):
-        """The step taken."""
         self.optimizer.step(lambda: self.residuals(self.x))
-        self.path.append(self.theta)
-        return self.path[-1] - self.path[-2]
+        return self.optimizer.last_step
 
     def run(self, steps, done=lambda x: False):
         for _ in range(steps):
-            self.step()
-            if self.report.status is not StepStatus.ACCEPTED or done(self.theta):
+            if self.step().status is not StepStatus.ACCEPTED or done(self.theta):
                 break
-        return torch.stack(self.path)
+        return self.optimizer.last_step
+
+    def path(self, steps):
+        found = []
+        for _ in range(steps):
+            self.step()
+            found.append(self.theta)
+        return torch.stack(found)
 
 
-def curved(m, n, seed=0, bend=0.3):
-    """A x − y + bend sin(B x), and a start."""
-    generator = torch.Generator().manual_seed(seed)
-    A, B = randn(generator, m, n), randn(generator, m, n)
-    y, start = randn(generator, m), randn(generator, n)
-    return (lambda x: A @ x - y + bend * torch.sin(B @ x)), start
+def curved(m, n, seed, curvature=0.3):
+    """θ ↦ Aθ − b + c tanh(Bθ), of random numbers."""
+    A, B, b = (random_(m, k, seed=seed + i) for i, k in enumerate((n, n, 1)))
+    return lambda x: A @ x - b[:, 0] + curvature * (B @ x).tanh()
 
 
-def bent(m, n, seed=0):
-    """The same with squares: residuals that are quadratic."""
-    generator = torch.Generator().manual_seed(seed)
-    A, B = randn(generator, m, n), randn(generator, m, n)
-    y, start = randn(generator, m), randn(generator, n)
-    return (lambda x: A @ x - y + 0.1 * (B @ x) ** 2), start
+def linearised(residuals, theta):
+    return residuals(theta).detach(), jacobian(residuals, theta)
 
 
-def damped(J, r, damping, scale=None):
-    """−(JᵀJ + λ D²)⁻¹ Jᵀr."""
-    D = torch.ones(J.shape[1], dtype=DOUBLE) if scale is None else scale
-    return -torch.linalg.solve(J.mT @ J + damping * torch.diag(D**2), J.mT @ r)
+def damped(J, damping):
+    return J.mT @ J + damping * torch.eye(J.shape[1], dtype=DOUBLE)
 
 
-def within(J, r, damping, radius, scale=None):
-    """(s, μ), the minimiser of ½‖r + J s‖² + ½ λ‖D s‖² over ‖D s‖ <= radius."""
-    D = torch.ones(J.shape[1], dtype=DOUBLE) if scale is None else scale
-
-    def excess(log_shift):
-        return float((D * damped(J, r, damping + math.exp(log_shift), D)).norm()) - radius
-
-    if damping > 0 and float((D * damped(J, r, damping, D)).norm()) <= radius:
-        return damped(J, r, damping, D), 0.0
-    shift = math.exp(brentq(excess, -25, 25, xtol=1e-14, rtol=1e-14))
-    return damped(J, r, damping + shift, D), shift
+def rosenbrock(x):
+    return torch.stack([10 * (x[1] - x[0] ** 2), 1 - x[0]])
 
 
-def second_derivative(residuals, theta, s):
-    """d²/dt² r(θ + t s) at 0."""
-
-    def along(t):
-        return residuals(theta + t * s)
-
-    def slope(t):
-        return jacobian(along, t, create_graph=True)
-
-    return jacobian(slope, torch.zeros((), dtype=DOUBLE))
+# --- one step
 
 
-def close(found, expected, tolerance=1e-8):
-    assert float((found - expected).norm()) <= tolerance * float(expected.norm())
-
-
-@pytest.mark.parametrize("damping", [1e-3, 1.0])
-@pytest.mark.parametrize("radius", [0.01, 0.3, 100.0, math.inf])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_method_takes_the_step_of_dense_algebra(shape, radius, damping):
-    """Steihaug's path is another one where it ends on the boundary, and no shorter."""
-    residuals, start = curved(*shape, bend=1e-3)
-    J, r = jacobian(residuals, start), residuals(start)
-    expected, multiplier = within(J, r, damping, radius)
+@pytest.mark.parametrize("damping", [1e-6, 1e-2, 1.0, 100.0])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_all_methods_take_the_damped_step(shape, damping):
+    """s = −(JᵀJ + λ I)⁻¹ Jᵀr, whatever solves it."""
+    residuals, start = curved(*shape, seed=1), 0.1 * random_(shape[1], seed=7)
+    r, J = linearised(residuals, start)
+    s = -torch.linalg.solve(damped(J, damping), J.mT @ r)
     for method in METHODS:
-        fit = Fit(residuals, start, radius=radius, damping=damping, method=method, rtol=1e-12)
-        s = fit.step()
-        assert (fit.report.radius, fit.report.solver) == (radius, method)
-        if method == "cg" and multiplier > 0:
-            assert float(s.norm()) == pytest.approx(radius)
+        run = Minimisation(
+            residuals, start, method=method, radius=INF, damping=damping, rtol=1e-13,
+            accept_ratio=-INF,
+        )  # fmt: skip
+        report = run.step()
+        assert (report.status, report.solver) == (StepStatus.ACCEPTED, method)
+        torch.testing.assert_close(run.theta - start, s, rtol=1e-7, atol=1e-9)
+        predicted = float(r @ r - (r + J @ s).square().sum()) / 2
+        assert report.predicted_reduction == pytest.approx(predicted, rel=1e-7)
+        after = residuals(run.theta)
+        assert report.actual_reduction == pytest.approx(float(r @ r - after @ after) / 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_without_damping_it_is_the_shortest_solution(shape):
+    residuals, start = curved(*shape, seed=1), random_(shape[1], seed=7)
+    r, J = linearised(residuals, start)
+    for method in METHODS:
+        run = Minimisation(
+            residuals, start, method=method, radius=INF, rtol=1e-13, accept_ratio=-INF
+        )
+        run.step()
+        torch.testing.assert_close(
+            run.theta - start, -torch.linalg.pinv(J) @ r, rtol=1e-6, atol=1e-9
+        )
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(SHAPES), SEEDS, st.floats(-3, 1), st.sampled_from([0.0, 1e-3, 0.3]))
+def test_within_a_radius_the_step_satisfies_the_conditions_of_kkt(
+    shape, seed, log10_radius, damping
+):
+    """(JᵀJ + (λ + μ) I) s = −Jᵀr with μ >= 0, ‖s‖ <= Δ and μ (Δ − ‖s‖) = 0."""
+    residuals, start = curved(*shape, seed=seed), random_(shape[1], seed=seed + 7)
+    r, J = linearised(residuals, start)
+    steps = []
+    for method in METHODS:
+        run = Minimisation(
+            residuals, start, method=method, radius=10.0**log10_radius, damping=damping, rtol=1e-13
+        )
+        report = run.step()
+        assert report.status is StepStatus.ACCEPTED
+        s, scale = run.theta - start, float((J.mT @ r).norm())
+        steps.append(s)
+        assert float(s.norm()) <= report.radius * (1 + 1e-9)
+        if method == "cg":
+            # Steihaug's: the same inside, on the boundary at least half as good (Yuan 2000).
+            if report.solver_status is Status.CONVERGED:
+                torch.testing.assert_close(s, steps[0], rtol=1e-6, atol=1e-8)
+            continue
+        rest = -J.mT @ r - damped(J, damping) @ s
+        multiplier = float(rest @ s / (s @ s))
+        assert multiplier >= -1e-8 * scale / float(s.norm())
+        assert float((rest - multiplier * s).norm()) <= 1e-7 * scale
+        if report.solver_status is Status.BOUNDARY:
+            assert float(s.norm()) == pytest.approx(report.radius)
         else:
-            close(s, expected, 1e-7)
-        predicted = -float((r @ J) @ s + (J @ s) @ (J @ s) / 2)
-        assert fit.report.predicted_reduction == pytest.approx(predicted, rel=1e-9)
-        actual = float(r @ r - residuals(fit.theta) @ residuals(fit.theta)) / 2
-        assert fit.report.actual_reduction == pytest.approx(actual, rel=1e-9)
+            assert multiplier == pytest.approx(0.0, abs=1e-7 * scale / float(s.norm()))
+    torch.testing.assert_close(steps[1], steps[0], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_without_damping_the_step_is_the_shortest_least_squares_solution(shape):
-    residuals, start = curved(*shape, bend=1e-3)
-    expected = -torch.linalg.pinv(jacobian(residuals, start)) @ residuals(start)
-    for method in METHODS:
-        fit = Fit(residuals, start, radius=math.inf, method=method, rtol=1e-12)
-        close(fit.step(), expected, 1e-6)
+@pytest.mark.parametrize("method", METHODS)
+def test_accepted_steps_keep_what_the_model_promises_and_the_radius_follows(method):
+    run = Minimisation(rosenbrock, [-1.2, 1.0], method=method, accept_ratio=0.2)
+    for _ in range(12):
+        theta = run.theta
+        report = run.step()
+        r, J = linearised(rosenbrock, theta)
+        s, after = run.theta - theta, rosenbrock(run.theta)
+        assert report.status is StepStatus.ACCEPTED
+        predicted = float(r @ r - (r + J @ s).square().sum()) / 2
+        ratio = float(r @ r - after @ after) / 2 / predicted
+        assert report.loss == pytest.approx(float(r @ r) / 2)
+        assert ratio > 0.2
+        assert ratio == pytest.approx(report.actual_reduction / report.predicted_reduction)
+        inside = report.solver_status in (Status.CONVERGED, Status.STAGNATED)
+        assert run.radius == pytest.approx(
+            update_radius(report.radius, ratio, at_boundary=not inside)
+        )
 
 
-LOSSES = {
-    "mean": lambda y, t: F.mse_loss(y, t),
-    "sum": lambda y, t: F.mse_loss(y, t, reduction="sum"),
-    "half of the mean": lambda y, t: F.mse_loss(y, t) / 2,
-    "half of the sum": lambda y, t: F.mse_loss(y, t, reduction="sum") / 2,
+def test_the_first_radius_is_the_length_of_the_cauchy_step():
+    r, J = linearised(rosenbrock, torch.tensor([-1.2, 1.0], dtype=DOUBLE))
+    g = J.mT @ r
+    cauchy = float(g.norm() ** 3 / (J @ g).square().sum())
+    assert Minimisation(rosenbrock, [-1.2, 1.0]).step().radius == pytest.approx(cauchy)
+    # Where J g = 0 it is ‖θ‖, and 1 where that is 0 too.
+    flat = torch.zeros(2, 2, dtype=DOUBLE)
+    for start, radius in (([3.0, 4.0], 5.0), ([0.0, 0.0], 1.0)):
+        found = levenberg_marquardt.cauchy_length(
+            levenberg_marquardt.Linearised(torch.ones(2, dtype=DOUBLE), flat, None, 2),
+            torch.ones(2, dtype=DOUBLE), torch.tensor(start, dtype=DOUBLE),
+        )  # fmt: skip
+        assert found == radius
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "given_matrix", "solver"),
+    [
+        (6, 5, False, "dense"), (5, 5, False, "dense"), (5, 6, False, "sample_space"),
+        (256, 300, False, "sample_space"), (300, 256, False, "dense"), (257, 257, False, "cg"),
+        (257, 300, False, "cg"), (257, 257, True, "dense"), (257, 300, True, "sample_space"),
+    ],
+)  # fmt: skip
+def test_the_method_goes_by_the_sizes(m, n, given_matrix, solver):
+    def residuals(x):
+        return torch.nn.functional.pad(x, (0, max(m - n, 0)))[:m] - 1
+
+    J = torch.eye(m, n, dtype=DOUBLE)
+    known = {"jacobian": lambda: J} if given_matrix else {}
+    run = Minimisation(residuals, torch.zeros(n), radius=INF, **known)
+    report = run.step()
+    assert report.solver == solver
+    expected = torch.zeros(n, dtype=DOUBLE)
+    expected[: min(m, n)] = 1
+    torch.testing.assert_close(run.theta, expected)
+
+
+# --- the closures
+
+
+def squared_errors(samples=(7,), seed=0):
+    """A network, its batches and targets."""
+    generator = torch.Generator().manual_seed(seed)
+    model, _ = make_network("mlp", generator)
+    batches = [
+        (
+            torch.randn(count, 3, generator=generator, dtype=DOUBLE),
+            torch.randn(count, 3, generator=generator, dtype=DOUBLE),
+        )
+        for count in samples
+    ]
+    return model, batches
+
+
+# c for a batch of n samples of three outputs, of a total.
+SUMS = {
+    "mean": lambda n, total: 1 / (3 * n),
+    "sum": lambda n, total: 1.0,
+    "mean over samples": lambda n, total: 1 / n,
+    "mean over all batches": lambda n, total: 1 / (3 * total),
+    "mean over all samples": lambda n, total: 1 / total,
 }
 
 
-def network_and_targets(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    model, x = make_network("mlp", generator)
-    x = randn(generator, 8, 3)
-    return model, x, randn(generator, 8, 3)
-
-
-def outputs_along(model, optimizer, closure, x, steps=5):
-    found = []
-    for _ in range(steps):
-        optimizer.step(closure)
-        found.append(model(x).detach())
-    return torch.stack(found)
-
-
-@pytest.mark.parametrize("batches", [1, 2])
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("settings", [{}, {"radius": math.inf, "damping": 0.3, "momentum": 0.5}])
-def test_the_standard_closure_takes_the_steps_of_the_residuals(settings, name, batches):
-    """Halves of a mean accumulate to the mean, halves of a sum to the sum."""
-    model, x, y = network_and_targets()
-    optimizer = LevenbergMarquardt(model, **settings)
-    share = 1 / batches if "mean" in name else 1.0
+@pytest.mark.parametrize("half", [1.0, 0.5])
+@pytest.mark.parametrize("kind", SUMS)
+@pytest.mark.parametrize("samples", [(7,), (5, 5), (6, 3, 1)], ids=str)
+def test_the_standard_closure_takes_the_path_of_the_residuals(samples, kind, half):
+    """loss = Σ over batches of c Σ (y − t)², so that r = √(2 c) (y − t)."""
+    total, c_of = sum(samples), SUMS[kind]
+    (model, batches), (twin, _) = squared_errors(samples), squared_errors(samples)
+    standard, direct = LevenbergMarquardt(model), LevenbergMarquardt(twin.parameters())
 
     def closure():
-        optimizer.zero_grad()
-        total = torch.zeros((), dtype=DOUBLE)
-        for inputs, targets in zip(x.chunk(batches), y.chunk(batches), strict=True):
-            loss = share * LOSSES[name](model(inputs), targets)
-            loss.backward()
-            total += loss.detach()
-        return total
+        standard.zero_grad()
+        losses = []
+        for x, t in batches:  # gradients are accumulated
+            losses.append(half * c_of(len(x), total) * F.mse_loss(model(x), t, reduction="sum"))
+            losses[-1].backward()
+        return sum(loss.detach() for loss in losses)
 
-    other, _, _ = network_and_targets()
-    by_residuals = LevenbergMarquardt(other.parameters(), **settings)
-    factor = math.sqrt(2 * float(LOSSES[name](y, y - 1)) / y.numel())
-    found = outputs_along(model, optimizer, closure, x)
-    expected = outputs_along(
-        other, by_residuals, lambda: factor * (other(x) - y).flatten(), x
-    )  # fmt: skip
-    close(found, expected, 1e-7)
-    assert optimizer.last_step.loss == pytest.approx(by_residuals.last_step.loss, rel=1e-7)
+    def residuals():
+        return torch.cat(
+            [(2 * half * c_of(len(x), total)) ** 0.5 * (twin(x) - t).flatten() for x, t in batches]
+        )
+
+    for _ in range(4):
+        assert float(standard.step(closure)) == pytest.approx(float(direct.step(residuals)))
+        left, right = standard.last_step, direct.last_step
+        assert left.status is right.status is StepStatus.ACCEPTED
+        assert left.radius == pytest.approx(right.radius, rel=1e-7)
+        assert left.predicted_reduction == pytest.approx(right.predicted_reduction, rel=1e-7)
+        torch.testing.assert_close(
+            flatten(model.parameters()), flatten(twin.parameters()), rtol=1e-7, atol=1e-9
+        )
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        F.l1_loss,
-        lambda y, t: F.huber_loss(y, t, delta=0.5),
-        lambda y, t: F.smooth_l1_loss(y, t, beta=0.5),
-        lambda y, t: (y - t).pow(4).mean(),
-        lambda y, t: F.mse_loss(y, t) + 0.1 * y.abs().mean(),
-    ],
-    ids=["L1", "Huber", "smooth L1", "fourth power", "another term"],
-)
-def test_a_loss_that_is_no_squared_error_is_refused(loss):
-    model, x, y = network_and_targets()
+def decayed(model, outputs, targets):
+    return F.mse_loss(outputs, targets) + 1e-2 * sum(p.square().sum() for p in model.parameters())
+
+
+LOSSES = {
+    "cross-entropy": lambda _, y, t: F.cross_entropy(y, t.softmax(1)),
+    "absolute errors": lambda _, y, t: F.l1_loss(y, t),
+    "Huber's": lambda _, y, t: F.huber_loss(y, t),
+    "a third": lambda _, y, t: F.mse_loss(y, t) / 3,
+    "weights": lambda _, y, t: (torch.arange(1, 4) * (y - t) ** 2).mean(),
+    "weight decay": decayed,
+    "a root": lambda _, y, t: F.mse_loss(y, t).sqrt(),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_another_loss_is_refused(kind):
+    model, [(x, t)] = squared_errors()
     optimizer = LevenbergMarquardt(model)
-    before = [p.detach().clone() for p in model.parameters()]
 
     def closure():
         optimizer.zero_grad()
-        value = loss(model(x), y)
-        value.backward()
-        return value
+        loss = LOSSES[kind](model, model(x), t)
+        loss.backward()
+        return loss
 
-    with pytest.raises(ValueError, match="return the residuals themselves"):
+    before = flatten(model.parameters())
+    with pytest.raises(ValueError, match="not that of a sum or mean of squared errors"):
         optimizer.step(closure)
-    assert all(map(torch.equal, before, (p.detach() for p in model.parameters())))
+    assert torch.equal(flatten(model.parameters()), before)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.95])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_without_a_radius_it_is_spring(shape, method, momentum):
-    """s = μφ − Jᵀ (J Jᵀ + λI)⁻¹ (r + μ J φ): Goldshlager et al., equation 16, for our sign of r."""
-    residuals, start = curved(*shape)
-    damping = 5.0
-    fit = Fit(
-        residuals, start, radius=math.inf, damping=damping, momentum=momentum, method=method,
-        rtol=1e-12,
-    )  # fmt: skip
-    last = torch.zeros_like(start)
-    for _ in range(5):
-        before = fit.theta
-        J, r = jacobian(residuals, before), residuals(before)
-        s = fit.step()
-        assert (fit.report.status, fit.report.radius) == (StepStatus.ACCEPTED, math.inf)
-        prior = momentum * last
-        kernel = J @ J.mT + damping * torch.eye(len(r), dtype=DOUBLE)
-        close(s, prior - J.mT @ torch.linalg.solve(kernel, r + J @ prior))
-        # The proximal problem, ½‖r + J s‖² + ½ λ‖s − μφ‖², by its normal equations.
-        normal = J.mT @ (J @ s + r) + damping * (s - prior)
-        assert float(normal.norm()) <= 1e-9 * float((J.mT @ r).norm())
-        last = s
+@pytest.mark.parametrize("damping", [1e-3, 1.0])
+def test_without_a_closure_it_goes_as_far_as_the_damping_allows(damping):
+    model, [(x, t)] = squared_errors()
+    y, parameters = model(x), list(model.parameters())
+    J = torch.stack([
+        flatten(torch.autograd.grad(output, parameters, retain_graph=True))
+        for output in y.flatten()
+    ])  # fmt: skip
+    start = flatten(parameters)
+    optimizer = LevenbergMarquardt(model, damping=damping, radius=INF)
+    F.mse_loss(model(x), t).backward()
+    root = (2 / y.numel()) ** 0.5
+    J, r = root * J, root * (y - t).detach().flatten()
+    optimizer.step()
+    s = -torch.linalg.solve(damped(J, damping), J.mT @ r)
+    torch.testing.assert_close(flatten(model.parameters()) - start, s, rtol=1e-6, atol=1e-8)
 
 
-def units(n):
-    return torch.logspace(-3, 3, n, dtype=DOUBLE)
+# --- a Jacobian that the caller knows
 
 
-@pytest.mark.parametrize("given", [{}, {"acceleration": 0.75}, {"damping": 0.1}])
-@pytest.mark.parametrize("method", MATRIX_METHODS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_measured_by_the_columns_rescaled_parameters_change_nothing(shape, method, given):
-    residuals, start = curved(*shape)
-    D = units(shape[1])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_given_jacobian_takes_the_path_of_autograds(shape):
+    residuals, start = curved(*shape, seed=3, curvature=1.0), random_(shape[1], seed=4)
+    plain = Minimisation(residuals, start)
+    calls = []
+    run = Minimisation(residuals, start, jacobian=lambda: calls.append(1) or matrix())
 
-    def paths(**settings):
-        plain = Fit(residuals, start, method=method, **given, **settings).run(6)
-        other = Fit(lambda x: residuals(D * x), start / D, method=method, **given, **settings)
-        rescaled = D * other.run(6)
-        steps = min(len(plain), len(rescaled))
-        return plain[:steps], rescaled[:steps]
+    def matrix():
+        return jacobian(residuals, run.theta)
 
-    close(*paths(scaled=True), 1e-6)
-    plain, rescaled = paths(scaled=False)
-    assert float((plain - rescaled).norm()) > 1e-3 * float(plain.norm())
-
-
-@pytest.mark.parametrize("scaled", [False, True])
-def test_the_radius_is_measured_by_the_columns(scaled):
-    residuals, start = curved(12, 5)
-    J, r = jacobian(residuals, start), residuals(start)
-    scale = J.norm(dim=0) if scaled else None
-    fit = Fit(residuals, start, radius=0.2, scaled=scaled)
-    close(fit.step(), within(J, r, 0.0, 0.2, scale)[0])
-
-
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("radius", [0.1, math.inf])
-@pytest.mark.parametrize("method", MATRIX_METHODS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_acceleration_adds_half_the_second_order_term(shape, method, radius, scaled):
-    """−½ (JᵀJ + (λ + μ) D²)⁻¹ Jᵀr″: exactly for quadratic residuals, else to the probe's length."""
-    for make, tolerance in ((bent, 1e-7), (curved, 0.2)):
-        residuals, start = make(*shape)
-        J, r = jacobian(residuals, start), residuals(start)
-        D = J.norm(dim=0) if scaled else None
-        damping = 2.0
-        s, multiplier = within(J, r, damping, radius, D)
-        half = damped(J, second_derivative(residuals, start, s), damping + multiplier, D) / 2
-        given = {"radius": radius, "damping": damping, "method": method, "scaled": scaled}
-        plain = Fit(residuals, start, **given)
-        fit = Fit(residuals, start, acceleration=1e3, **given)
-        close(plain.step(), s)
-        close(fit.step() - s, half, tolerance)
-        assert fit.report.radius == plain.report.radius == radius
-        assert fit.report.evaluations == plain.report.evaluations + 1
-
-
-def test_acceleration_that_is_too_long_is_left_out():
-    residuals, start = bent(12, 5)
-    given = {"radius": math.inf, "damping": 2.0}
-    plain = Fit(residuals, start, **given).step()
-    J, r = jacobian(residuals, start), residuals(start)
-    s = damped(J, r, 2.0)
-    a = damped(J, second_derivative(residuals, start, s), 2.0)
-    share = float(a.norm() / s.norm())
-    assert torch.equal(Fit(residuals, start, acceleration=0.99 * share, **given).step(), plain)
-    close(Fit(residuals, start, acceleration=1.01 * share, **given).step(), s + a / 2)
-
-
-@pytest.mark.parametrize("given", [{}, {"scaled": True, "acceleration": 0.75}, {"method": "cg"}])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_jacobian_of_the_callers_gives_the_same_path(shape, given):
-    residuals, start = curved(*shape)
-    asked = []
-
-    def own(theta):
-        """By hand, with gradients as the caller left them enabled."""
-        asked.append(theta)
-        theta = theta.requires_grad_()
-        rows = residuals(theta)
-        return torch.stack([torch.autograd.grad(r, theta, retain_graph=True)[0] for r in rows])
-
-    fit = Fit(residuals, start, jacobian=own, **given)
-    plain, path = Fit(residuals, start, **given).run(5), fit.run(5)
-    close(path, plain)
-    assert len(asked) == len(path) - 1
-
-
-def test_a_jacobian_of_another_shape_or_dtype_is_refused():
-    residuals, start = curved(12, 5)
-    for wrong in (torch.zeros(5, 12).double(), torch.zeros(12, 5), torch.zeros(60).double()):
-        fit = Fit(residuals, start, jacobian=lambda theta, wrong=wrong: wrong)
-        with pytest.raises(ValueError, match=r"must return \(12, 5\) of torch.float64"):
-            fit.step()
-        assert torch.equal(fit.theta, start)
+    torch.testing.assert_close(run.path(6), plain.path(6), rtol=1e-8, atol=1e-10)
+    assert len(calls) == 6  # one a step, however many candidates
 
 
 @pytest.mark.parametrize(
-    ("m", "n", "given", "expected"),
+    ("matrix", "got"),
     [
-        (7, 5, False, "dense"),
-        (5, 5, False, "dense"),
-        (5, 7, False, "sample_space"),
-        (300, 256, False, "dense"),
-        (256, 300, False, "sample_space"),
-        (300, 257, False, "cg"),
-        (257, 300, False, "cg"),
-        (300, 257, True, "dense"),
-        (257, 300, True, "sample_space"),
+        (torch.eye(2, 3, dtype=DOUBLE), r"\(2, 2\) .* got \(2, 3\)"),
+        (torch.ones(4, dtype=DOUBLE), r"got \(4,\)"),
+        (torch.eye(2), "float32"),
     ],
 )
-def test_the_sizes_choose_the_method(m, n, given, expected):
-    A = torch.eye(max(m, n), dtype=DOUBLE)[:m, :n]
-    settings = {"jacobian": lambda theta: A} if given else {}
-    fit = Fit(lambda x: A @ x - 1, torch.zeros(n, dtype=DOUBLE), radius=math.inf, **settings)
-    fit.step()
-    assert fit.report.solver == expected
-    close(fit.theta, A.mT @ torch.ones(m, dtype=DOUBLE), 1e-6)
+def test_a_jacobian_of_another_shape_is_refused(matrix, got):
+    run = Minimisation(rosenbrock, [-1.2, 1.0], jacobian=lambda: matrix)
+    with pytest.raises(ValueError, match=got):
+        run.step()
+    assert torch.equal(run.theta, torch.tensor([-1.2, 1.0], dtype=DOUBLE))
 
 
-@settings(max_examples=10)
-@given(SEEDS, st.sampled_from(SHAPES), st.sampled_from(METHODS))
-def test_no_step_raises_the_loss_and_the_radius_follows_the_ratio(seed, shape, method):
-    residuals, start = curved(*shape, seed=seed, bend=3.0)
-    fit = Fit(residuals, start, method=method)
-    for _ in range(10):
-        length = float(fit.step().norm())
-        report, group = fit.report, fit.optimizer.param_groups[0]
-        if report.status is not StepStatus.ACCEPTED:
+def test_a_jacobian_may_be_taken_by_autograd():
+    """A step runs without gradients; what it asks its caller for does not."""
+    residuals, start = curved(5, 12, seed=3), random_(12, seed=4)
+
+    def matrix():
+        rows = residuals(run.x)
+        return torch.stack([torch.autograd.grad(r, run.x, retain_graph=True)[0] for r in rows])
+
+    run = Minimisation(residuals, start, jacobian=matrix)
+    expected = Minimisation(residuals, start).path(3)
+    torch.testing.assert_close(run.path(3), expected, rtol=1e-8, atol=1e-10)
+
+
+# --- momentum (SPRING)
+
+
+@pytest.mark.parametrize("momentum", [0.3, 0.9])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_momentum_is_the_proximal_step_from_the_last_one(shape, method, momentum):
+    """Primal (JᵀJ + λ I) s = −Jᵀr + λμφ and dual s = μφ − Jᵀ(JJᵀ + λ I)⁻¹ (r + μJφ)."""
+    damping, (m, n) = 0.5, shape
+    residuals = curved(m, n, seed=2)
+    run = Minimisation(
+        residuals, 3 * random_(n, seed=5), method=method, radius=INF, damping=damping,
+        momentum=momentum, rtol=1e-13, accept_ratio=-INF,
+    )  # fmt: skip
+    phi = torch.zeros(n, dtype=DOUBLE)
+    for _ in range(4):
+        theta = run.theta
+        r, J = linearised(residuals, theta)
+        K = J @ J.mT + damping * torch.eye(m, dtype=DOUBLE)
+        dual = momentum * phi - J.mT @ torch.linalg.solve(K, r + momentum * J @ phi)
+        predicted = float(r @ r - (r + J @ dual).square().sum()) / 2
+        if predicted <= 0:  # a step up the model is none
             break
-        r = residuals(fit.theta)
-        assert report.loss - report.actual_reduction == pytest.approx(float(r @ r) / 2)
-        assert report.actual_reduction >= -1e-12 * report.loss
+        report = run.step()
+        assert report.status is StepStatus.ACCEPTED
+        phi, last = run.theta - theta, phi
+        torch.testing.assert_close(phi, dual, rtol=1e-6, atol=1e-8)
+        primal = -J.mT @ r + damping * momentum * last
+        torch.testing.assert_close(damped(J, damping) @ phi, primal, rtol=1e-6, atol=1e-8)
+        assert report.predicted_reduction == pytest.approx(predicted, rel=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.95])
+def test_without_a_closure_momentum_is_carried_whatever_becomes_of_the_loss(momentum):
+    model, [(x, t)] = squared_errors()
+    optimizer = LevenbergMarquardt(model, radius=INF, damping=0.1, momentum=momentum)
+    parameters = list(model.parameters())
+    phi = torch.zeros_like(flatten(parameters))
+    for _ in range(6):
+        theta, y = flatten(parameters), model(x)
+        J = torch.stack([
+            flatten(torch.autograd.grad(output, parameters, retain_graph=True))
+            for output in y.flatten()
+        ])  # fmt: skip
+        root = (2 / y.numel()) ** 0.5
+        J, r, prior = root * J, root * (y - t).detach().flatten(), momentum * phi
+        optimizer.zero_grad()
+        F.mse_loss(y, t).backward()
+        optimizer.step()
+        phi = flatten(parameters) - theta
+        K = J @ J.mT + 0.1 * torch.eye(len(r), dtype=DOUBLE)
+        dual = prior - J.mT @ torch.linalg.solve(K, r + J @ prior)
+        torch.testing.assert_close(phi, dual, rtol=1e-6, atol=1e-8)
+
+
+def test_without_momentum_left_over_it_is_the_plain_step():
+    """At the first step, and after one that was refused with it."""
+    plain = Minimisation(rosenbrock, [-1.2, 1.0], radius=INF, damping=1e-3)
+    run = Minimisation(rosenbrock, [-1.2, 1.0], radius=INF, damping=1e-3, momentum=0.9)
+    assert torch.equal(plain.path(1), run.path(1))
+    # Of the long first step into the valley, nine tenths more lead far out of it.
+    assert run.step().status is StepStatus.ACCEPTED
+    plain.step()
+    assert torch.equal(plain.theta, run.theta)
+
+
+@pytest.mark.parametrize("settings", [{}, {"radius": INF, "damping": 1e-3}, {"damping": 1e-2}])
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+@pytest.mark.parametrize("number", [1, 5, 7, 25])
+def test_momentum_hinders_no_descent(number, momentum, settings):
+    problem = PROBLEMS[number - 1]
+    run = Minimisation(problem.residuals, problem.start, momentum=momentum, **settings)
+    run.run(120, done=lambda x: float(problem.objective(x)) < 1e-12)
+    assert run.optimizer.last_step.status is StepStatus.ACCEPTED
+    assert float(problem.objective(run.theta)) < 1e-12
+
+
+# --- scaling
+
+
+@pytest.mark.parametrize("method", DIRECT)
+@pytest.mark.parametrize("number", [1, 7, 14, 15])
+def test_rescaled_parameters_take_the_same_path(number, method):
+    """θ = D ξ for diagonal D of six orders of magnitude."""
+    problem = PROBLEMS[number - 1]
+    D = torch.logspace(-3, 3, len(problem.start), dtype=DOUBLE).flip(0)
+
+    def paths(steps, **given):
+        plain = Minimisation(problem.residuals, problem.start, method=method, **given)
+        run = Minimisation(
+            lambda xi: problem.residuals(D * xi), problem.start / D, method=method, **given
+        )
+        return plain.path(steps), D * run.path(steps)
+
+    left, right = paths(10, scaled=True)
+    torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-8)
+    left, right = paths(10)
+    assert float((left - right).abs().max()) > 1e-3
+
+
+def test_the_scale_is_the_largest_norm_that_each_column_has_had():
+    run = Minimisation(rosenbrock, [-1.2, 1.0], scaled=True)
+    largest = torch.zeros(2, dtype=DOUBLE)
+    for _ in range(8):
+        _, J = linearised(rosenbrock, run.theta)
+        largest = torch.maximum(largest, J.norm(dim=0))
+        theta = run.theta
+        report = run.step()
+        torch.testing.assert_close(run.optimizer.state[run.x]["scale"], largest)
+        length = float((largest * (run.theta - theta)).norm())
         assert length <= report.radius * (1 + 1e-9)
-        ratio = report.actual_reduction / report.predicted_reduction
-        if ratio < 0.25 - 1e-6:
-            assert group["radius"] == report.radius / 4
-        elif ratio < 0.75 - 1e-6:
-            assert group["radius"] == report.radius
-        elif length < report.radius * (1 - 1e-6):
-            assert group["radius"] == report.radius
-        elif ratio > 0.75 + 1e-6:
-            assert group["radius"] == 2 * report.radius
+        if report.solver_status is Status.BOUNDARY:
+            assert length == pytest.approx(report.radius)
 
 
-# Valleys, bad scales, singular minima, local minima, minima that are not 0, more unknowns.
-QUICK = [1, 3, 4, 7, 8, 13, 15, 21, 25, 31]
+def test_a_parameter_without_effect_has_scale_one_and_stays():
+    run = Minimisation(lambda x: rosenbrock(x[:2]), [-1.2, 1.0, 3.0], scaled=True)
+    run.run(40)
+    torch.testing.assert_close(run.theta, torch.tensor([1.0, 1.0, 3.0], dtype=DOUBLE))
+
+
+# --- geodesic acceleration
+
+
+def along(residuals, theta, s, order):
+    """dᵏ/dtᵏ r(θ + t s) at t = 0 for k = ``order``."""
+
+    def derivative(function):
+        return lambda t: jacobian(function, t, create_graph=True)
+
+    function = lambda t: residuals(theta + t * s)  # noqa: E731
+    for _ in range(order):
+        function = derivative(function)
+    return function(torch.zeros((), dtype=DOUBLE)).detach()
+
+
+def cubic(m, n, seed, third):
+    A, B, C = (random_(m, n, seed=seed + i) for i in range(3))
+    return lambda x: A @ x + 0.3 * (B @ x) ** 2 + third * (C @ x) ** 3 - 1
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("method", DIRECT)
+@pytest.mark.parametrize("third", [0.0, 0.05])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_bend_is_the_second_order_term_of_the_residuals(shape, third, method, scaled):
+    """Δθ = s − ½ (JᵀJ + (λ + μ) D²)⁻¹ Jᵀ (r″ + h r‴ / 3), h = 0.1 the probe's length."""
+    residuals, start = cubic(*shape, seed=5, third=third), 0.1 * random_(shape[1], seed=9)
+    given = {"method": method, "damping": 0.3, "radius": 0.3, "scaled": scaled}
+    plain = Minimisation(residuals, start, accept_ratio=-INF, **given)
+    report = plain.step()
+    s, (_, J) = plain.theta - start, linearised(residuals, start)
+    D = J.norm(dim=0) if scaled else torch.ones(shape[1], dtype=DOUBLE)
+    rest = -J.mT @ (residuals(start) + J @ s)
+    shift = float(rest @ (D**2 * s) / (D**2 * s).square().sum())  # λ + μ
+    second = along(residuals, start, s, 2)
+    second = second + levenberg_marquardt.PROBE / 3 * along(residuals, start, s, 3)
+    bend = -0.5 * torch.linalg.solve(J.mT @ J + torch.diag(shift * D**2), J.mT @ second)
+    trust = float((2 * D * bend).norm() / (D * s).norm())
+    for limit, expected in ((1.01 * trust, bend), (0.99 * trust, 0 * bend)):
+        run = Minimisation(residuals, start, acceleration=limit, accept_ratio=-INF, **given)
+        accelerated = run.step()
+        torch.testing.assert_close(run.theta - start - s, expected, rtol=1e-6, atol=1e-8)
+        assert accelerated.evaluations == report.evaluations + 1
+        assert accelerated.predicted_reduction == pytest.approx(report.predicted_reduction)
+
+
+def test_acceleration_saves_steps_in_a_curved_valley():
+    steps = []
+    for acceleration in (0.0, 0.75):
+        run = Minimisation(rosenbrock, [-1.2, 1.0], acceleration=acceleration)
+        count = 0
+        while float(rosenbrock(run.theta).square().sum()) > 1e-12:
+            assert run.step().status is StepStatus.ACCEPTED
+            count += 1
+        steps.append(count)
+    assert steps[1] < steps[0]
+
+
+def test_what_needs_the_matrix_says_so():
+    for needing in ({"scaled": True}, {"acceleration": 0.75}):
+        run = Minimisation(rosenbrock, [-1.2, 1.0], method="cg", **needing)
+        with pytest.raises(ValueError, match=r"give jacobian=\.\.\."):
+            run.step()
+    model, [(x, t)] = squared_errors()
+    optimizer = LevenbergMarquardt(model, acceleration=0.75)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(x), t)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match="closure that returns residuals"):
+        optimizer.step(closure)
+
+
+# --- groups, precision
+
+
+def test_the_model_is_that_of_the_step_with_rates():
+    residuals = curved(6, 4, seed=1)
+    x, y = (nn.Parameter(random_(2, seed=seed)) for seed in (2, 3))
+    theta = torch.cat([x, y]).detach()
+    groups = [{"params": [x], "lr": 0.5}, {"params": [y], "lr": 0.25}]
+    optimizer = LevenbergMarquardt(groups, radius=INF, damping=0.1)
+    optimizer.step(lambda: residuals(torch.cat([x, y])))
+    r, J = linearised(residuals, theta)
+    s = -torch.linalg.solve(damped(J, 0.1), J.mT @ r)
+    d = torch.tensor([0.5, 0.5, 0.25, 0.25], dtype=DOUBLE) * s
+    torch.testing.assert_close(torch.cat([x, y]).detach() - theta, d, rtol=1e-8, atol=1e-10)
+    predicted = float(r @ r - (r + J @ d).square().sum()) / 2
+    assert optimizer.last_step.predicted_reduction == pytest.approx(predicted)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_float32_reaches_the_minimum_of_float64(method):
+    run = Minimisation(rosenbrock, [-1.2, 1.0], dtype=torch.float32, method=method)
+    run.run(60)
+    torch.testing.assert_close(run.theta, torch.ones(2), rtol=0.0, atol=1e-5)
+
+
+# --- the test problems
+
+QUICK = [1, 2, 4, 5, 7, 8, 11, 13, 16, 17, 19, 24, 26, 27, 31, 33, 35]
 SCALES = [1e-12, 1.0, 1e12]
 
 
 def solved(problem, x):
-    """To the digits that the bench asks for."""
-    value = float(problem.objective(x))
-    return any(
-        value == pytest.approx(m, rel=1e-4, abs=1e-12 if m == 0 else 0) for m in problem.minima
-    )
+    value, minima = float(problem.objective(x)), problem.minima
+    return any(value == pytest.approx(m, rel=1e-6, abs=1e-12 if m == 0 else 0) for m in minima)
 
 
-def solves(problem, scale):
-    fit = Fit(lambda x: math.sqrt(scale) * problem.residuals(x), problem.start)
-    fit.run(300, done=lambda x: solved(problem, x))
-    return solved(problem, fit.theta)
+def solve_scaled(problem, scale):
+    run = Minimisation(lambda x: scale**0.5 * problem.residuals(x), problem.start)
+    report = run.run(300, done=lambda x: solved(problem, x))
+    assert report.status is StepStatus.ACCEPTED
+    assert solved(problem, run.theta)
 
 
-@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("number", QUICK)
-def test_reaches_a_listed_minimum_in_any_unit(number, scale):
-    assert solves(PROBLEMS[number - 1], scale)
+def test_reaches_a_listed_minimum_in_any_unit(number):
+    for scale in SCALES:
+        solve_scaled(PROBLEMS[number - 1], scale)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.number} {p.name}")
 def test_reaches_a_listed_minimum_of_every_problem(problem, scale):
-    assert solves(problem, scale)
+    solve_scaled(problem, scale)
 
 
 @pytest.mark.parametrize("power", [-40, 40])
-@pytest.mark.parametrize("given", [{}, {"scaled": True, "acceleration": 0.75}, {"method": "cg"}])
-@pytest.mark.parametrize("number", QUICK)
-def test_powers_of_two_in_the_objective_change_no_bit(number, given, power):
-    problem = PROBLEMS[number - 1]
-    plain = Fit(problem.residuals, problem.start, **given).run(20)
-    scaled = Fit(lambda x: 2.0 ** (power // 2) * problem.residuals(x), problem.start, **given)
-    assert torch.equal(plain, scaled.run(20))
-
-
-def test_a_module_may_hold_the_parameters():
-    """Residuals of a model, of which one layer is frozen."""
-    model, x, y = network_and_targets()
-    assert isinstance(model.first, nn.Linear)
-    model.first.requires_grad_(False)
-    frozen = model.first.weight.detach().clone()
-    optimizer = LevenbergMarquardt(model.parameters(), radius=math.inf)
-    for _ in range(2):
-        optimizer.step(lambda: (model(x) - y).flatten())
-    # Linear least squares in the layer that is left.
-    features = torch.cat([model.first(x).tanh(), torch.ones(8, 1).double()], 1).detach()
-    best = torch.linalg.lstsq(features, y).solution
-    torch.testing.assert_close(model.second.weight.detach().mT, best[:-1])
-    assert torch.equal(model.first.weight.detach(), frozen)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"method": "sample_space"}, {"method": "cg"}, {"scaled": True, "acceleration": 0.75}],
+    ids=str,
+)
+def test_powers_of_two_in_the_residuals_change_no_bit(settings, power):
+    for number in (1, 3, 10, 17, 19, 35):
+        problem = PROBLEMS[number - 1]
+        plain = Minimisation(problem.residuals, problem.start, **settings)
+        scaled = Minimisation(
+            lambda x, p=problem: p.residuals(x) * 2.0**power, problem.start, **settings
+        )
+        for _ in range(6):
+            left, right = plain.step(), scaled.step()
+            assert left.status is right.status
+            # That of D s where D, the columns' norms, measures it.
+            assert right.radius == left.radius * (2.0**power if "scaled" in settings else 1.0)
+            assert torch.equal(plain.theta, scaled.theta)

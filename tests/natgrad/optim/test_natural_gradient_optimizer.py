@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd.functional import jacobian
-from torch.distributions import Bernoulli, kl_divergence
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -209,7 +210,7 @@ def test_the_true_divergence_agrees_to_third_order():
         return abs(true - optimizer.last_step.kl)
 
     differences = [missed(1e-4 / 4**k) for k in range(4)]
-    for longer, shorter in zip(differences, differences[1:], strict=False):
+    for longer, shorter in pairwise(differences):
         assert longer / shorter == pytest.approx(8, rel=0.25)
 
 
@@ -281,7 +282,8 @@ def test_groups_scale_the_direction_and_the_bound_is_that_of_the_whole(max_kl, g
 
 
 def by_hand(likelihood, model, x):
-    """Σ over the samples of Jᵀ M J / N, M the Fisher matrix of one sample's distribution."""
+    """Σ over the samples of Jᵀ M J / N, M the Fisher matrix of one sample's distribution, by the
+    name of a ``likelihood`` or as it is."""
     parameters = dict(model.named_parameters())
 
     def outputs(theta):
@@ -290,7 +292,9 @@ def by_hand(likelihood, model, x):
 
     theta = flatten(parameters.values()).detach()
     J, y = jacobian(outputs, theta), outputs(theta)
-    if likelihood == "categorical":
+    if isinstance(likelihood, torch.Tensor):
+        M = likelihood
+    elif likelihood == "categorical":
         p = y.softmax(-1)
         M = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
     elif likelihood == "bernoulli":
@@ -326,6 +330,49 @@ def test_the_names_of_likelihoods_are_their_fisher_matrices(likelihood, chunk_si
     )
     losses_of(likelihood, model(x), generator).backward()
     expected = by_hand(likelihood, model, x)
+    optimizer.step()
+    torch.testing.assert_close(seen[0], expected, rtol=1e-10, atol=1e-12)
+
+
+class Returning(nn.Module):
+    """A model whose output is a distribution."""
+
+    def __init__(self, model, distribution):
+        super().__init__()
+        self.model, self.distribution = model, distribution
+
+    def forward(self, x):
+        return self.distribution(self.model(x))
+
+
+def two_normals(y):
+    """Means and deviations, both learned, and sharing the second output."""
+    return Independent(Normal(y[:, :2], F.softplus(y[:, 1:])), 1)
+
+
+@pytest.mark.parametrize("returns", [False, True], ids=["a function", "None"])
+def test_a_likelihood_is_a_function_or_what_the_model_returns(returns, generator):
+    """1/σ² for a mean, 2/σ² for a deviation, by the chain rule in the outputs."""
+    model, x = make_network("mlp", generator)
+    y = model(x).detach()
+    precision = F.softplus(y[:, 1:]) ** -2
+    D = torch.zeros(len(x), 4, 3, dtype=DOUBLE)
+    D[:, 0, 0] = D[:, 1, 1] = 1
+    D[:, 2, 1], D[:, 3, 2] = y[:, 1].sigmoid(), y[:, 2].sigmoid()
+    M = D.mT @ torch.diag_embed(torch.cat([precision, 2 * precision], dim=1)) @ D
+    expected = by_hand(M, model, x)
+    seen = []
+
+    def solver(A, b):
+        seen.append(A.to_dense())
+        return natgrad.cg(A, b)
+
+    watched = Returning(model, two_normals) if returns else model
+    likelihood = None if returns else two_normals
+    optimizer = NaturalGradient(watched, likelihood=likelihood, damping=0.0, solver=solver)
+    out = watched(x)
+    distribution = out if returns else two_normals(out)
+    (-distribution.log_prob(randn(generator, len(x), 2)).mean()).backward()
     optimizer.step()
     torch.testing.assert_close(seen[0], expected, rtol=1e-10, atol=1e-12)
 
