@@ -38,7 +38,7 @@ class AdaptiveKFAC(SecondOrderOptimizer):
     ``step(closure)`` measures the loss after the step, and takes back one that raised it; every
     ``adapt_every`` steps, and after one taken back, λ goes by ρ as in
     :func:`natgrad.update_damping` with ``factor``, not below ``minimum_damping``. Without a closure
-    λ stays.
+    λ stays and nothing measures a step: give it a λ of 1e-2 and more.
 
     Cost, beyond the gradient: on the fraction, a forward and a backward pass of set-up and two
     products, 4 gradients in all; two products with the inverse factors, which a new λ computes

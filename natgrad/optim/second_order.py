@@ -267,8 +267,8 @@ def _require_one_process() -> None:
         ranks = distributed.get_world_size()
         if ranks > 1:
             raise RuntimeError(
-                f"{ranks} ranks: gradients are averaged over them, losses and curvature are not yet, "
-                "so that each rank would take a step of its own. Train in one process"
+                f"{ranks} ranks: gradients are averaged over them, losses and curvature are not "
+                "yet, so that each rank would take a step of its own. Train in one process"
             )
 
 

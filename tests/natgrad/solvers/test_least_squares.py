@@ -71,7 +71,7 @@ def test_one_decomposition_serves_every_damping(J, seed, dampings):
         # Singular values below eps ‖J‖, which may be rounding, count as zero.
         eps, lost = torch.finfo(J.dtype).eps, max(J.shape) * float(r.double().norm()) / damping
         error = float((s.x.double() - expected).norm())
-        assert error <= eps * (10 * float(expected.norm()) + 2 * lost)
+        assert error <= eps * (10 * float(expected.norm()) + 10 * lost)
         assert (s.products, s.iterations, s.multiplier) == (0, 0, 0.0)
 
 
