@@ -98,7 +98,7 @@ class Jacobian:
             m = sum(output.numel() for output in self._outputs)
             return basis.new_zeros(m, len(basis))
         along = [
-            torch.stack([self._slots.pieces(row, [owner])[0] for row in basis])
+            basis[:, self._slots.span(owner)].reshape(len(basis), *owner.shape)
             for owner in self._owners
         ]
         tangents = iter(torch.autograd.grad(

@@ -143,10 +143,8 @@ class AdaptiveKFAC(SecondOrderOptimizer):
             torch.Generator().manual_seed(mixed_seed(self._seed, counters["steps"])),
         )
         d, Fd = self._combined(start, K, F, damping)
-        d, Fd = (
-            self._per_parameter("lr", start.parameters) * d,
-            self._per_parameter("lr", start.parameters) * Fd,
-        )
+        rates = self._per_parameter("lr", start.parameters)
+        d, Fd = rates * d, rates * Fd
         slope, dFd = start.gradient.double() @ d.double(), d.double() @ Fd.double()
         report = replace(
             report, products=F.products, kl=float(dFd / 2), step_scale=1.0,

@@ -39,10 +39,10 @@ class KFAC(SecondOrderOptimizer):
     ``sharing`` says what positions of one sample (pixels, time steps) are. For ``likelihood`` see
     :class:`natgrad.optim.NaturalGradient`.
 
-    Cost: a step, two triangular solves a layer; a refresh, one forward pass, some 3 backward passes
-    and a factorisation a layer. Raises ``ValueError`` for settings out of range, layers that it
-    does not know (:class:`natgrad.Kronecker`), factors singular for want of damping;
-    ``RuntimeError`` where a refresh is due and no batch is known.
+    Cost: a step, two products with inverse factors a layer; a refresh, one forward pass, some 3
+    backward passes and two inversions a layer, as for a new damping. Raises ``ValueError`` for
+    settings out of range, layers that it does not know (:class:`natgrad.Kronecker`), factors
+    singular for want of damping; ``RuntimeError`` where a refresh is due and no batch is known.
 
     Source: Martens & Grosse 2015; George et al. 2018 (E-KFAC); the bound after Ba, Grosse &
     Martens 2017, section 3.4, who leave momentum out of it; weight decay after Zhang, Wang, Xu &

@@ -198,8 +198,6 @@ class SecondOrderOptimizer(Optimizer):
 
     def _start(self, returned: Any, objective: Objective | None, sign: float) -> Start:
         parameters = [p for p in self._parameters() if p.requires_grad and p.grad is not None]
-        if any(parameter.grad.is_sparse for parameter in parameters):  # type: ignore[union-attr]
-            raise TypeError("a gradient is sparse; build the embedding with sparse=False")
         # A closure that returns nothing has told no loss: there is nothing to search by.
         loss = None if returned is None else sign * as_loss(returned)
         if loss is None:
