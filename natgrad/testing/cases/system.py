@@ -1,0 +1,133 @@
+"""A x = b, from a spectrum and two seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class System:
+    """A symmetric A (n, n) of these ``eigenvalues`` in a random orthogonal basis, and a standard
+    normal b (n,), each times a scale; both are formed in float64 and rounded to ``dtype``."""
+
+    eigenvalues: tuple[float, ...]
+    seed: int = 0
+    A_scale: float = 1.0
+    b_scale: float = 1.0
+    dtype: torch.dtype = torch.float64
+
+    def __repr__(self) -> str:
+        given = [f"eigenvalues={tuple(float(f'{value:.6g}') for value in self.eigenvalues)}"]
+        given += [f"seed={self.seed}"] if self.seed else []
+        given += [f"A_scale={self.A_scale:g}"] if self.A_scale != 1 else []
+        given += [f"b_scale={self.b_scale:g}"] if self.b_scale != 1 else []
+        given += [f"dtype={self.dtype}"] if self.dtype != torch.float64 else []
+        return f"System({', '.join(given)})"
+
+    def __len__(self) -> int:
+        return len(self.eigenvalues)
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """Eigenvectors of A, as columns, in float64."""
+        n = len(self)
+        return torch.linalg.qr(torch.randn(n, n, generator=self._generator(), dtype=torch.float64))[
+            0
+        ]
+
+    @cached_property
+    def A(self) -> Tensor:
+        spectrum = torch.tensor(self.eigenvalues, dtype=torch.float64) * self.A_scale
+        A = (self.basis * spectrum) @ self.basis.mT
+        return ((A + A.mT) / 2).to(self.dtype)
+
+    @cached_property
+    def b(self) -> Tensor:
+        return (self.vectors(1)[:, 0] * self.b_scale).to(self.dtype)
+
+    @property
+    def eps(self) -> float:
+        return torch.finfo(self.dtype).eps
+
+    @property
+    def condition(self) -> float:
+        """Of A: the largest by the least absolute eigenvalue that is not zero."""
+        sizes = [abs(value) for value in self.eigenvalues if value]
+        return max(sizes) / min(sizes) if sizes else 1.0
+
+    @property
+    def distinct(self) -> int:
+        return len({value for value in self.eigenvalues if value})
+
+    def vectors(self, count: int) -> Tensor:
+        """Standard normal (n, count) in float64; the first column is b before its scale."""
+        generator = self._generator(1)
+        return torch.randn(count, len(self), generator=generator, dtype=torch.float64).mT
+
+    def scaled(self, A_scale: float, b_scale: float) -> System:
+        return replace(self, A_scale=self.A_scale * A_scale, b_scale=self.b_scale * b_scale)
+
+    def in_dtype(self, dtype: torch.dtype) -> System:
+        return replace(self, dtype=dtype)
+
+    def relative_residual(self, x: Tensor) -> float:
+        """‖b − A x‖ / ‖b‖ in float64, of A, b and x as they are, and safe from overflow."""
+        A, b, x = self.A.double(), self.b.double(), x.double()
+        unit = b.abs().max()
+        r = b / unit - (A / A.abs().max()) @ (x * (A.abs().max() / unit))
+        return float(r.norm() / (b / unit).norm())
+
+    def rounding(self, x: Tensor) -> float:
+        """What computing :meth:`relative_residual` leaves open, 4 eps (‖A‖ ‖x‖ / ‖b‖ + 1)."""
+        unit = self.b_scale / self.A_scale
+        sizes = float((x.double() / unit).norm()) / float((self.b.double() / self.b_scale).norm())
+        return 4 * torch.finfo(torch.float64).eps * (sizes + 1)
+
+    def code(self) -> str:
+        """Lines of torch that make ``A`` and ``b``, and need nothing of ours."""
+        n, name = len(self), str(self.dtype)
+        spectrum = ", ".join(f"{value * self.A_scale:.17g}" for value in self.eigenvalues)
+        cast = "" if self.dtype == torch.float64 else f".to({name})"
+        scale = "" if self.b_scale == 1 else f" * {self.b_scale:.17g}"
+        return (
+            "import torch\n"
+            f"draw = torch.Generator().manual_seed({2 * self.seed})\n"
+            f"Q, _ = torch.linalg.qr(torch.randn({n}, {n}, generator=draw, dtype=torch.float64))\n"
+            f"A = (Q * torch.tensor([{spectrum}], dtype=torch.float64)) @ Q.mT\n"
+            f"A = ((A + A.mT) / 2){cast}\n"
+            f"draw = torch.Generator().manual_seed({2 * self.seed + 1})\n"
+            f"b = (torch.randn({n}, generator=draw, dtype=torch.float64){scale}){cast}\n"
+        )
+
+    def _generator(self, stream: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(2 * self.seed + stream)
+
+
+class Counted:
+    """A matrix behind products that are counted and bounded, as torch or NumPy wants it.
+
+    ``nan_from=k`` makes the product numbered k and those after it NaN. ``limit`` products are
+    more than any bounded loop takes: the next raises ``AssertionError``, so that an endless one
+    ends.
+    """
+
+    def __init__(self, matrix: Tensor, *, nan_from: int | None = None, limit: int = 20_000) -> None:
+        self.matrix, self.nan_from, self.limit = matrix, nan_from, limit
+        self.shape, self.dtype, self.device = tuple(matrix.shape), matrix.dtype, matrix.device
+        self.count = 0
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        self.count += 1 if v.ndim == 1 else v.shape[1]
+        assert self.count <= self.limit, f"no end after {self.limit} products"
+        if self.nan_from is not None and self.count >= self.nan_from:
+            return torch.full_like(v, torch.nan)
+        return self.matrix @ v
+
+    __call__ = __matmul__
+
+    def to_dense(self) -> Tensor:
+        return self.matrix
