@@ -89,7 +89,7 @@ def backtracking(
     (-0.5, 0.5)
     """
     _check(start, step, bound, shrink, accept_ratio, max_backtracks)
-    nan = float("nan")
+    nan = math.nan
     if not bool(torch.isfinite(step).all()) or not bool(step.any()):
         return LineSearchResult(start, LineSearchStatus.ZERO_STEP, 0.0, nan, nan, nan, 0)
 

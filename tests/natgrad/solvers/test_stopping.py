@@ -84,11 +84,21 @@ def test_the_rules_agree_with_plain_ones_on_any_sequence(values, tolerance, wind
 
 
 def test_the_factor_k_and_the_guard_are_part_of_relative_progress():
-    rule = relative_progress(5e-4, window=10)
+    rule = relative_progress()  # Martens's settings: 5e-4, 10 and 0.1
     within = [torch.tensor(-1.0)] + [torch.tensor(-1.0 - 4e-3)] * 10
     assert bool(rule(within))  # 4e-3 in ten iterations: below 10 · 5e-4, above 5e-4
     assert not bool(rule([torch.tensor(1.0), *within[1:]]))
     assert not bool(rule(within[:10]))
+    assert not bool(rule([torch.tensor(-1.0)] + [torch.tensor(-1.0 - 6e-3)] * 10))
+
+
+def test_relative_progress_stops_strictly_below_its_bound_and_zero():
+    rule = relative_progress(0.125, window=2)  # a quarter, for two iterations
+    for before, stops in ((-0.75, False), (-0.8, True)):
+        assert bool(rule([torch.tensor(before)] * 2 + [torch.tensor(-1.0)])) is stops
+    generous = relative_progress(1.0, window=2)
+    for before, stops in ((-0.5, True), (0.0, False), (0.5, False)):
+        assert bool(generous([torch.tensor(before)] * 2 + [torch.tensor(-1.0)])) is stops
 
 
 def test_model_decrease_counts_iterations():
@@ -96,6 +106,8 @@ def test_model_decrease_counts_iterations():
     values = [torch.tensor(value) for value in (-1.0, -1.5, -1.7, -1.9)]
     # 2 (1 − 1 / 1.5) = 0.67, 3 (1 − 1.5 / 1.7) = 0.35, 4 (1 − 1.7 / 1.9) = 0.42
     assert [bool(rule(values[:i])) for i in range(1, 5)] == [False, False, True, True]
+    assert bool(rule([torch.tensor(-0.75), torch.tensor(-1.0)]))  # 2 (1 − ¾) is the threshold
+    assert not bool(rule([torch.tensor(1.0), torch.tensor(0.0)]))
 
 
 @given(spd_matrices(dtypes=FLOAT64), SEEDS, st.sampled_from([1, 2, 5]))

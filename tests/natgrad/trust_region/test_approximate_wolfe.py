@@ -39,6 +39,7 @@ class Wave:
         return (self.bad, self.bad) if alpha > self.edge else self.at(alpha)
 
     def search(self, initial: float, **given):
+        self.calls.clear()
         value, slope = self.at(0.0)
         return approximate_wolfe(self, initial=initial, value=value, slope=slope, **given)
 
@@ -178,6 +179,41 @@ def test_a_function_without_bound_is_followed_as_far_as_the_budget_goes():
     assert found.status is WolfeStatus.MAX_EVALUATIONS
     assert found.evaluations == 40
     assert found.alpha == pytest.approx(5.0**39)
+
+
+def script(points, *, initial=1.0, value=0.0, slope=-1.0, **given):
+    """A search that is told φ and φ′ at each length it should ask for, in this order."""
+    asked = []
+
+    def evaluate(alpha):
+        asked.append(alpha)
+        return points[alpha]
+
+    found = approximate_wolfe(
+        evaluate, initial=initial, value=value, slope=slope, **{"tolerance": 0.0, **given}
+    )
+    assert asked == list(points)
+    assert found.evaluations == len(asked)
+    return found
+
+
+def test_a_point_above_the_ceiling_is_bisected_away():
+    found = script({
+        1.0: (-1.0, -1.0), 5.0: (1.0, -1.0),  # it still falls, but from too high: U3 between them
+        3.0: (0.0, -1.0), 4.0: (NAN, 0.0), 3.5: (2.0, 0.5),  # at the ceiling, beyond, and rising
+        10 / 3: (-1.0, 0.0),  # the secant of 3 and 3.5
+    })  # fmt: skip
+    assert (found.alpha, found.status) == (10 / 3, WolfeStatus.ACCEPTED)
+
+
+@pytest.mark.parametrize("falls", [lambda alpha: alpha <= 3, lambda alpha: alpha < 3])
+def test_a_jump_is_bisected_until_no_number_lies_between(falls):
+    found = approximate_wolfe(
+        lambda alpha: (-1.0 if falls(alpha) else 1.0, -1.0),
+        initial=1.0, value=0.0, slope=-1.0, max_evaluations=200,
+    )  # fmt: skip
+    assert found.status is WolfeStatus.MAX_EVALUATIONS
+    assert 50 < found.evaluations < 60
 
 
 @pytest.mark.parametrize("initial", [1e-200, 1e-30, 1e30, 1e200])

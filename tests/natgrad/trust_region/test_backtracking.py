@@ -14,6 +14,10 @@ def bits(vector):
     return vector.clone().view(torch.int64)
 
 
+def assert_nan(*values):
+    assert all(map(math.isnan, values)), values
+
+
 @given(st.floats(0.01, 50), st.floats(0, 0.9), st.floats(0.1, 0.9), st.integers(0, 30))
 def test_an_accepted_step_satisfies_armijo_when_evaluated_anew(length, ratio, shrink, tries):
     """½ x² from 1 along −length: the expected improvement of the whole step is its length."""
@@ -24,6 +28,7 @@ def test_an_accepted_step_satisfies_armijo_when_evaluated_anew(length, ratio, sh
     )  # fmt: skip
     if result.accepted:
         assert torch.equal(result.theta, torch.add(start, step, alpha=result.fraction))
+        assert result.objective == 0.5 * float(result.theta @ result.theta)
         decrease = 0.5 - 0.5 * float(result.theta @ result.theta)
         assert decrease > ratio * result.fraction * length - 1e-12
         assert math.isclose(decrease, result.improvement, abs_tol=1e-12)
@@ -74,17 +79,33 @@ def test_a_rejected_search_names_why_and_returns_the_start_bitwise(evaluate, sta
 
 
 def test_nan_at_the_start_rejects_without_a_candidate():
-    result = backtracking(lambda x: (NAN, 0.0), torch.ones(1), torch.ones(1))
+    start = torch.ones(1)
+    result = backtracking(lambda x: (NAN, 0.0), start, torch.ones(1))
     assert result.status is LineSearchStatus.NONFINITE
     assert result.evaluations == 1
+    assert result.theta is start
+    assert result.fraction == 0
+    assert_nan(result.objective, result.constraint, result.improvement)
 
 
 def test_an_expectation_that_is_not_finite_rejects():
+    start = torch.ones(1)
     result = backtracking(
-        lambda x: (-1.0, 0.0), torch.ones(1), torch.ones(1),
-        start_objective=0.0, expected_improvement=NAN,
+        lambda x: (-1.0, 0.0), start, torch.ones(1),
+        start_objective=2.0, expected_improvement=NAN,
     )  # fmt: skip
     assert result.status is LineSearchStatus.NONFINITE
+    assert result.theta is start
+    assert (result.fraction, result.objective, result.evaluations) == (0, 2.0, 0)
+    assert_nan(result.constraint, result.improvement)
+
+
+def test_without_an_expectation_any_improvement_is_enough():
+    result = backtracking(
+        lambda x: (-1e-300, 0.0), torch.ones(1), torch.ones(1), start_objective=0.0
+    )
+    assert result.accepted
+    assert result.improvement == 1e-300
 
 
 @pytest.mark.parametrize("step", [torch.zeros(2), torch.tensor([NAN, 1.0]),
@@ -97,7 +118,8 @@ def test_a_step_that_is_none_costs_no_evaluation(step):
     result = backtracking(evaluate, start, step)
     assert result.status is LineSearchStatus.ZERO_STEP
     assert result.theta is start
-    assert result.evaluations == 0
+    assert (result.fraction, result.evaluations) == (0, 0)
+    assert_nan(result.objective, result.constraint, result.improvement)
 
 
 @given(st.integers(-40, 40))

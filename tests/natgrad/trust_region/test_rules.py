@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from natgrad.trust_region import reduction_ratio, update_damping, update_radius
@@ -30,6 +30,11 @@ def test_reductions_that_are_rounding_count_as_agreement(f, actual, predicted):
     assert abs(reduction_ratio(f, f - actual * ulp, predicted * ulp) - 1) < 0.02
 
 
+def test_the_guard_is_a_thousand_epsilon_of_the_larger_value():
+    assert reduction_ratio(1.0, 0.0, 0.0, epsilon=1e-3) == 2  # (1 + 1) / (0 + 1)
+    assert reduction_ratio(0.0, -1.0, 0.0, epsilon=1e-3) == 2
+
+
 @given(st.floats(-10, 10))
 def test_what_is_not_finite_or_promises_nothing_is_rejected(f):
     for bad in (NAN, INF, -INF):
@@ -41,6 +46,9 @@ def test_what_is_not_finite_or_promises_nothing_is_rejected(f):
 
 
 @given(st.floats(1e-6, 1e6), RATIOS, st.booleans())
+@example(1.0, 0.25, True)
+@example(1.0, 0.75, True)
+@example(1.0, 0.9, True)
 def test_the_radius_follows_the_ratio(radius, ratio, at_boundary):
     new = update_radius(radius, ratio, at_boundary=at_boundary, maximum=1e6)
     if ratio > 0.75 and at_boundary:
@@ -51,19 +59,33 @@ def test_the_radius_follows_the_ratio(radius, ratio, at_boundary):
         assert new == radius / 4
 
 
+def test_a_step_counts_as_one_to_the_boundary_where_nothing_is_said():
+    assert update_radius(1.0, 0.9) == 2.0
+
+
 @given(st.floats(0, 1e6), RATIOS)
+@example(1.0, 0.25)
+@example(1.0, 0.75)
+@example(1.0, 0.9)
 def test_the_damping_follows_the_ratio(damping, ratio):
     new = update_damping(damping, ratio, minimum=1e-3, maximum=1e5)
-    assert 1e-3 <= new <= 1e5
     if ratio > 0.75:
-        assert new <= max(damping, 1e-3)
+        damping /= 1.5
     elif not ratio >= 0.25:
-        assert new >= min(damping, 1e5)
-        assert new > 0
+        damping *= 1.5
+    assert new == min(max(damping, 1e-3), 1e5)
 
 
 def test_up_and_down_undo_each_other():
     assert update_damping(update_damping(0.7, 0.0), 1.0) == pytest.approx(0.7, rel=1e-15)
+
+
+def test_settings_at_the_ends_of_their_ranges_are_taken():
+    assert update_radius(1.0, 0.0, low=0.0) == 1.0
+    assert update_radius(1.0, 0.9, growth=1.0) == 1.0
+    assert update_radius(1.0, 0.9, maximum=1.0) == 1.0
+    assert update_damping(1.0, 0.0, low=0.0) == 1.0
+    assert update_damping(1.0, 0.0, minimum=2.0, maximum=2.0) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -72,10 +94,12 @@ def test_up_and_down_undo_each_other():
         (lambda: update_radius(0.0, 1.0), "radius must be finite, above 0"),
         (lambda: update_radius(NAN, 1.0), "got nan"),
         (lambda: update_radius(2.0, 1.0, maximum=1.0), "at most 1.0, got 2.0"),
+        (lambda: update_radius(1.0, 1.0, shrink=0.0), "shrink=0.0"),
         (lambda: update_radius(1.0, 1.0, shrink=1.0), "shrink=1.0"),
+        (lambda: update_radius(1.0, 1.0, low=0.75), "low=0.75"),
         (lambda: update_damping(-1.0, 1.0), "damping must be finite and >= 0, got -1.0"),
         (lambda: update_damping(1.0, 1.0, factor=1.0), "factor=1.0"),
-        (lambda: update_damping(1.0, 1.0, low=0.9), "low=0.9"),
+        (lambda: update_damping(1.0, 1.0, low=0.75), "low=0.75"),
     ],
 )
 def test_settings_out_of_range_are_refused(call, message):

@@ -40,6 +40,11 @@ def test_a_tensor_gives_a_tensor_in_float64():
     assert math.isclose(float(alpha), 0.05, rel_tol=1e-15)
 
 
+def test_a_number_gives_a_number():
+    assert type(step_size(8.0, 0.01).alpha) is float
+    assert type(step_size(0.0, 0.01).alpha) is float
+
+
 @pytest.mark.parametrize("delta", [0.0, -0.01, math.nan, math.inf])
 def test_a_bound_that_is_none_is_refused(delta):
     with pytest.raises(ValueError, match="delta must be positive and finite"):
