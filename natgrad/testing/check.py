@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 EXAMPLES = 25
 SHRINKS = 150  # attempts at a smaller counterexample, after which the smallest found stands
+Cases = st.SearchStrategy[Any] | Callable[[Any], st.SearchStrategy[Any]]
 
 
 class Kind(Enum):
@@ -31,6 +32,7 @@ class Kind(Enum):
     STEP_SIZE = "step-size"
     LINE_SEARCH = "line-search"
     OPTIMIZER = "optimizer"
+    MINIMISER = "minimiser"
     ADVANTAGES = "advantages"
 
 
@@ -72,7 +74,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Check:
-    """``body(subject, **case)`` asserts; ``cases`` are Hypothesis strategies, by argument.
+    """``body(subject, **case)`` asserts; ``cases`` are Hypothesis strategies, by argument, or
+    functions of the subject that give one: what a subject supports may bound what it is tried on.
 
     ``statement`` is the mathematics, ``tolerance`` where its slack comes from, ``found`` what it
     found in the field, ``needs`` what a subject must offer for the check to apply. ``identifier``
@@ -85,7 +88,7 @@ class Check:
     tolerance: str
     found: tuple[str, ...]
     needs: frozenset[str]
-    cases: dict[str, st.SearchStrategy[Any]]
+    cases: dict[str, Cases]
     body: Callable[..., None]
     cost: float = 1.0
 
@@ -105,6 +108,10 @@ class Check:
         missing = self.needs - subject.offers
         if missing:
             raise NotApplicable(f"{subject.name} does not offer {', '.join(sorted(missing))}")
+        cases = {
+            name: given if isinstance(given, st.SearchStrategy) else given(subject)
+            for name, given in self.cases.items()
+        }
         failed: dict[str, Any] = {}
         breaking: set[str] = set()
         attempts_left = round(SHRINKS / self.cost)
@@ -129,7 +136,7 @@ class Check:
 
         count = max(1, round(examples / self.cost))
         try:
-            _searched(attempt, self.cases, seed, count)()
+            _searched(attempt, cases, seed, count)()
         except unittest.SkipTest as error:
             raise NotApplicable(str(error)) from None
         except Exception as error:
@@ -165,7 +172,7 @@ def check(
     found: Iterable[str] = (),
     needs: Iterable[str] = (),
     cost: float = 1.0,
-    **cases: st.SearchStrategy[Any],
+    **cases: Cases,
 ) -> Callable[[Callable[..., None]], Check]:
     """Make a function a :class:`Check`; ``cost`` divides the number of examples."""
 
@@ -188,7 +195,7 @@ def _searched(
     seed: int | None,
     examples: int,
 ) -> Callable[[], None]:
-    """Hypothesis' search for arguments that make ``attempt`` raise, and for the smallest of them."""
+    """Hypothesis' search for arguments that make ``attempt`` raise, the smallest there are."""
     if not cases:
         return attempt
     attempt.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
@@ -201,6 +208,7 @@ def _searched(
         derandomize=seed is None,
         print_blob=False,
         report_multiple_bugs=False,
+        phases=(hypothesis.Phase.generate, hypothesis.Phase.target, hypothesis.Phase.shrink),
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     search: Callable[[], None] = configured(hypothesis.given(**cases)(attempt))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from natgrad.testing import properties
+from natgrad.testing.adapters import subject
 from natgrad.testing.check import EXAMPLES, Check, Kind, Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def checks_for(kind: Kind | str) -> tuple[Check, ...]:
 
 
 def examine(
-    subject: Any,
+    tested: Any,
     kind: Kind | str,
     *,
     seed: int | None = None,
@@ -59,20 +60,27 @@ def examine(
     """The verdict of every check of the kind; ``told`` hears each as it comes."""
     verdicts = []
     for each in checks_for(kind):
-        verdicts.append(each.examine(subject, seed=seed, examples=examples))
+        verdicts.append(each.examine(tested, seed=seed, examples=examples))
         told(verdicts[-1])
     return verdicts
 
 
 def enforce(
-    subject: Any,
-    kind: Kind,
-    expected_failures: Mapping[str, str] | None,
-    seed: int | None,
-    examples: int,
+    thing: Any,
+    traits: Iterable[str] = (),
+    *,
+    kind: Kind | str,
+    expected_failures: Mapping[str, str] | None = None,
+    seed: int | None = None,
+    examples: int = EXAMPLES,
 ) -> list[Verdict]:
-    """:func:`examine`, and raise :class:`ChecksFailed` where the outcome is not the expected one:
-    an expected failure that holds by now is a surprise too."""
+    """Every check of the kind on ``thing``, a subject or what :func:`natgrad.testing.subject` makes
+    one of; the verdicts.
+
+    Raises :class:`ChecksFailed` where an outcome is not the expected one. ``expected_failures``
+    maps identifiers of checks to reasons; one of them that holds by now is a surprise too.
+    """
+    kind, tested = Kind(kind), subject(thing, kind, traits)
     expected = dict(expected_failures or {})
     known = {each.identifier for each in checks_for(kind)}
     if unknown := set(expected) - known:
@@ -80,7 +88,7 @@ def enforce(
             f"expected_failures names {sorted(unknown)}; the checks of a {kind.value} are "
             f"{sorted(known)}"
         )
-    verdicts = examine(subject, kind, seed=seed, examples=examples)
+    verdicts = examine(tested, kind, seed=seed, examples=examples)
     surprising = []
     for verdict in verdicts:
         identifier = verdict.check.identifier
@@ -96,7 +104,7 @@ def enforce(
                 f"{verdict.outcome.value}"
             )
     if surprising:
-        raise ChecksFailed(subject.name, verdicts, surprising)
+        raise ChecksFailed(tested.name, verdicts, surprising)
     return verdicts
 
 
@@ -114,13 +122,26 @@ def parametrize_with_checks(
     import pytest
 
     parameters = []
-    for subject in subjects:
-        reasons = (expected_failures or {}).get(subject.name, {})
+    for tested in subjects:
+        reasons = (expected_failures or {}).get(tested.name, {})
         for each in checks_for(kind):
             reason = reasons.get(each.identifier)
             marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-            parameters.append(pytest.param(subject, each, id=f"{subject.name}-{each}", marks=marks))
+            parameters.append(pytest.param(tested, each, id=f"{tested.name}-{each}", marks=marks))
     return pytest.mark.parametrize(("subject", "check"), parameters)
+
+
+# Each takes (thing, traits=(), *, expected_failures=None, seed=None, examples=25): see enforce.
+check_operator = partial(enforce, kind=Kind.OPERATOR)
+check_curvature = partial(enforce, kind=Kind.CURVATURE)
+check_kronecker = partial(enforce, kind=Kind.KRONECKER)
+check_solver = partial(enforce, kind=Kind.SOLVER)
+check_damped_least_squares = partial(enforce, kind=Kind.DAMPED_LEAST_SQUARES)
+check_trust_region_solver = partial(enforce, kind=Kind.TRUST_REGION_SOLVER)
+check_step_size = partial(enforce, kind=Kind.STEP_SIZE)
+check_line_search = partial(enforce, kind=Kind.LINE_SEARCH)
+check_optimizer = partial(enforce, kind=Kind.OPTIMIZER)
+check_advantages = partial(enforce, kind=Kind.ADVANTAGES)
 
 
 def _order(each: Check) -> tuple[str, int, str]:

@@ -49,11 +49,11 @@ class Convolution(nn.Module):
 
 
 class Words(nn.Module):
-    """An embedding with a padding index, and a mean over words."""
+    """An embedding, with a padding index by default, and a mean over words."""
 
-    def __init__(self) -> None:
+    def __init__(self, padding: int | None = 0) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(5, 4, padding_idx=0, dtype=DOUBLE)
+        self.embedding = nn.Embedding(5, 4, padding_idx=padding, dtype=DOUBLE)
         self.head = nn.Linear(4, CLASSES, dtype=DOUBLE)
 
     def forward(self, words: Tensor) -> Tensor:
@@ -99,6 +99,100 @@ class Attention(nn.Module):
         return torch.randn(4, 3, 2, generator=generator, dtype=DOUBLE)
 
 
+class Linear(nn.Module):
+    """Two linear layers and nothing between them, where Kronecker factors are exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4, bias=False, dtype=DOUBLE)
+        self.second = nn.Linear(4, CLASSES, bias=False, dtype=DOUBLE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.second(self.first(x))
+        return outputs
+
+    def inputs(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(6, 3, generator=generator, dtype=DOUBLE)
+
+
+class Tied(nn.Module):
+    """One weight, used by two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(CLASSES, CLASSES, dtype=DOUBLE))
+        self.bias = nn.Parameter(torch.empty(CLASSES, dtype=DOUBLE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.weight, self.bias).tanh(), self.weight, self.bias)
+
+    def inputs(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(6, CLASSES, generator=generator, dtype=DOUBLE)
+
+
+class Unused(nn.Module):
+    """A layer that the outputs do not depend on, between two that they do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 2, dtype=DOUBLE)
+        self.idle = nn.Linear(2, 2, dtype=DOUBLE)
+        self.head = nn.Linear(2, CLASSES, dtype=DOUBLE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.first(x).tanh())
+        return outputs
+
+    def inputs(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(5, 3, generator=generator, dtype=DOUBLE)
+
+
+class Stateful(nn.Module):
+    """Batch normalisation or dropout, in training mode: buffers to write to, or random numbers."""
+
+    def __init__(self, normalised: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4, dtype=DOUBLE)
+        self.state = nn.BatchNorm1d(4, dtype=DOUBLE) if normalised else nn.Dropout(0.5)
+        self.head = nn.Linear(4, CLASSES, dtype=DOUBLE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.state(self.first(x)).tanh())
+        return outputs
+
+    def inputs(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(6, 3, generator=generator, dtype=DOUBLE)
+
+
+class Shapes(nn.Module):
+    """A parameter of shape () and one whose memory is not in the order of its entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.empty((), dtype=DOUBLE))
+        self.weight = nn.Parameter(torch.empty(4, CLASSES, dtype=DOUBLE).mT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.temperature.exp() * F.linear(x, self.weight).tanh()
+
+    def inputs(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(5, 4, generator=generator, dtype=DOUBLE)
+
+
+class Free(nn.Module):
+    """The outputs are the parameters themselves, the same for every input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs = nn.Parameter(torch.empty(CLASSES, dtype=DOUBLE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outputs.expand(len(x), CLASSES)
+
+    def inputs(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(3, 1, generator=generator, dtype=DOUBLE)
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mlp": Mlp,
     "convolution": Convolution,
@@ -107,15 +201,27 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "gru": lambda: Recurrent(nn.GRU),
     "attention": Attention,
 }
+# What each of these tries is one thing that operators get wrong.
+SPECIAL: dict[str, Callable[[], nn.Module]] = {
+    "tokens": lambda: Words(padding=None),
+    "linear": Linear,
+    "tied": Tied,
+    "unused": Unused,
+    "dropout": lambda: Stateful(normalised=False),
+    "normalised": lambda: Stateful(normalised=True),
+    "shapes": Shapes,
+    "free": Free,
+}
 
 
 def make_network(kind: str, generator: torch.Generator) -> tuple[nn.Module, Tensor]:
-    """A network of :data:`NETWORKS` with float64 weights of order one half, and inputs for it.
+    """A network of :data:`NETWORKS` or :data:`SPECIAL` with float64 weights of order one half, and
+    inputs for it.
 
     Both come from the generator alone. Raises ``KeyError`` for a kind that there is not.
     """
     with torch.random.fork_rng():  # torch initialises from the global generator
-        network = NETWORKS[kind]()
+        network = (NETWORKS | SPECIAL)[kind]()
     with torch.no_grad():
         for parameter in network.parameters():
             values = torch.randn(parameter.shape, generator=generator, dtype=DOUBLE)

@@ -10,10 +10,20 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from natgrad.testing.cases.distribution import DistributionCase
+from natgrad.testing.cases.matrix import MatrixOperator
+from natgrad.testing.cases.network import NetworkCase
+from natgrad.testing.cases.objective import Objective
+from natgrad.testing.cases.ray import Ray
+from natgrad.testing.cases.residuals import Residuals
+from natgrad.testing.cases.rollout import Rollout
 from natgrad.testing.cases.system import System
+from natgrad.testing.likelihoods import COMMON, FAMILIES
 
 DTYPES = (torch.float64, torch.float32)
 SEEDS = st.integers(0, 2**20)
+PLAIN = ("mlp", "convolution", "tokens")
+CHUNKS = (None, 3, 1, 2, 100)
 
 
 def spectra(
@@ -70,6 +80,93 @@ def systems(
         negative=negative, zero=zero, max_distinct=max_distinct,
     )  # fmt: skip
     return st.builds(System, eigenvalues, SEEDS, dtype=st.sampled_from(dtypes))
+
+
+def residuals(
+    *, max_rank: int = 6, max_log10_condition: float = 2.0
+) -> st.SearchStrategy[Residuals]:
+    """J s ≈ r, singular values of J from :func:`spectra`; more rows, more columns, or both."""
+    values = spectra(max_size=max_rank, max_log10_condition=max_log10_condition)
+    return st.builds(Residuals, values, st.integers(0, 6), st.integers(0, 6), SEEDS)
+
+
+def objectives(
+    kinds: tuple[str, ...] = ("quadratic",),
+    *,
+    max_size: int = 6,
+    max_log10_condition: float = 2.0,
+    max_digits: int = 0,
+    zero: bool = False,
+    at_minimum: bool = False,
+) -> st.SearchStrategy[Objective]:
+    """Functions of a vector, of these kinds, in units of 1 to 10^−``max_digits``; eigenvalues of
+    the quadratic ones from :func:`spectra`, ``zero`` among them or not."""
+    values = spectra(max_size=max_size, max_log10_condition=max_log10_condition, zero=zero)
+
+    def build(kind: str, values: tuple[float, ...], seed: int, digits: int) -> Objective:
+        given = (values, seed) if kind == "quadratic" else ((1.0,), 0)
+        return Objective(kind, *given, scale=10.0**-digits, at_minimum=at_minimum)
+
+    return st.builds(build, st.sampled_from(kinds), values, SEEDS, st.integers(0, max_digits))
+
+
+LENGTHS = (1.0, 0.1, 0.01, 1e-3, 3.0, 30.0)
+
+
+def rays(
+    *, lengths: tuple[float, ...] = LENGTHS, max_log10_condition: float = 2.0
+) -> st.SearchStrategy[Ray]:
+    """Convex functions along −length times their gradient."""
+    curvatures = spectra(max_size=4, max_log10_condition=max_log10_condition)
+    return st.builds(Ray, curvatures, st.sampled_from(lengths), SEEDS)
+
+
+def rollouts(*, max_steps: int = 8) -> st.SearchStrategy[Rollout]:
+    """Up to so many steps, each of which may end an episode by termination or truncation."""
+    return st.builds(Rollout, st.text(".x|", min_size=1, max_size=max_steps), SEEDS)
+
+
+def operators(
+    *,
+    max_size: int = 12,
+    max_log10_condition: float = 3.0,
+    semidefinite: bool = False,
+    dtypes: tuple[torch.dtype, ...] = (torch.float64,),
+) -> st.SearchStrategy[MatrixOperator]:
+    """Symmetric matrices behind ``A @ v``, indefinite ones among them unless ``semidefinite``."""
+
+    def of(negative: bool, zero: bool) -> st.SearchStrategy[System]:
+        return systems(
+            max_size=max_size, max_log10_condition=max_log10_condition, negative=negative,
+            zero=zero, dtypes=dtypes,
+        )  # fmt: skip
+
+    found = [of(False, False), of(False, True)]
+    found += [] if semidefinite else [of(True, False)]
+    return st.builds(MatrixOperator, st.one_of(found))
+
+
+def distributions(
+    families: tuple[str, ...] = tuple(FAMILIES), *, max_batch: int = 5
+) -> st.SearchStrategy[DistributionCase]:
+    """Distributions of every family, whose parameters are functions of outputs (N, 3)."""
+    batch = st.integers(1, max_batch)
+    return st.builds(DistributionCase, st.sampled_from(families), batch, SEEDS)
+
+
+def networks(
+    kinds: tuple[str, ...] = PLAIN,
+    families: tuple[str, ...] = COMMON,
+    *,
+    chunks: bool = False,
+    rows: tuple[int, ...] | None = None,
+    dtypes: tuple[torch.dtype, ...] = (torch.float64,),
+) -> st.SearchStrategy[NetworkCase]:
+    """Small networks with data, of these kinds and families; in chunks, where they may be."""
+    return st.builds(
+        NetworkCase, st.sampled_from(kinds), st.sampled_from(families), SEEDS, rows=st.just(rows),
+        chunk_size=st.sampled_from(CHUNKS if chunks else (None,)), dtype=st.sampled_from(dtypes),
+    )  # fmt: skip
 
 
 def spd_matrices(

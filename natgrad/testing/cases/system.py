@@ -35,9 +35,9 @@ class System:
     def basis(self) -> Tensor:
         """Eigenvectors of A, as columns, in float64."""
         n = len(self)
-        return torch.linalg.qr(torch.randn(n, n, generator=self._generator(), dtype=torch.float64))[
-            0
-        ]
+        normal = torch.randn(n, n, generator=self._generator(), dtype=torch.float64)
+        basis: Tensor = torch.linalg.qr(normal)[0]
+        return basis
 
     @cached_property
     def A(self) -> Tensor:

@@ -1,0 +1,108 @@
+"""python -m natgrad.testing MODULE:NAME --kind KIND: every check of the kind, and a table."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from natgrad.testing.adapters import load, subject
+from natgrad.testing.check import EXAMPLES, Outcome, Verdict
+from natgrad.testing.conformance import checks_for
+
+SHOWN = {
+    Outcome.PASSED: "[green]passed[/]",
+    Outcome.FAILED: "[bold red]failed[/]",
+    Outcome.NOT_APPLICABLE: "[dim]–[/]",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Try to break a solver, an operator, a line search or an optimizer with what mathematics
+    guarantees. Exit status: 0 where every check held, 1 where one failed, 2 for a wrong call."""
+
+    target: Annotated[str, tyro.conf.Positional]
+    """What to check, as MODULE:NAME."""
+    kind: Literal[
+        "operator", "curvature", "kronecker", "solver", "damped-least-squares",
+        "trust-region-solver", "step-size", "line-search", "optimizer", "advantages",
+    ]  # fmt: skip
+    """What it is."""
+    traits: tuple[str, ...] = ()
+    """What it promises beyond its signature: see its class in natgrad.testing.subjects."""
+    only: tuple[str, ...] = ()
+    """Identifiers of the checks to run; all by default."""
+    seed: int | None = None
+    """Of the cases; without one they are the same in every run."""
+    examples: int = EXAMPLES
+    """Cases for each check."""
+    json: bool = False
+    """The verdicts as JSON, instead of a table."""
+
+
+def main(arguments: Arguments) -> int:
+    torch.set_num_threads(1)  # small matrices are faster with one
+    warnings.simplefilter("ignore")  # of the subject's; the verdicts say what matters
+    problems = Console(stderr=True, emoji=False)
+    try:
+        tested = subject(load(arguments.target), arguments.kind, arguments.traits)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        problems.print(escape(f"{arguments.target}: {error}"), style="red", highlight=False)
+        return 2
+    checks = checks_for(arguments.kind)
+    if unknown := set(arguments.only) - {each.identifier for each in checks}:
+        problems.print(f"no such check: {', '.join(sorted(unknown))}", style="red")
+        return 2
+    verdicts = []
+    with problems.status("") as status:
+        for each in checks:
+            if not arguments.only or each.identifier in arguments.only:
+                status.update(f"{each.identifier} {each.statement}")
+                verdicts.append(
+                    each.examine(tested, seed=arguments.seed, examples=arguments.examples)
+                )
+    if arguments.json:
+        print(
+            json.dumps({"subject": tested.name, "verdicts": list(map(record, verdicts))}, indent=1)
+        )
+    else:
+        Console(emoji=False).print(table(tested.name, verdicts))
+    return int(any(verdict.outcome is Outcome.FAILED for verdict in verdicts))
+
+
+def record(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "identifier": verdict.check.identifier,
+        "check": verdict.check.name,
+        "statement": verdict.check.statement,
+        "outcome": verdict.outcome.name.lower(),
+        "counterexample": verdict.counterexample,
+        "reason": verdict.reason,
+        "seconds": round(verdict.seconds, 3),
+    }
+
+
+def table(name: str, verdicts: list[Verdict]) -> Table:
+    counts = [sum(v.outcome is outcome for v in verdicts) for outcome in Outcome]
+    caption = "{} passed, {} failed, {} not applicable".format(*counts)
+    shown = Table("", "check", "verdict", "counterexample and reason", title=name, caption=caption)
+    for verdict in verdicts:
+        found = [text for text in (verdict.counterexample, verdict.reason) if text]
+        shown.add_row(
+            verdict.check.identifier, escape(verdict.check.statement), SHOWN[verdict.outcome],
+            escape("\n".join(found)),
+        )  # fmt: skip
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments, prog="python -m natgrad.testing")))

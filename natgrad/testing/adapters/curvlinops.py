@@ -1,0 +1,74 @@
+"""The operators of curvlinops as subjects."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natgrad.testing.cases.network import NetworkCase
+from natgrad.testing.likelihoods import NATURAL
+from natgrad.testing.subjects.curvature import Curvature, Kronecker
+
+MATRICES = {
+    "GGNLinearOperator": "gauss_newton",
+    "HessianLinearOperator": "hessian",
+    "EFLinearOperator": "empirical_fisher",
+    "FisherMCLinearOperator": "gauss_newton",
+}
+# Its K-FAC has no embeddings and no convolutions in one dimension.
+LAYERS = ("mlp", "linear", "unused")
+
+
+def curvature(name: str) -> Curvature:
+    """Of a name in :data:`MATRICES`; chunks are the batches of its data."""
+
+    def make(case: NetworkCase) -> Any:
+        settings = {}
+        if name == "FisherMCLinearOperator":
+            settings = {"mc_samples": case.draws, "seed": case.draw_seed}
+        return _operator(name, case, **settings)
+
+    # It refuses models that draw random numbers, and has no cure for fused kernels.
+    traits = ["chunks", "forward", "sum"]
+    traits += ["sampled"] if name == "FisherMCLinearOperator" else []
+    families = ("categorical",) if name == "EFLinearOperator" else NATURAL
+    return Curvature.of(make, MATRICES[name], traits, families=families, name=f"curvlinops.{name}")
+
+
+def kronecker(name: str, *, exact: bool = True) -> Kronecker:
+    """KFACLinearOperator or EKFACLinearOperator; exact, or by ``case.draws`` labels a sample."""
+
+    def make(case: NetworkCase) -> Any:
+        types = importlib.import_module("curvlinops").FisherType
+        kind = types.TYPE2 if exact else types.MC
+        operator = _operator(
+            name, case, fisher_type=kind, mc_samples=case.draws, seed=case.draw_seed,
+            separate_weight_and_bias=False, num_per_example_loss_terms=1,
+        )  # fmt: skip
+        operator.compute_kronecker_factors()
+        # Its mean of squares is over elements and lacks the ½ of −log p.
+        factor = case.terms / len(case.targets) / (2 if case.family == "mse" else 1)
+        return factor * operator
+
+    traits = [] if exact else ["sampled"]
+    traits += ["corrected"] if name.startswith("E") else []
+    return Kronecker.of(
+        make, traits, families=("categorical", "mse"), kinds=LAYERS, name=f"curvlinops.{name}"
+    )
+
+
+def _operator(name: str, case: NetworkCase, **settings: Any) -> Any:
+    size = case.chunk_size or len(case.targets)
+    data: list[tuple[Tensor, Tensor]] = list(
+        zip(torch.split(case.inputs, size), torch.split(case.targets, size), strict=True)
+    )
+    criterion = {
+        "categorical": nn.CrossEntropyLoss, "mse": nn.MSELoss, "bernoulli": nn.BCEWithLogitsLoss,
+    }[case.family](reduction=case.reduction)  # fmt: skip
+    return getattr(importlib.import_module("curvlinops"), name)(
+        case.model, criterion, case.parameters, data, num_data=len(case.targets),
+        check_deterministic=False, **settings,
+    )  # fmt: skip

@@ -1,0 +1,44 @@
+"""The conjugate gradients of linear_operator, which are those of gpytorch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natgrad.testing.subjects.solver import Answer, Solver
+
+
+def adapt(name: str, function: Callable[..., Any]) -> Solver:
+    """``linear_cg(matmul_closure, rhs, ...)``. It returns x alone: a NumericalWarning is its word
+    for not converged, and its error about NaN for NaN."""
+
+    def call(
+        A: Any, b: Tensor, *, rtol: float, x0: Tensor | None = None,
+        preconditioner: Tensor | None = None, max_iterations: int | None = None,
+    ) -> Answer:  # fmt: skip
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                x = function(
+                    A, b, tolerance=rtol, initial_guess=x0, max_tridiag_iter=0,
+                    max_iter=10 * len(b) if max_iterations is None else max_iterations,
+                    preconditioner=None if preconditioner is None else preconditioner.matmul,
+                )  # fmt: skip
+            except RuntimeError as error:
+                if "NaNs encountered" not in str(error):
+                    raise
+                return Answer(torch.zeros_like(b), False, str(error)[:60])
+        warned = [str(each.message) for each in caught if "CG" in str(each.message)]
+        return Answer(x, not warned, warned[0][:60] if warned else "no warning")
+
+    script = (
+        "from linear_operator.utils.linear_cg import linear_cg\n"
+        "x = linear_cg(A.matmul, b, tolerance={rtol:g}, max_iter=10 * len(b),\n"
+        "              max_tridiag_iter=0)"
+    )
+    offers = {"krylov", "least error", "columns", "x0", "preconditioner", "max_iterations"}
+    return Solver("linear_operator.linear_cg", call, frozenset(offers), script)

@@ -1,0 +1,31 @@
+"""The conjugate gradients of sb3-contrib's TRPO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from natgrad.testing.subjects.solver import Answer, Solver
+
+
+def adapt(name: str, function: Callable[..., Any]) -> Solver:
+    """``conjugate_gradient_solver(matrix_vector_dot_fn, b, max_iter, residual_tol)``. Its tolerance
+    is that of rᵀr, absolute: rtol² is handed to it, right for b of unit norm. It returns x alone:
+    an end before the last iteration is its claim of convergence."""
+
+    def call(A: Any, b: Tensor, *, rtol: float, max_iterations: int | None = None) -> Answer:
+        limit = 10 * len(b) if max_iterations is None else max_iterations
+        before = A.count
+        x = function(A, b, max_iter=limit, residual_tol=rtol**2)
+        # One product before the first iteration.
+        early = A.count - before <= limit
+        return Answer(x, early, "ends early" if early else "all iterations")
+
+    script = (
+        "from sb3_contrib.common.utils import conjugate_gradient_solver\n"
+        "x = conjugate_gradient_solver(A.matmul, b, max_iter=10 * len(b), residual_tol={rtol:g}**2)"
+    )
+    offers = frozenset({"krylov", "least error", "max_iterations"})
+    return Solver("sb3_contrib.conjugate_gradient_solver", call, offers, script)
