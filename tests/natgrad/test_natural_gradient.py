@@ -24,6 +24,32 @@ def test_the_natural_direction_beats_random_feasible_ones(K, seed):
     assert (rivals @ g <= best * (1 + 1e-9)).all()
 
 
+def test_where_distance_is_euclidean_it_is_plain_ascent(generator):
+    """max gᵀd subject to dᵀd <= 2δ."""
+    g = torch.randn(6, generator=generator, dtype=torch.float64)
+    s = natgrad.cg(natgrad.curvature.Identity(6, dtype=torch.float64), g)
+    alpha, _ = natgrad.step_size(s.x @ s.Ax, 0.01)
+    assert torch.allclose(alpha * s.x, 0.02**0.5 * g / g.norm(), rtol=1e-14)
+
+
+@given(
+    spd_matrices(max_size=8, dtypes=(torch.float64,)),
+    st.integers(0, 999), st.floats(-90, 90), st.floats(-50, 50), st.floats(-8, 2),
+)  # fmt: skip
+def test_the_scaled_step_is_delta_away_to_rounding_for_any_scale_of_the_metric_and_of_the_direction(
+    K, seed, metric_digits, direction_digits, delta_digits
+):
+    """½ (αs)ᵀK(αs) = δ, multiplied out anew."""
+    delta = 10.0**delta_digits
+    K, s = 10.0**metric_digits * K, 10.0**direction_digits * vectors_like(K, seed=seed)
+    alpha, status = natgrad.step_size(s @ K @ s, delta)
+    assert status is natgrad.StepSizeStatus.OK
+    d = alpha * s
+    # Relative to |d|ᵀ|K||d|, which is what rounding errors of the product are in proportion to.
+    rounding = 1e-14 * float(d.abs() @ K.abs() @ d.abs())
+    assert abs(0.5 * float(d @ K @ d) - delta) <= rounding + 1e-14 * delta
+
+
 @given(spd_matrices(max_size=6, dtypes=(torch.float64,)), st.integers(0, 999))
 def test_the_step_does_not_depend_on_the_coordinates(K, seed):
     """In θ = B ξ the metric is BᵀKB and the gradient Bᵀg: the same step in θ."""

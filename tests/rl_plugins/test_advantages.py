@@ -44,6 +44,19 @@ def test_equals_the_sum_of_discounted_errors_up_to_the_end_of_the_episode(seed, 
             assert abs(total - float(advantages[t, n])) < 1e-10
 
 
+@given(st.integers(0, 999), PROBABILITIES, st.integers(1, 9))
+def test_k_errors_sum_up_to_k_rewards_and_a_bootstrap_less_the_value(seed, discount, k):
+    """A^(k) = Σ_{l<k} γ^l δ_{t+l}, which is λ = 1 on a rollout of k steps."""
+    data = rewards, values, next_values, terminated, _ = experience(seed, ends=0)
+    next_values[:-1] = values[1:]
+    delta = errors(rewards, values, next_values, terminated, discount)
+    powers = discount ** torch.arange(k).double()[:, None]
+    estimate = gae(*(part[:k] for part in data), discount=discount, decay=1.0)[0]
+    by_rewards = (powers * rewards[:k]).sum(dim=0) + discount**k * next_values[k - 1] - values[0]
+    assert torch.allclose((powers * delta[:k]).sum(dim=0), estimate, rtol=1e-12, atol=1e-13)
+    assert torch.allclose(by_rewards, estimate, rtol=1e-12, atol=1e-13)
+
+
 @given(st.integers(0, 999), PROBABILITIES, st.floats(0, 0.9))
 def test_equals_the_mixture_of_k_step_estimators(seed, discount, decay):
     """A^GAE = (1 − λ) Σ λ^(k−1) A^(k), where k-step estimators past the end repeat the last one."""

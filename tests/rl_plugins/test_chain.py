@@ -1,9 +1,10 @@
-"""The theory on Markov decision processes whose transition matrix is known (lines 1, 2, 3, 9, 10).
+"""The theory on Markov decision processes of known transition matrix (lines 1 to 3, 9 to 11).
 
 Layered: three steps and over, so that all trajectories can be listed and every expectation is
 exact. Chain: a task for the training loop, with exact values to compare its agents with.
 """
 
+import copy
 import itertools
 import math
 from itertools import pairwise
@@ -16,8 +17,9 @@ from gymnasium import spaces
 from torch import nn
 from torch.distributions import Categorical
 
+from natgrad import LineSearchStatus
 from natgrad.flat import assign, flatten, gradient
-from rl_plugins import A2C, gae, train
+from rl_plugins import A2C, TRPO, gae, train
 from rl_plugins.critics import AdamRegression, Critic, GaussNewtonRegression
 from rl_plugins.plugin import find_plugin
 from rl_plugins.policies import Features, mlp
@@ -145,9 +147,8 @@ def test_all_three_estimators_have_the_exact_gradient_as_their_expectation(layer
     assert torch.allclose(flatten([policy.logits]) - theta, expected, rtol=1e-11, atol=1e-14)
 
 
-def test_their_variance_falls_from_return_to_go_over_a_value_baseline_to_the_advantage(
-    layered, policy
-):
+def test_their_variance_falls_from_return_to_go_over_a_baseline_to_the_advantage(layered, policy):
+    """Q less a baseline with no more to it than the mean of V; and the return less V in between."""
     pi = policy.probabilities.detach()
     exact = exact_gradient(layered, policy)
     V = layered.values(pi).tolist()
@@ -157,8 +158,15 @@ def test_their_variance_falls_from_return_to_go_over_a_value_baseline_to_the_adv
         returns = three["return to go"](states, actions)
         return [g - V[s] for g, s in zip(returns, states, strict=True)]
 
-    spread = []
-    for weight_of in (three["return to go"], return_less_value, three["advantage"]):
+    Q, b = layered.action_values(pi), sum(V) / 5
+
+    def action_value_less_constant(states, actions):
+        return [float(Q[s, a]) - b for s, a in zip(states, actions, strict=True)]
+
+    spread = {}
+    for weight_of in (
+        three["return to go"], action_value_less_constant, return_less_value, three["advantage"]
+    ):  # fmt: skip
         total = 0.0
         for probability, states, actions in trajectories(layered, pi):
             estimate = torch.zeros(5, 2, dtype=torch.float64)
@@ -167,8 +175,10 @@ def test_their_variance_falls_from_return_to_go_over_a_value_baseline_to_the_adv
                 score[actions[t]] += 1
                 estimate[states[t]] += layered.discount**t * weight * score
             total += probability * float((estimate.flatten() - exact).square().sum())
-        spread.append(total)
-    assert spread[0] > spread[1] > spread[2] > 0
+        spread[weight_of] = total
+    worst, constant, value, best = spread.values()
+    assert worst > constant > best > 0
+    assert worst > value > best
 
 
 def test_the_policy_gradient_theorem_weighs_states_by_their_discounted_visitation(layered, policy):
@@ -207,6 +217,16 @@ def test_the_difference_in_performance_is_the_expected_advantage_over_the_old_po
     assert abs(expected - float(difference)) < 1e-12
 
 
+def test_a_second_term_that_is_nowhere_negative_is_an_improvement(layered, policy):
+    """Σ_a π(a|s) A_old(s, a) >= 0 in every state: π leans towards what the advantages favour."""
+    old = policy.probabilities.detach()
+    A = layered.action_values(old) - layered.values(old)[:, None]
+    for lean in (0.1, 1.0, 100.0):
+        new = (policy.logits.detach() + lean * A).softmax(dim=1)
+        assert ((new * A).sum(dim=1) > 0).all()
+        assert (layered.values(new) > layered.values(old)).all()
+
+
 def enumerated_surrogate(process, policy):
     """The Surrogate over every state and action, weighted by ρ_old π_old: L(π) − J(π_old)."""
     old = policy.probabilities.detach()
@@ -238,6 +258,54 @@ def test_and_differs_from_it_to_second_order(layered, policy, generator):
             L = start + surrogate.objective(policy(surrogate.observations))
             errors.append(float((layered.expected_return(policy.probabilities) - L).abs()))
     assert all(1.8 < math.log10(a / b) < 2.2 for a, b in pairwise(errors)), errors
+
+
+def test_action_values_in_place_of_advantages_are_the_same_step_of_trpo(layered, policy):
+    """E_old[∇log π · V(s)] = 0, and L loses a constant: direction, length and search stay."""
+    old = policy.probabilities.detach()
+    Q, V = layered.action_values(old), layered.values(old)[:, None]
+    states, actions = (index.flatten() for index in torch.meshgrid(
+        torch.arange(5), torch.arange(2), indexing="ij"
+    ))  # fmt: skip
+    weights = 10 * layered.visitation(old)[:, None] * old
+    reached = []
+    for psi_of in (Q, Q - V):
+        twin = copy.deepcopy(policy)
+        trpo = TRPO(twin, max_kl=0.05, cg_tolerance=1e-12)
+        report = trpo.step(states, actions, (weights * psi_of).flatten())
+        assert report.status is LineSearchStatus.ACCEPTED
+        reached.append(flatten([twin.logits]))
+    assert not torch.allclose(reached[0], flatten([policy.logits]), rtol=1e-2)
+    assert torch.allclose(*reached, rtol=1e-9, atol=1e-12)
+
+
+def test_more_steps_of_an_advantage_are_less_bias_and_more_variance(layered, policy):
+    """A^(k) by a critic that is wrong by c everywhere: its bias is γ^k c, and 0 at the end."""
+    pi, c = policy.probabilities.detach(), 0.5
+    probabilities, states, actions = zip(*trajectories(layered, pi), strict=True)
+    weights = torch.tensor(probabilities, dtype=torch.float64)
+    states, actions = torch.tensor(states).T, torch.tensor(actions).T
+    rewards = layered.r[states, actions]
+    values = layered.values(pi)[states] + c
+    following = torch.cat([values[1:], torch.full((1, 32), math.nan)])
+    ended = torch.zeros(3, 32, dtype=torch.bool)
+    ended[-1] = True
+    exact = layered.action_values(pi)[0] - layered.values(pi)[0] - c  # Q − V̂ of the first step
+    variances = []
+    for k in (1, 2, 3):
+        estimate = gae(
+            rewards[:k], values[:k], following[:k], ended[:k], torch.zeros_like(ended[:k]),
+            discount=layered.discount, decay=1.0,
+        )[0]  # fmt: skip
+        bias, variance = torch.zeros(2).double(), 0.0
+        for action in (0, 1):
+            chosen = weights * (actions[0] == action)
+            bias[action] = chosen @ estimate / chosen.sum() - exact[action]
+            variance += float(chosen @ (estimate - exact[action] - bias[action]).square())
+        left = layered.discount**k * c if k < 3 else 0.0
+        assert torch.allclose(bias, torch.full_like(bias, left), rtol=0, atol=1e-12)
+        variances.append(variance)
+    assert variances[0] < variances[1] < variances[2]
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.6, 1.0])

@@ -10,14 +10,15 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import nn
+from torch.distributions import Categorical
 
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins import DDPG, TD3, DDPGConfig, StepStatus, TD3Config, UsageError
-from rl_plugins.data import Transitions
+from rl_plugins.data import ReplayBuffer, Transitions
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
 from rl_plugins.deterministic_gradient import DeterministicGradientSettings, actor_step
-from rl_plugins.policies import mlp
+from rl_plugins.policies import Sampling, mlp
 
 
 class Actor(nn.Module):
@@ -112,6 +113,65 @@ def test_that_is_the_expectation_of_the_chain_rule(generator):
     optimizer = torch.optim.SGD(parameters, lr=1.0)
     actor_step(policy, parameters, critic, x, optimizer, DeterministicGradientSettings())
     assert torch.allclose(flatten(parameters) - theta, mean, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(("actor", "steps"), [("gradient", 200), ("natural", 40)])
+def test_the_actor_learns_the_best_action_of_every_state(actor, steps, generator):
+    """argmax_a Q(s, a) of a critic with no closed form for it, by brute force over a grid."""
+    x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    centre, width = 0.6 * torch.tanh(x[:, :1]), 1.0 + x[:, 1:2].abs()
+
+    def critic(states, actions):
+        distance = actions - centre
+        return (1.5 * distance - torch.exp(width * distance) - distance**4).squeeze(-1)
+
+    grid = torch.linspace(-1, 1, 4001, dtype=torch.float64)
+    with torch.no_grad():
+        best = grid[torch.stack([critic(x, a.expand(5, 1)) for a in grid]).argmax(dim=0)]
+    assert best.max() - best.min() > 0.3
+    policy = mlp(3, (16,), 1, output_gain=1.0, generator=generator).double()
+    parameters = list(policy.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=0.02)
+    settings = DeterministicGradientSettings(actor=actor, max_action_change=0.05, damping=1e-4)
+    for _ in range(steps):
+        actor_step(policy, parameters, critic, x, optimizer, settings)
+    assert (policy(x).squeeze(-1) - best).abs().max() < 5e-3
+
+
+class One(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.unit = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.unit.expand(len(x), 1)
+
+
+class Marks(One):
+    """A value that says what it was asked about."""
+
+    def forward(self, x, actions):
+        return self.unit * (x[:, 0] + 10 * x[:, 1] + 100 * actions[:, 0])
+
+
+def test_the_target_bootstraps_behind_a_time_limit_and_not_behind_a_termination(generator):
+    """From a task to y: odd episodes of Counter terminate at step 3, even ones are cut off at 5."""
+    uniform = Sampling(
+        lambda s: Categorical(logits=torch.zeros(len(s), 2)), lambda a: a.numpy(), explore=True
+    )
+    environments = make_environments("test/Counter-v0", 2)
+    collector = RolloutCollector(environments, uniform, seed=0, generator=generator)
+    buffer = ReplayBuffer(100)
+    buffer.add(collector.collect(30))
+    drawn = buffer.sample(200, generator)
+    ddpg = DDPG(One(), Marks(), discount=0.5)
+    y = ddpg.targets(drawn)
+    episode, step = drawn.observations.T
+    last = (episode % 2 == 1) & (step == 2)
+    cut = (episode % 2 == 0) & (step == 4)
+    assert last.any()
+    assert cut.any()
+    assert torch.equal(y, 1 + 0.5 * (episode + 10 * (step + 1) + 100).where(~last, 0.0))
 
 
 def test_the_target_stops_at_a_termination_and_carries_no_gradient(generator):

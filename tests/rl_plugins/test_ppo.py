@@ -14,6 +14,7 @@ from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from natgrad import LineSearchStatus
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins import A2C, PPO, TRPO, PPOConfig, StepStatus, UsageError
+from rl_plugins.critics import AdamRegression
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
 from rl_plugins.policies import mlp
@@ -113,6 +114,43 @@ def test_the_first_minibatch_moves_along_the_gradient_of_a2c(policy, objective, 
     assert torch.allclose(
         flatten(policy.parameters()), flatten(twin.parameters()), rtol=1e-12, atol=1e-15
     )
+
+
+@pytest.mark.parametrize("weight", [0.5, 20.0])
+def test_policy_and_critic_climb_one_objective_each_in_its_own_parameters(
+    policy, weight, generator
+):
+    """L^CLIP − c₁ (V − y)² + c₂ entropy, one backward pass for both, by hand.
+
+    They share no parameter, and Adam's step has no use for the scale of a loss: c₁ cancels.
+    """
+    x, actions, advantages = batch(policy, generator)
+    targets = torch.randn(50, generator=generator, dtype=torch.float64)
+    critic = mlp(3, (8,), 1, output_gain=1.0, generator=generator).double()
+    pi, V = copy.deepcopy(policy), copy.deepcopy(critic)
+    climbers = torch.optim.SGD(pi.parameters(), 0.1), torch.optim.Adam(V.parameters(), 1e-2)
+    ppo = PPO(policy, epochs=2, batch_size=50, entropy_coefficient=0.05, **PLAIN)
+    regression = AdamRegression(
+        critic, epochs=2, batch_size=50, learning_rate=1e-2, generator=generator
+    )
+    ppo.step(x, actions, advantages)
+    regression.fit(critic, x, targets)
+
+    old = frozen(pi, x).log_prob(actions)
+    for _ in range(2):
+        distribution = pi(x)
+        ratio = torch.exp(distribution.log_prob(actions) - old)
+        L = clipped_objective(ratio, advantages, 0.2).mean()
+        squares = (V(x).squeeze(-1) - targets).square().mean()
+        for optimizer in climbers:
+            optimizer.zero_grad()
+        (-(L - weight * squares + 0.05 * distribution.entropy().mean())).backward()
+        for optimizer in climbers:
+            optimizer.step()
+    # Adam's ε keeps a trace of the scale, beside a way of 2e-2.
+    for ours, by_hand, atol in ((policy, pi, 1e-14), (critic, V, 1e-5)):
+        pair = flatten(ours.parameters()), flatten(by_hand.parameters())
+        assert torch.allclose(*pair, rtol=1e-10, atol=atol)
 
 
 @pytest.mark.parametrize("objective", ["clip", "penalty"])

@@ -3,6 +3,10 @@
 Theory, line 6: K = Hessian of KL(π_old ‖ π_θ) at θ_old = E[∇log π ∇log πᵀ].
 """
 
+import copy
+import itertools
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -295,6 +299,23 @@ def test_kl_is_half_the_quadratic_form_to_third_order(log_step, seed):
     # The odd orders cancel in the mean of both sides, which leaves the fourth.
     assert abs(kl - quadratic) <= 50 * float(s.norm()) ** 3
     assert abs((kl + mirrored) / 2 - quadratic) <= 500 * float(s.norm()) ** 4 + 1e-16
+
+
+def test_the_error_of_the_quadratic_form_has_slope_three(network, x, generator):
+    """log |KL − ½ sᵀF s| over log ‖s‖, whatever the family."""
+    parameters = list(network.parameters())
+    theta = flatten(parameters)
+    direction = torch.randn(len(theta), generator=generator, dtype=torch.float64)
+    quadratic = 0.5 * direction @ (Fisher(network(x), parameters) @ direction)
+    old = copy.deepcopy(network)(x)
+    lengths, errors = [1e-2 / 2**k for k in range(5)], []
+    with torch.no_grad():
+        for length in lengths:
+            assign(parameters, theta + length * direction)
+            kl = kl_divergence(old, network(x)).mean()
+            errors.append(abs(float(kl - length**2 * quadratic)))
+    slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert all(abs(slope - 3) < 0.1 for slope in slopes), slopes
 
 
 def test_parameters_changed_in_place_are_refused_with_the_cure(x, generator):

@@ -48,6 +48,24 @@ def test_ends_after_as_many_iterations_as_there_are_distinct_eigenvalues(distinc
     assert s.iterations <= distinct
 
 
+@given(st.integers(1, 12), SEEDS)
+def test_n_products_with_a_function_are_enough_and_one_verifies(n, seed):
+    """No entry of A is ever seen, let alone its inverse."""
+    A = matrix_with_spectrum(1.0 + torch.arange(n).double(), seed=seed)
+    b, asked = vectors_like(A, seed=seed + 1), []
+
+    def product(v):
+        asked.append(v.shape)
+        return A @ v
+
+    s = cg(product, b, rtol=1e-8)
+    assert s.status is Status.CONVERGED
+    assert torch.allclose(s.x, torch.linalg.solve(A, b), rtol=1e-6, atol=1e-7 * float(s.x.norm()))
+    assert asked == [(n,)] * s.products
+    assert s.iterations <= n
+    assert s.products <= n + 1
+
+
 @given(spd_matrices(max_size=12, dtypes=(torch.float64,)), SEEDS)
 def test_the_error_falls_in_the_norm_of_A_at_every_iteration(A, seed):
     b = vectors_like(A, seed=seed)
