@@ -36,7 +36,7 @@ def test_where_distance_is_euclidean_it_is_plain_ascent(generator):
     spd_matrices(max_size=8, dtypes=(torch.float64,)),
     st.integers(0, 999), st.floats(-90, 90), st.floats(-50, 50), st.floats(-8, 2),
 )  # fmt: skip
-def test_the_scaled_step_is_delta_away_to_rounding_for_any_scale_of_the_metric_and_of_the_direction(
+def test_the_scaled_step_is_delta_away_to_rounding_at_any_scale_of_metric_and_direction(
     K, seed, metric_digits, direction_digits, delta_digits
 ):
     """½ (αs)ᵀK(αs) = δ, multiplied out anew."""
