@@ -35,10 +35,19 @@ def adapt(name: str, function: Callable[..., Any]) -> Solver:
         warned = [str(each.message) for each in caught if "CG" in str(each.message)]
         return Answer(x, not warned, warned[0][:60] if warned else "no warning")
 
-    script = (
-        "from linear_operator.utils.linear_cg import linear_cg\n"
-        "x = linear_cg(A.matmul, b, tolerance={rtol:g}, max_iter=10 * len(b),\n"
-        "              max_tridiag_iter=0)"
-    )
+    def script(given: frozenset[str]) -> str:
+        limit = "limit" if "max_iterations" in given else "10 * len(b)"
+        arguments = f"tolerance=rtol, max_iter={limit}, max_tridiag_iter=0"
+        arguments += ", initial_guess=x0" if "x0" in given else ""
+        arguments += ", preconditioner=P.matmul" if "preconditioner" in given else ""
+        return (
+            "import warnings\n"
+            "from linear_operator.utils.linear_cg import linear_cg\n"
+            "with warnings.catch_warnings(record=True) as caught:\n"
+            '    warnings.simplefilter("always")\n'
+            f"    x = linear_cg(product, b, {arguments})\n"
+            'print("warns of no convergence:", any("CG" in str(w.message) for w in caught))\n'
+        )
+
     offers = {"krylov", "least error", "columns", "x0", "preconditioner", "max_iterations"}
     return Solver("linear_operator.linear_cg", call, frozenset(offers), script)

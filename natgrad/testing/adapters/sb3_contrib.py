@@ -23,9 +23,13 @@ def adapt(name: str, function: Callable[..., Any]) -> Solver:
         early = A.count - before <= limit
         return Answer(x, early, "ends early" if early else "all iterations")
 
-    script = (
-        "from sb3_contrib.common.utils import conjugate_gradient_solver\n"
-        "x = conjugate_gradient_solver(A.matmul, b, max_iter=10 * len(b), residual_tol={rtol:g}**2)"
-    )
+    def script(given: frozenset[str]) -> str:
+        limit = "limit" if "max_iterations" in given else "10 * len(b)"
+        return (
+            "from sb3_contrib.common.utils import conjugate_gradient_solver\n"
+            "torch.manual_seed(0)  # it starts from 1e-4 times a random vector\n"
+            f"x = conjugate_gradient_solver(product, b, max_iter={limit}, residual_tol=rtol**2)\n"
+        )
+
     offers = frozenset({"krylov", "least error", "max_iterations"})
     return Solver("sb3_contrib.conjugate_gradient_solver", call, offers, script)

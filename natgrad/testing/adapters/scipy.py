@@ -51,11 +51,19 @@ def adapt(name: str, function: Callable[..., Any]) -> Solver:
 
     offers = TRAITS.get(name, frozenset({"krylov"}))
     keywords = {"x0", "preconditioner", "max_iterations"}
-    zero = "" if name == "minres" else ", atol=0.0"
-    script = (
-        f"from scipy.sparse.linalg import {name}\n"
-        f"x, info = {name}(A.numpy(), b.numpy(), rtol={{rtol:g}}{zero})\n"
-        "x = torch.from_numpy(x)\n"
-        "print('info', info)"
-    )
+
+    def script(given: frozenset[str]) -> str:
+        arguments = "rtol=rtol" + ("" if name == "minres" else ", atol=0.0")
+        arguments += ", x0=x0.numpy()" if "x0" in given else ""
+        arguments += ", M=P.numpy()" if "preconditioner" in given else ""
+        arguments += ", maxiter=limit" if "max_iterations" in given else ""
+        return (
+            f"from scipy.sparse.linalg import LinearOperator, {name}\n"
+            "operator = LinearOperator((len(b), len(b)), dtype=b.numpy().dtype,\n"
+            "    matvec=lambda v: product(torch.from_numpy(v.ravel())).numpy())\n"
+            f"x, info = {name}(operator, b.numpy(), {arguments})\n"
+            "x = torch.from_numpy(x)\n"
+            'print("info", info)\n'
+        )
+
     return Solver(f"scipy.sparse.linalg.{name}", call, offers | keywords, script)

@@ -89,18 +89,18 @@ class System:
 
     def code(self) -> str:
         """Lines of torch that make ``A`` and ``b``, and need nothing of ours."""
-        n, name = len(self), str(self.dtype)
-        spectrum = ", ".join(f"{value * self.A_scale:.17g}" for value in self.eigenvalues)
-        cast = "" if self.dtype == torch.float64 else f".to({name})"
-        scale = "" if self.b_scale == 1 else f" * {self.b_scale:.17g}"
+        n, cast = len(self), "" if self.dtype == torch.float64 else f".to({self.dtype})"
+        spectrum = ", ".join(f"{value:.12g}" for value in self.eigenvalues)
+        draw = "torch.Generator().manual_seed({})"
         return (
-            "import torch\n"
-            f"draw = torch.Generator().manual_seed({2 * self.seed})\n"
+            f"values = torch.tensor([{spectrum}], dtype=torch.float64) * {self.A_scale:.17g}\n"
+            f"draw = {draw.format(2 * self.seed)}\n"
             f"Q, _ = torch.linalg.qr(torch.randn({n}, {n}, generator=draw, dtype=torch.float64))\n"
-            f"A = (Q * torch.tensor([{spectrum}], dtype=torch.float64)) @ Q.mT\n"
+            f"A = (Q * values) @ Q.mT\n"
             f"A = ((A + A.mT) / 2){cast}\n"
-            f"draw = torch.Generator().manual_seed({2 * self.seed + 1})\n"
-            f"b = (torch.randn({n}, generator=draw, dtype=torch.float64){scale}){cast}\n"
+            f"draw = {draw.format(2 * self.seed + 1)}\n"
+            f"b = torch.randn(1, {n}, generator=draw, dtype=torch.float64)[0]\n"
+            f"b = b * {self.b_scale:.17g}\n" + (f"b = b{cast}\n" if cast else "")
         )
 
     def _generator(self, stream: int = 0) -> torch.Generator:

@@ -105,9 +105,8 @@ def a_rotation_rotates_the_answer(solve: Solver, system: System, seed: int, perm
     turned = Q @ system.A @ Q.mT
     one = solve(Counted(system.A), system.b, rtol=RTOL)
     other = solve(Counted((turned + turned.mT) / 2), Q @ system.b, rtol=RTOL)
-    assert one.solved, f"not solved: {one.status}"
-    assert other.solved, f"not solved once turned: {other.status}"
-    _assert_close(other.x, Q @ one.x, 4 * RTOL * system.condition)
+    if one.solved and other.solved:  # that it is solved is S4b
+        _assert_close(other.x, Q @ one.x, 4 * RTOL * system.condition)
 
 
 @check(
@@ -208,10 +207,12 @@ def columns_are_the_loop_over_them(solve: Solver, system: System, k: int, scale:
     B[:, -1] *= scale  # one column of another size than the rest
     whole = solve(Counted(system.A), B, rtol=RTOL)
     assert whole.x.shape == B.shape, f"X is {tuple(whole.x.shape)}, B is {tuple(B.shape)}"
-    assert whole.solved, f"not solved: {whole.status}"
-    for column, b in zip(whole.x.mT, B.mT, strict=True):
-        alone = solve(Counted(system.A), b.contiguous(), rtol=RTOL)
-        _assert_close(column, alone.x, 4 * RTOL * system.condition)
+    alone = [solve(Counted(system.A), b.contiguous(), rtol=RTOL) for b in B.mT]
+    if not all(answer.solved for answer in alone):
+        return  # that it is solved is S4b
+    assert whole.solved, f"each column alone is solved, the whole is not: {whole.status}"
+    for column, answer in zip(whole.x.mT, alone, strict=True):
+        _assert_close(column, answer.x, 4 * RTOL * system.condition)
 
 
 @check(

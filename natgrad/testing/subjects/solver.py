@@ -38,14 +38,16 @@ class Solver:
     ``max_iterations``, and its traits: ``krylov`` (only products with A, one an iteration),
     ``indefinite`` (A may be), ``columns`` (b may be a matrix), ``direction`` (one of nonpositive
     curvature is shown where A is not positive definite), ``least error`` (conjugate gradients: the
-    error falls in A's norm) or ``least residual`` (MINRES). ``script`` is a line of
-    code that calls it, for counterexamples; {rtol} stands for the tolerance.
+    error falls in A's norm) or ``least residual`` (MINRES).
+
+    ``script(given)`` is code that calls the solver itself: it makes ``x`` of functions and vectors
+    ``product``, ``b`` and what ``given`` names, ``rtol`` among it, and prints the solver's word.
     """
 
     name: str
     call: Callable[..., Any]
     offers: frozenset[str]
-    script: str = ""
+    script: Callable[[frozenset[str]], str] | None = None
 
     @classmethod
     def of(cls, function: Callable[..., Any], traits: Iterable[str] = ()) -> Solver:
