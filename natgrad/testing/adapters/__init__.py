@@ -21,6 +21,8 @@ ADAPTERS: dict[tuple[Kind, str], str] = {
     (Kind.SOLVER, "scipy.sparse.linalg."): "scipy",
     (Kind.SOLVER, "linear_operator.utils.linear_cg:"): "linear_operator",
     (Kind.SOLVER, "sb3_contrib.common.utils:"): "sb3_contrib",
+    (Kind.CURVATURE, "curvlinops."): "curvlinops",
+    (Kind.KRONECKER, "curvlinops."): "curvlinops",
     (Kind.OPTIMIZER, "torch.optim."): "torch_optim",
     (Kind.OPTIMIZER, "torchmin.optim."): "torchmin",
     (Kind.MINIMISER, "torchmin.minimize:"): "torchmin",

@@ -18,8 +18,18 @@ MATRICES = {
     "EFLinearOperator": "empirical_fisher",
     "FisherMCLinearOperator": "gauss_newton",
 }
+FACTORED = ("KFACLinearOperator", "EKFACLinearOperator")
 # Its K-FAC has no embeddings and no convolutions in one dimension.
 LAYERS = ("mlp", "linear", "unused")
+
+
+def adapt(name: str, _: Any) -> Curvature | Kronecker:
+    """Raises ``ValueError`` for an operator that is neither curvature nor its Kronecker factors."""
+    if name in MATRICES:
+        return curvature(name)
+    if name in FACTORED:
+        return kronecker(name)
+    raise ValueError(f"expected one of {[*MATRICES, *FACTORED]}, got {name}")
 
 
 def curvature(name: str) -> Curvature:

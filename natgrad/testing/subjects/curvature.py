@@ -27,13 +27,12 @@ class Curvature:
     of a :class:`NetworkCase`: ``fisher``, ``gauss_newton``, ``hessian`` or ``empirical_fisher``.
 
     ``families`` and ``kinds`` (of networks) are those that it supports. ``offers`` holds the name
-    of the matrix, ``exact`` or ``sampled`` (it draws ``case.draws`` labels a sample by
-    ``case.draw_seed``), ``semidefinite``, and what of a case it heeds besides the model and the
-    data: ``sum`` (``reduction``), ``chunks``
-    (``chunk_size``), ``weights``, ``frozen`` (rows of frozen parameters are zero); ``forward`` (it
-    runs the model itself, under whatever gradient mode), ``fused`` (kernels without second
-    derivatives), ``random`` (dropout), ``jacobian``: ``jacobian(case)`` gives v ↦ J v and u ↦ Jᵀ u
-    of the model's outputs, flattened.
+    of the matrix; ``exact`` or ``sampled`` (it draws ``case.draws`` labels a sample by
+    ``case.draw_seed``); ``semidefinite``; what of a case it heeds besides the model and the data:
+    ``sum`` (``reduction``), ``chunks`` (``chunk_size``), ``weights``, ``frozen`` (their rows are
+    zero); and ``forward`` (it runs the model itself, under whatever gradient mode), ``fused``
+    (kernels without second derivatives), ``random`` (dropout), ``jacobian``: ``jacobian(case)``
+    gives v ↦ J v and u ↦ Jᵀ u of the model's outputs, flattened.
     """
 
     name: str

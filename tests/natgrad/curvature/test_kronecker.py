@@ -44,16 +44,6 @@ def blocks_of(dense, network):
 
 
 @pytest.mark.parametrize("corrected", [False, True])
-def test_is_the_fisher_block_of_a_deep_linear_network(corrected, generator):
-    network = deep_linear(generator)
-    x = torch.randn(9, 3, generator=generator, dtype=DOUBLE)
-    likelihood = fixed_normal(network)
-    K = Kronecker(network, x, forward=likelihood, corrected=corrected)
-    dense = Fisher(likelihood, network.parameters(), data=x).to_dense()
-    assert torch.allclose(K.to_dense(), blocks_of(dense, network), **CLOSE)
-
-
-@pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("kind", ["mlp"])
 @pytest.mark.parametrize("likelihood", [categorical, gaussian])
 def test_is_the_fisher_block_for_one_sample(likelihood, kind, corrected, generator):
