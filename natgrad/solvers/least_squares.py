@@ -42,7 +42,7 @@ class LeastSquares:
         )
         J = J.detach()
         self._J, self._scale = J, power_of_two(J).double()
-        wide = (J / self._scale.to(J)).double()
+        wide = (J / self._scale).double()
         self._finite = bool(torch.isfinite(wide).all())
         if not self._finite:
             wide = torch.zeros_like(wide)
@@ -85,7 +85,7 @@ class LeastSquares:
         r = r.detach()
         # In units of the scales: J = σ Ĵ, r = β r̂, x = (β / σ) x̂.
         r_scale = power_of_two(r).double()
-        hat = (r / r_scale.to(r)).double()
+        hat = (r / r_scale).double()
         usable = self._finite and bool(torch.isfinite(hat).all())
         c = self._project(torch.where(torch.isfinite(hat), hat, 0.0))
         unit = r_scale / self._scale

@@ -49,7 +49,7 @@ class SampleSpace:
         self._transpose = gram.transpose
         self._like = matrix.new_empty(0)
         self._scale = power_of_two(matrix).double()
-        wide = (matrix / self._scale.to(matrix)).double()
+        wide = (matrix / self._scale).double()
         self._finite = bool(torch.isfinite(wide).all())
         if not self._finite:
             wide = torch.zeros_like(wide)
@@ -114,7 +114,7 @@ class SampleSpace:
         x = self._transpose(u)
         if radius < math.inf:
             fit = torch.clamp(radius / norm(x), max=1.0)  # rounding may have put x outside
-            x, u = (fit * x).to(x), (fit * u).to(u)
+            x, u = fit * x, fit * u
         Ku = self._scale * (self._matrix @ u.double())
         Ax = self._transpose(Ku.to(self._like))
         # ‖Jᵀρ‖ of the residual ρ in sample space.

@@ -66,7 +66,7 @@ def test_in_float32_refinement_reaches_what_its_rounding_allows(A, seed):
     b = vectors_like(A, seed=seed)
     s = cholesky(A, b, rtol=1e-12)
     exact = torch.linalg.solve(A.double(), b.double())
-    assert s.x.dtype == torch.float32
+    assert s.x.dtype == s.Ax.dtype == torch.float32
     assert float((s.x.double() - exact).norm()) <= 1.2e-7 * float(exact.norm())
 
 
@@ -87,6 +87,7 @@ def test_an_indefinite_matrix_is_told_with_a_direction_until_damping_makes_it_po
     s = cholesky(A, b)
     assert s.status is Status.NEGATIVE_CURVATURE
     assert not s.x.any()
+    assert s.direction.dtype == A.dtype
     d = s.direction.double()
     lowest = float(torch.linalg.eigvalsh(A.double())[0])
     assert float(d @ (A.double() @ d)) == pytest.approx(lowest * float(d @ d), rel=1e-5)
@@ -104,6 +105,53 @@ def test_a_singular_matrix_is_regularised_and_judged_by_the_system_asked_for():
     assert outside.residual_norm == pytest.approx(1.0)
     refused = cholesky(A, torch.ones(3, dtype=torch.float64), jitter=False)
     assert (refused.status, refused.iterations) == (Status.NEGATIVE_CURVATURE, 1)
+    assert torch.equal(refused.direction.abs(), torch.eye(3, dtype=torch.float64)[2])
+
+
+def test_the_tolerance_is_a_share_of_b():
+    """The last part of b, 0.1 of 4, is outside the range."""
+    A, b = torch.eye(17, dtype=torch.float64), torch.ones(17, dtype=torch.float64)
+    A[16, 16], b[16] = 0.0, 0.1
+    assert cholesky(A, b, rtol=0.03).status is Status.CONVERGED
+    assert cholesky(A, b, rtol=0.02).status is Status.STAGNATED
+    exact = cholesky(torch.eye(2), torch.tensor([1.0, 0.0]), rtol=0.0)
+    assert (exact.status, exact.residual_norm) == (Status.CONVERGED, 0.0)
+
+
+def test_the_jitter_starts_at_the_rounding_of_a_matrix_of_that_norm():
+    """n eps ‖A‖ is 2.2e-13 here: enough for −1e-13, a tenth of what −1e-12 needs."""
+    diagonal = torch.ones(100, dtype=torch.float64)
+    for lowest, factorisations in ((-1e-13, 2), (-1e-12, 3)):
+        diagonal[-1] = lowest
+        assert cholesky(diagonal.diag(), diagonal).iterations == factorisations
+
+
+def test_float32_is_tried_first_and_float64_where_it_fails():
+    A = torch.tensor([[3.0, 1.0], [1.0, 1 / 3]])  # of determinant 3e-8, by rounding
+    assert cholesky(A, torch.ones(2)).iterations == 2
+    assert cholesky(A + torch.eye(2), torch.ones(2)).iterations == 1
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_asymmetry_counts_beside_the_largest_entry(scale):
+    A = torch.eye(3, dtype=torch.float64)
+    A[0, 1] = 1e-10
+    assert cholesky(scale * A, torch.ones(3, dtype=torch.float64)).status is Status.CONVERGED
+    A[0, 1] = 1e-6
+    with pytest.raises(ValueError, match="symmetric A"):
+        cholesky(scale * A, torch.ones(3, dtype=torch.float64))
+    assert cholesky(torch.zeros(2, 2), torch.ones(2), jitter=False).direction is not None
+
+
+def test_every_column_is_refined_until_it_passes():
+    """In float32, at tolerances from beyond its reach to well within it."""
+    A = matrix_with_spectrum(torch.logspace(0, -3, 40).double(), seed=0, dtype=torch.float32)
+    B = torch.stack([vectors_like(A, seed=seed) for seed in range(32)], dim=1)
+    least = [column.residual_norm for column in cholesky(A, B, rtol=0.0).columns]
+    for rtol in torch.logspace(-3, -7, 13).tolist():
+        for column, b, reached in zip(cholesky(A, B, rtol=rtol).columns, B.mT, least, strict=True):
+            if reached <= 0.4 * rtol * float(b.norm()):
+                assert column.status is Status.CONVERGED
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -134,6 +182,13 @@ def test_nonfinite_input_is_told_and_x_is_zero(bad):
     ):
         assert s.status is Status.NONFINITE
         assert not s.x.any()
+    assert cholesky(broken, torch.ones(3)).iterations == 0
+
+
+def test_products_are_those_that_form_the_matrix():
+    whole = cholesky(Dense(2 * torch.eye(3)), torch.ones(3, 2))
+    assert whole.products == 3
+    assert [column.products for column in whole.columns] == [3, 0]
 
 
 def test_every_kind_of_matrix_gives_the_answer_in_the_kind_of_b():

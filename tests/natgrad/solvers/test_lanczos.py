@@ -83,7 +83,8 @@ FAMILIES = {
     "degenerate and hard": cases(INDEFINITE, excited=st.just(0.0), degenerate=st.integers(2, 4)),
 }
 EVERY = st.one_of(*FAMILIES.values())
-few = settings(max_examples=50)  # of several solves each
+USUAL = settings().max_examples  # 100, or what the profile has
+few = settings(max_examples=USUAL // 2)  # of several solves each
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -92,7 +93,7 @@ def test_it_agrees_with_a_dense_solve(family, dense_trust_region):
     positive semidefinite; and so the global minimum."""
     rtol = 1e-9
 
-    @settings(max_examples=255)
+    @settings(max_examples=255 * USUAL // 100)
     @given(FAMILIES[family])
     def agree(case):
         s = lanczos(case.A, case.b, rtol=rtol).solve(radius=case.radius)

@@ -272,6 +272,25 @@ def test_an_answer_outside_the_range_is_told(J_scale, r_scale):
     assert not s.x.any()
 
 
+def test_a_product_outside_the_range_is_told():
+    s = least_squares(1e19 * torch.eye(2)).solve(torch.full((2,), 1e20))
+    assert s.status is Status.NONFINITE  # x is 10, JᵀJ x is 1e39
+    assert not s.x.any()
+    assert not s.Ax.any()
+
+
+def test_tolerance_radius_and_rounding_include_their_bounds():
+    r = torch.tensor([3.0, 4.0], dtype=DOUBLE)
+    s = least_squares(torch.eye(2, dtype=DOUBLE)).solve(r, radius=5.0, rtol=0.0)
+    assert (s.status, s.multiplier, s.residual_norm) == (Status.CONVERGED, 0.0, 0.0)
+    assert torch.equal(s.x, r)
+    at_rounding = torch.tensor([1.0, 2 * torch.finfo(DOUBLE).eps], dtype=DOUBLE)
+    assert least_squares(at_rounding.diag()).singular_values.tolist() == [1.0, 0.0]
+    assert least_squares((2 * at_rounding).diag()).singular_values.tolist() == [2.0, 0.0]
+    kept = torch.tensor([1.0, 3 * torch.finfo(DOUBLE).eps], dtype=DOUBLE)
+    assert torch.equal(least_squares(kept.diag()).singular_values, kept)
+
+
 @pytest.mark.parametrize("J", [torch.eye(2), torch.ones(5, 2), torch.ones(2, 5)], ids=str)
 def test_what_is_given_is_left_alone(J):
     before, r = J.clone().requires_grad_(), torch.ones(len(J), requires_grad=True)

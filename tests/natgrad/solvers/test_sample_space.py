@@ -10,6 +10,7 @@ from natgrad.testing.strategies import DTYPES, vectors_like
 
 SEEDS = st.integers(0, 2**31 - 1)
 NAN, INF = float("nan"), float("inf")
+NONFINITE = Status.NONFINITE
 
 
 @dataclass
@@ -178,6 +179,23 @@ def test_nonfinite_input_is_told_and_x_is_zero(bad):
         assert torch.equal(s.x, torch.zeros(3))
 
 
+def test_a_matrix_that_is_not_finite_is_told_whatever_its_way_back_gives():
+    assert sample_space(Wrong(torch.full((2, 2), NAN))).solve(torch.ones(2)).status is NONFINITE
+
+
+def test_a_product_outside_the_range_is_told():
+    s = sample_space(Gram(1e19 * torch.eye(2))).solve(torch.full((2,), 1e20))
+    assert s.status is NONFINITE  # x is 10, JᵀJ x is 1e39
+    assert not s.x.any()
+    assert not s.Ax.any()
+
+
+def test_a_solution_of_just_the_radius_needs_no_multiplier():
+    s = sample_space(Gram(torch.eye(2))).solve(torch.tensor([3.0, 4.0]), radius=5.0)
+    assert (s.status, s.multiplier) == (Status.CONVERGED, 0.0)
+    assert torch.equal(s.x, torch.tensor([3.0, 4.0]))
+
+
 def test_a_right_hand_side_without_a_gradient_has_the_zero_solution():
     J = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     for r in (torch.zeros(2), torch.tensor([0.0, 1.0])):
@@ -194,6 +212,29 @@ def test_eigenvalues_are_those_of_the_matrix_and_rounding_is_zero():
     expected = torch.tensor([0.0] * 5 + [1e-2, 1e-1, 1.0], dtype=torch.float64)
     assert torch.allclose(space.eigenvalues, expected, rtol=1e-10)
     assert not space.eigenvalues[:5].any()
+
+
+def test_the_tolerance_and_what_counts_as_rounding_include_their_bounds():
+    eps = torch.finfo(torch.float64).eps
+    r = torch.ones(2, dtype=torch.float64)
+    assert sample_space(Gram(r.diag())).solve(r, rtol=0.0).status is Status.CONVERGED
+    at_rounding = torch.tensor([2 * eps, 1.0], dtype=torch.float64)  # n eps times the largest
+    assert sample_space(Wrong(at_rounding.diag())).eigenvalues[0] == 0
+    assert sample_space(Wrong((2 * at_rounding).diag())).eigenvalues[0] == 0
+    above = torch.tensor([3 * eps, 1.0], dtype=torch.float64)
+    assert sample_space(Wrong(above.diag())).eigenvalues[0] == 3 * eps
+    below = torch.tensor([-19 * eps, 1.0], dtype=torch.float64)
+    assert sample_space(Wrong(below.diag())).eigenvalues[0] == 0
+    with pytest.raises(ValueError, match="positive semidefinite"):
+        sample_space(Wrong(torch.tensor([-21 * eps, 1.0], dtype=torch.float64).diag()))
+    slanted = torch.tensor([[1.9, 2e-8], [0.0, 1.9]], dtype=torch.float64)  # √eps · 1.9 is 2.8e-8
+    assert sample_space(Wrong(slanted)).eigenvalues == pytest.approx([1.9, 1.9])
+
+
+def test_rounding_grows_with_the_largest_eigenvalue():
+    space = sample_space(Gram(torch.ones(100, 1, dtype=torch.float64)))
+    assert float(space.eigenvalues[-1]) == pytest.approx(100)
+    assert not space.eigenvalues[:-1].any()
 
 
 class Wrong:

@@ -200,10 +200,11 @@ def script(points, *, initial=1.0, value=0.0, slope=-1.0, **given):
 def test_a_point_above_the_ceiling_is_bisected_away():
     found = script({
         1.0: (-1.0, -1.0), 5.0: (1.0, -1.0),  # it still falls, but from too high: U3 between them
-        3.0: (0.0, -1.0), 4.0: (NAN, 0.0), 3.5: (2.0, 0.5),  # at the ceiling, beyond, and rising
-        10 / 3: (-1.0, 0.0),  # the secant of 3 and 3.5
+        3.0: (0.0, -1.0), 4.0: (1.0, -1.0),  # at the ceiling, above it
+        3.5: (NAN, 0.0), 3.25: (2.0, 0.5),  # beyond, rising
+        4.75 / 1.5: (-1.0, 0.0),  # the secant of 3 and 3.25
     })  # fmt: skip
-    assert (found.alpha, found.status) == (10 / 3, WolfeStatus.ACCEPTED)
+    assert (found.alpha, found.status) == (4.75 / 1.5, WolfeStatus.ACCEPTED)
 
 
 @pytest.mark.parametrize("falls", [lambda alpha: alpha <= 3, lambda alpha: alpha < 3])
