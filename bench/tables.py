@@ -16,6 +16,8 @@ import more_garbow_hillstrom
 import poisson as poisson_race
 from races import Run, load
 
+from natgrad.testing.conformance import all_checks, checks_for
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGES = ROOT / "docs" / "pages"
@@ -140,6 +142,63 @@ def classification() -> str:
     return table + raced(budget, runs, record, record["tuning_seed"])
 
 
+MARKS = {"passed": "✓", "failed": "✗", "not_applicable": "–"}
+
+
+def verdicts() -> str:
+    record = json.loads((RESULTS / "verdicts.json").read_text())
+    found = []
+    for kind, subjects in record["kinds"].items():
+        statements = {check.identifier: check.statement for check in checks_for(kind)}
+        outcomes = {
+            name: {entry["identifier"]: entry["outcome"] for entry in entries}
+            for name, entries in subjects.items()
+        }
+        rows = [
+            [identifier, *(MARKS[outcome[identifier]] for outcome in outcomes.values())]
+            for identifier in statements
+        ]
+        failed = [str(list(outcome.values()).count("failed")) for outcome in outcomes.values()]
+        found += [markdown([kind, *outcomes], [*rows, ["failed", *failed]])]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    legend = "✓ held on every case tried, ✗ failed, – not applicable; statements below."
+    return (
+        "\n\n".join(found)
+        + f"\n\n{legend} {versions}. Each failure: [counterexamples](counterexamples.md)."
+    )
+
+
+def counterexamples() -> str:
+    record = json.loads((RESULTS / "verdicts.json").read_text())
+    found = []
+    for kind, subjects in record["kinds"].items():
+        statements = {check.identifier: check.statement for check in checks_for(kind)}
+        for name, entries in subjects.items():
+            failed = [entry for entry in entries if entry["outcome"] == "failed"]
+            found += [f"## {name}"] if failed else []
+            for entry in failed:
+                identifier = entry["identifier"]
+                found.append(f"**{identifier}** {statements[identifier]}. *{entry['reason']}*, at")
+                found.append(indented(entry["counterexample"]))
+                if "code" in entry:
+                    found.append(indented(entry["code"].rstrip()))
+                    found.append(f"which prints\n\n{indented(entry['prints'].rstrip())}")
+    return "\n\n".join(found)
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def checks() -> str:
+    rows = [
+        [each.identifier, each.statement, each.tolerance, "; ".join(each.found)]
+        for each in all_checks()
+    ]
+    header = ["", "what must hold", "tolerance", "found in the field"]
+    return markdown(header, [[cell.replace("|", "\\|") for cell in row] for row in rows])
+
+
 def main() -> None:
     for page, name, table in (
         ("curvature.md", "curvature", curvature),
@@ -150,6 +209,9 @@ def main() -> None:
         ("optimizers.md", "poisson", poisson),
         ("optimizers.md", "autoencoders", autoencoders),
         ("optimizers.md", "classification", classification),
+        ("verification.md", "verdicts", verdicts),
+        ("verification.md", "checks", checks),
+        ("counterexamples.md", "counterexamples", counterexamples),
     ):
         path = PAGES / page
         text = path.read_text(encoding="utf-8")

@@ -49,5 +49,13 @@ def adapt(name: str, function: Callable[..., Any]) -> Solver:
             'print("warns of no convergence:", any("CG" in str(w.message) for w in caught))\n'
         )
 
-    offers = {"krylov", "least error", "columns", "x0", "preconditioner", "max_iterations"}
+    offers = {
+        "device",
+        "krylov",
+        "least error",
+        "columns",
+        "x0",
+        "preconditioner",
+        "max_iterations",
+    }
     return Solver("linear_operator.linear_cg", call, frozenset(offers), script)

@@ -31,5 +31,5 @@ def adapt(name: str, function: Callable[..., Any]) -> Solver:
             f"x = conjugate_gradient_solver(product, b, max_iter={limit}, residual_tol=rtol**2)\n"
         )
 
-    offers = frozenset({"krylov", "least error", "max_iterations"})
+    offers = frozenset({"device", "krylov", "least error", "max_iterations"})
     return Solver("sb3_contrib.conjugate_gradient_solver", call, offers, script)

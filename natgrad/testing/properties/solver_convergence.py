@@ -233,7 +233,7 @@ def precisions_agree(solve: Solver, system: System) -> None:
     "S18", Kind.SOLVER,
     "results are read back from the device at most four times an iteration, and ten besides",
     tolerance="none: calls are counted",
-    needs=["krylov"],
+    needs=["krylov", "device"],
     system=systems(min_size=5), cost=3,
 )  # fmt: skip
 def few_results_are_read_back(solve: Solver, system: System) -> None:

@@ -37,8 +37,9 @@ class Solver:
     ``offers`` names the keywords that it takes, of ``x0``, ``preconditioner`` and
     ``max_iterations``, and its traits: ``krylov`` (only products with A, one an iteration),
     ``indefinite`` (A may be), ``columns`` (b may be a matrix), ``direction`` (one of nonpositive
-    curvature is shown where A is not positive definite), ``least error`` (conjugate gradients: the
-    error falls in A's norm) or ``least residual`` (MINRES).
+    curvature is shown where A is not positive definite), ``device`` (it works where its tensors
+    are), ``least error`` (conjugate gradients: the error falls in A's norm) or ``least residual``
+    (MINRES).
 
     ``script(given)`` is code that calls the solver itself: it makes ``x`` of functions and vectors
     ``product``, ``b`` and what ``given`` names, ``rtol`` among it, and prints the solver's word.
@@ -56,7 +57,7 @@ class Solver:
         if isinstance(function, Solver):
             return function
         names = frozenset(inspect.signature(function).parameters) & KEYWORDS
-        given = frozenset(traits)
+        given = frozenset({"device", *traits})
         if "max_iterations" in names:
             given |= {"krylov"}
             given |= set() if given & {"least residual", "indefinite"} else {"least error"}

@@ -13,7 +13,7 @@ from natgrad.testing import Answer, Outcome, checks_for, examine
 from natgrad.testing.subjects.solver import Solver
 
 TRAITS = frozenset(
-    {"krylov", "least error", "direction", "x0", "preconditioner", "max_iterations"}
+    {"device", "krylov", "least error", "direction", "x0", "preconditioner", "max_iterations"}
 )  # what textbook conjugate gradients offer
 
 
