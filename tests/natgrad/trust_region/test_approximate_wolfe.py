@@ -166,12 +166,17 @@ def test_a_function_that_only_rises_is_refused():
     assert (found.alpha, found.value, found.slope) == (0.0, 1.0, -1.0)
 
 
-def test_an_improvement_within_rounding_is_none():
+@pytest.mark.parametrize("halves", [1, 8, 9])
+def test_an_improvement_within_four_roundings_is_none(halves):
     """Refused: then α is 0, and value and slope those of the start."""
-    below = 1 - 2.0**-53
+    below = 1 - halves * 2.0**-53
     found = approximate_wolfe(lambda alpha: (below, -1.0), initial=1.0, value=1.0, slope=-1.0)
-    assert found.status is WolfeStatus.NO_IMPROVEMENT
-    assert (found.alpha, found.value, found.slope) == (0.0, 1.0, -1.0)
+    if halves <= 8:
+        assert found.status is WolfeStatus.NO_IMPROVEMENT
+        assert (found.alpha, found.value, found.slope) == (0.0, 1.0, -1.0)
+    else:
+        assert found.status is WolfeStatus.MAX_EVALUATIONS
+        assert (found.alpha, found.value) == (1.0, below)  # the first of those as low
 
 
 def test_a_function_without_bound_is_followed_as_far_as_the_budget_goes():
@@ -207,14 +212,52 @@ def test_a_point_above_the_ceiling_is_bisected_away():
     assert (found.alpha, found.status) == (4.75 / 1.5, WolfeStatus.ACCEPTED)
 
 
+def test_what_is_not_finite_bounds_the_bracket():
+    nothing = (NAN, NAN)
+    script({
+        1.0: nothing, 0.5: nothing, 0.25: (-1.0, -1.0), 0.375: (-1.0, -1.0), 0.4375: (-1.0, 0.0)
+    })  # fmt: skip
+    script({1.0: (0.0, -1.0), 5.0: nothing, 3.0: nothing, 2.0: (-1.0, 0.0)})
+
+
+def test_a_secant_is_followed_by_one_from_the_end_that_it_moved():
+    script({1.0: (-1.0, -1.0), 5.0: (1.0, 1.0), 3.0: (1.0, 0.25), 1.75 / 0.75: (-1.0, 0.0)})
+    script({1.0: (-1.0, -2.0), 5.0: (1.0, 2.0), 3.0: (0.0, -0.95), 5.05 / 1.05: (-1.0, 0.0)})
+
+
+@pytest.mark.parametrize("slope", [1e20, 0.0])
+def test_a_secant_that_leads_to_an_end_gives_way_to_bisection(slope):
+    script({1.0: (-1.0, -1.0), 5.0: (1.0, slope), 3.0: (-1.0, 0.0)})
+
+
+def test_an_interval_that_shrinks_by_less_than_a_third_is_bisected():
+    script({
+        1.0: (-1.0, -14.0), 5.0: (1.0, 2.0), 4.5: (1.0, 1.0), 4.0: (1.0, 0.25), 2.5: (-1.0, 0.0)
+    })  # fmt: skip
+
+
 @pytest.mark.parametrize("falls", [lambda alpha: alpha <= 3, lambda alpha: alpha < 3])
-def test_a_jump_is_bisected_until_no_number_lies_between(falls):
+@pytest.mark.parametrize("beyond", [(1.0, -1.0), (1.0, 1.0), (NAN, NAN)])
+def test_a_jump_is_bisected_until_no_number_lies_between(falls, beyond):
     found = approximate_wolfe(
-        lambda alpha: (-1.0 if falls(alpha) else 1.0, -1.0),
+        lambda alpha: (-1.0, -1.0) if falls(alpha) else beyond,
         initial=1.0, value=0.0, slope=-1.0, max_evaluations=200,
     )  # fmt: skip
     assert found.status is WolfeStatus.MAX_EVALUATIONS
     assert 50 < found.evaluations < 60
+
+
+@pytest.mark.parametrize(
+    ("point", "accepted"),
+    [
+        ((-0.25, -0.75), True), ((-0.25, -0.76), False),  # φ′ >= σ φ′(0)
+        ((-0.25, 9.0), True), ((-0.24, 9.0), False),  # φ <= φ(0) + δ α φ′(0)
+        ((0.0, 0.5), True), ((0.0, 0.51), False), ((0.01, 0.5), False),  # or the approximation
+    ],
+)  # fmt: skip
+def test_each_condition_includes_its_bound(point, accepted):
+    found = script({1.0: point}, decrease=0.25, curvature=0.75, max_evaluations=1)
+    assert (found.status is WolfeStatus.ACCEPTED) is accepted
 
 
 @pytest.mark.parametrize("initial", [1e-200, 1e-30, 1e30, 1e200])
