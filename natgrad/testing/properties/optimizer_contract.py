@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -31,16 +29,15 @@ GAMMA = 2.0**-13  # so that a rate that is a cap is one
     training=trainings,
 )  # fmt: skip
 def schedules_change_the_step(subject: Optimizer, training: Training) -> None:
-    run = subject.begin(training)
+    run, unscheduled = subject.begin(training), subject.begin(training)
     scheduler = StepLR(run.optimizer, step_size=1, gamma=GAMMA)
     before = [float(group["lr"]) for group in run.optimizer.param_groups]
     run.step()
-    unscheduled = run.copied(copy.deepcopy)
     scheduler.step()
     after = [float(group["lr"]) for group in run.optimizer.param_groups]
     assert after == [rate * GAMMA for rate in before], f"lr {before} became {after}"
     run.step()
-    unscheduled.step()
+    unscheduled.path(2)
     assert not torch.equal(run.theta, unscheduled.theta), (
         f"{GAMMA:g} times the lr gives the same step"
     )
@@ -50,11 +47,14 @@ def schedules_change_the_step(subject: Optimizer, training: Training) -> None:
     "P2b", Kind.OPTIMIZER,
     "at lr = 0 nothing moves",
     tolerance="none",
+    found=["torch.optim.LBFGS: a ZeroDivisionError where steps went before"],
     training=trainings, steps=st.integers(0, 2),
 )  # fmt: skip
 def a_rate_of_zero_moves_nothing(subject: Optimizer, training: Training, steps: int) -> None:
     run = subject.begin(training)
     run.path(steps)
+    if "lr" not in run.optimizer.param_groups[0]:
+        raise NotApplicable(f"the groups of {subject.name} have no lr")
     run.set("lr", 0.0)
     before = run.theta
     run.step()

@@ -19,7 +19,7 @@ from natgrad.testing.subjects.optimizer import Optimizer, Run, far, trainings
 )  # fmt: skip
 def parameters_without_gradient_stay(subject: Optimizer, training: Training, to_none: bool) -> None:
     run = subject.begin(training)
-    run.set("weight_decay", 0.0)
+    run.undecayed()
     idle = list(run.model.get_submodule("idle").parameters())
     before, start = _flat(idle), run.theta
     for _ in range(3):
@@ -33,7 +33,8 @@ def parameters_without_gradient_stay(subject: Optimizer, training: Training, to_
     "P5b", Kind.OPTIMIZER,
     "parameters frozen after some steps stay from there on, and the others go on",
     tolerance="none",
-    training=trainings, steps=st.integers(0, 3),
+    found=["torch.optim.LBFGS takes no gradient for zero, and moves along its memory"],
+    training=trainings, steps=st.sampled_from([1, 0, 2, 3]),
 )  # fmt: skip
 def frozen_parameters_stay(subject: Optimizer, training: Training, steps: int) -> None:
     run = subject.begin(training)

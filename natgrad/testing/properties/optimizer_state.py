@@ -28,6 +28,7 @@ STEPS = 5
     "P1", Kind.OPTIMIZER,
     "a state_dict through torch.save and a weights_only load continues the path bit for bit",
     tolerance="none",
+    found=["torch.optim.NAdam: a factor kept in float32 is loaded in the parameters' float64"],
     needs=["deterministic"],
     training=trainings, steps=st.integers(1, 4),
 )  # fmt: skip
@@ -46,6 +47,7 @@ def checkpoints_continue(subject: Optimizer, training: Training, steps: int) -> 
     "P1b", Kind.OPTIMIZER,
     "deep copies of model and optimizer together continue the path bit for bit, on their own",
     tolerance="none",
+    found=["torch.optim.LBFGS and torchmin.Minimizer: AttributeError, a copy has no _params"],
     needs=["deterministic"],
     training=trainings, steps=st.integers(1, 3),
 )  # fmt: skip
@@ -68,6 +70,7 @@ def pickles_continue(subject: Optimizer, training: Training, steps: int) -> None
     "P8", Kind.OPTIMIZER,
     "parameters of no dimension and some that are not contiguous are trained, and stay so",
     tolerance="none",
+    found=["torch.optim.LBFGS and torchmin.Minimizer: RuntimeError, view of what has strides"],
     training=lambda subject: trainings(subject, networks=("shapes",)),
 )  # fmt: skip
 def odd_shapes_are_trained(subject: Optimizer, training: Training) -> None:
@@ -112,12 +115,9 @@ def states_follow_the_parameters(subject: Optimizer, training: Training, steps: 
     run.path(steps)
     single.model.load_state_dict(run.model.state_dict())
     single.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
-    before = single.theta
     single.step()
     assert single.theta.dtype == torch.float32, f"parameters became {single.theta.dtype}"
     assert bool(torch.isfinite(single.theta).all()), "parameters are not finite"
-    if single.status in ("", "ACCEPTED"):
-        assert not torch.equal(single.theta, before), "nothing moved"
 
 
 @check(
@@ -154,7 +154,7 @@ def two_runs_are_one(subject: Optimizer, training: Training) -> None:
 
 @check(
     "P17", Kind.OPTIMIZER,
-    "60 steps leave no more tensors than 20 do",
+    "24 steps leave no more tensors than 8 do",
     tolerance="none",
     cost=25,
     training=trainings,
@@ -169,8 +169,8 @@ def nothing_piles_up(subject: Optimizer, training: Training) -> None:
         return sum(issubclass(type(found), Tensor) for found in gc.get_objects())
 
     with _older_objects_not_looked_at():
-        few, many = after(20), after(40)
-    assert many <= few, f"{many - few} tensors more after 60 steps than after 20"
+        few, many = after(8), after(16)
+    assert many <= few, f"{many - few} tensors more after 24 steps than after 8"
 
 
 @check(

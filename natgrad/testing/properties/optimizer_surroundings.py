@@ -64,7 +64,7 @@ def gradients_may_be_scaled(subject: Optimizer, training: Training) -> None:
 )  # fmt: skip
 def forward_passes_may_be_autocast(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
-    run.set("weight_decay", 0.0)
+    run.undecayed()
     before, g = run.theta, run.gradient()
 
     def closure() -> Tensor:
@@ -95,6 +95,7 @@ def forward_passes_may_be_autocast(subject: Optimizer, training: Training) -> No
     "two processes with half of the batch each, under DistributedDataParallel, take the steps of "
     "one with the whole; or an error says that they cannot",
     tolerance="1e-6 of the step: the sum over the batch is another",
+    found=["torch.optim.LBFGS, strong_wolfe: each process searches along its own half's loss"],
     needs=["deterministic"],
     cost=25,
     training=lambda subject: trainings(subject, networks=("mlp",)),

@@ -185,6 +185,11 @@ class Run:
             own = {name: values[index] for name, values in settings.items()}
             self.optimizer.add_param_group({**given, **own, "params": list(part)})
 
+    def undecayed(self) -> None:
+        """No weight decay, where there is any: it moves parameters whatever the loss says."""
+        if "weight_decay" in self.optimizer.param_groups[0]:
+            self.set("weight_decay", 0.0)
+
     def set(self, name: str, value: Any) -> None:
         """A number in every group."""
         for group in self.optimizer.param_groups:
