@@ -151,7 +151,8 @@ def _from_afar(arguments: Arguments, call: Script) -> str:
     draw = f"draw = torch.Generator().manual_seed({2 * system.seed + 1})\n"
     far = f"torch.randn(2, {len(system)}, generator=draw, dtype=torch.float64)[1]"
     return (
-        _system(arguments) + draw + f"x0 = torch.linalg.solve(A, b) + {arguments['distance']} * {far}\n"
+        _system(arguments) + draw
+        + f"x0 = torch.linalg.solve(A, b) + {arguments['distance']} * {far}\n"
         + PRODUCT + "rtol = 1e-8\n" + _call(call, "x0") + RESIDUAL
     )  # fmt: skip
 

@@ -17,14 +17,14 @@ DAMPINGS = st.integers(-6, 2).map(lambda power: 10.0**power)
 @check(
     "N4", Kind.DAMPED_LEAST_SQUARES,
     "sample space and parameter space agree: Jᵀ(J Jᵀ + λI)⁻¹r = (JᵀJ + λI)⁻¹Jᵀr",
-    tolerance="100 eps (‖J‖² + λ) / λ, the condition of either system",
+    tolerance="1000 eps (‖J‖² + λ) / λ, the condition of either system",
     problem=residuals(), damping=DAMPINGS,
 )  # fmt: skip
 def sample_space_is_parameter_space(
     solve: DampedLeastSquares, problem: Residuals, damping: float
 ) -> None:
     s = solve(problem.J, problem.r, damping)
-    _assert_close(s, problem.direction(damping), 2e-14 * (1 + damping) / damping)
+    _assert_close(s, problem.direction(damping), 2e-13 * (1 + damping) / damping)
 
 
 @check(
@@ -45,7 +45,7 @@ def no_momentum_is_no_momentum(
 @check(
     "N5b", Kind.DAMPED_LEAST_SQUARES,
     "with momentum s minimises ‖J s − r‖² + λ ‖s − μ s_previous‖²",
-    tolerance="100 eps (‖J‖² + λ) / λ",
+    tolerance="1000 eps (‖J‖² + λ) / λ",
     needs=["momentum"],
     problem=residuals(), damping=DAMPINGS, momentum=st.sampled_from([0.5, 0.9, 0.99]),
 )  # fmt: skip
@@ -57,7 +57,7 @@ def momentum_is_a_proximal_term(
     s = solve(J, problem.r, damping, previous, momentum)
     normal = J.mT @ J + damping * torch.eye(n, dtype=torch.float64)
     expected = torch.linalg.solve(normal, J.mT @ problem.r + damping * momentum * previous)
-    _assert_close(s, expected, 2e-14 * (1 + damping) / damping)
+    _assert_close(s, expected, 2e-13 * (1 + damping) / damping)
 
 
 @check(

@@ -1,7 +1,9 @@
 """What natgrad ships passes the kit."""
 
+import pytest
+
 import natgrad
-from natgrad.testing import parametrize_with_checks, subject
+from natgrad.testing import enforce, parametrize_with_checks, subject
 from natgrad.testing.subjects.line_search import LineSearch
 from natgrad.testing.subjects.trust_region_solver import TrustRegionSolver
 from rl_plugins import gae
@@ -85,6 +87,24 @@ def test_line_searches(subject, check):
 @parametrize_with_checks(LEAST_SQUARES, "damped-least-squares")
 def test_directions_of_damped_least_squares(subject, check):
     check(subject)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 21))
+@pytest.mark.parametrize(
+    ("tested", "kind"),
+    [
+        *((solver, "solver") for solver in SOLVERS),
+        *((solver, "trust-region-solver") for solver in TRUST_REGION_SOLVERS),
+        *((search, "line-search") for search in LINE_SEARCHES),
+        *((solver, "damped-least-squares") for solver in LEAST_SQUARES),
+        (subject(natgrad.step_size, "step-size"), "step-size"),
+        (subject(gae, "advantages"), "advantages"),
+    ],
+    ids=lambda given: getattr(given, "name", given),
+)
+def test_no_seed_accuses_them(tested, kind, seed):
+    enforce(tested, kind=kind, seed=seed, expected_failures=EXPECTED.get(tested.name))
 
 
 @parametrize_with_checks([subject(natgrad.step_size, "step-size")], "step-size")
