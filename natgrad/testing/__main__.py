@@ -34,7 +34,8 @@ class Arguments:
     """What to check, as MODULE:NAME."""
     kind: Literal[
         "operator", "curvature", "kronecker", "solver", "damped-least-squares",
-        "trust-region-solver", "step-size", "line-search", "optimizer", "advantages",
+        "trust-region-solver", "step-size", "line-search", "optimizer", "minimiser",
+        "advantages",
     ]  # fmt: skip
     """What it is."""
     traits: tuple[str, ...] = ()

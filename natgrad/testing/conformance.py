@@ -141,6 +141,7 @@ check_trust_region_solver = partial(enforce, kind=Kind.TRUST_REGION_SOLVER)
 check_step_size = partial(enforce, kind=Kind.STEP_SIZE)
 check_line_search = partial(enforce, kind=Kind.LINE_SEARCH)
 check_optimizer = partial(enforce, kind=Kind.OPTIMIZER)
+check_minimiser = partial(enforce, kind=Kind.MINIMISER)
 check_advantages = partial(enforce, kind=Kind.ADVANTAGES)
 
 
