@@ -96,7 +96,8 @@ def groups_have_their_own_rate(subject: Optimizer, training: Training) -> None:
     before = [_flat(first), _flat(rest)]
     run.step()
     assert torch.equal(_flat(first), before[0]), f"at lr = 0, {far(_flat(first), before[0])}"
-    assert not torch.equal(_flat(rest), before[1]), "the group with a rate stayed"
+    if run.status in ("", "ACCEPTED"):  # a part of a direction that descends may not descend
+        assert not torch.equal(_flat(rest), before[1]), "the group with a rate stayed"
 
 
 @check(
