@@ -154,8 +154,9 @@ class Kronecker(LinearOperator):
                     if isinstance(before, KroneckerBlock):
                         block.blend_moments(before, decay)
             own = {id(owner) for block in self._blocks for owner in block.owners}
+            free = {id(parameter) for parameter in self._slots.parameters} - own
             self._blocks += [
-                block for block in earlier.values() if not own & set(map(id, block.owners))
+                block for block in earlier.values() if free.issuperset(map(id, block.owners))
             ]
         self.corrected = corrected
         for layer in layers:

@@ -99,8 +99,10 @@ def search_radius(
         ratio, actual = reduction_ratio(loss, value, predicted, epsilon=eps), loss - value
         if ratio > accept_ratio:
             inside = s.status in (Status.CONVERGED, Status.STAGNATED) and not s.multiplier
+            # A first radius that is the Cauchy length is met up to rounding, by a solve inside.
+            met = not inside or float(norm(s.x)) >= (1 - math.sqrt(eps)) * radius
             if math.isfinite(radius):
-                radius = max(update_radius(radius, ratio, at_boundary=not inside), SMALLEST)
+                radius = max(update_radius(radius, ratio, at_boundary=met), SMALLEST)
             return RadiusSearch(
                 theta, StepStatus.ACCEPTED, radius, tried, s, iterations, predicted, actual
             )

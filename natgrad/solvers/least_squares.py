@@ -87,7 +87,7 @@ class LeastSquares:
         r_scale = power_of_two(r).double()
         hat = (r / r_scale).double()
         usable = self._finite and bool(torch.isfinite(hat).all())
-        c = self._project(torch.where(torch.isfinite(hat), hat, 0.0))
+        c = self._project(hat)
         unit = r_scale / self._scale
         shift = damping / self._scale / self._scale
         squares = self._values.square()

@@ -30,7 +30,6 @@ class TrustRegionSolver:
     call: Callable[..., Any]
     offers: frozenset[str]
     path: Callable[..., Any] | None = None
-    script: str = ""
 
     @classmethod
     def of(

@@ -133,25 +133,17 @@ TORCH = [
 ]
 
 
-FROZEN = {"P5b": "a layer frozen between two refreshes is a KeyError, until the next refresh"}
-KNOWN = {"KFAC": FROZEN, "KFAC, corrected": FROZEN, "AdaptiveKFAC": FROZEN}
-
-
-@parametrize_with_checks([*OURS, *TORCH], "optimizer", expected_failures=KNOWN)
+@parametrize_with_checks([*OURS, *TORCH], "optimizer")
 def test_what_an_optimizer_claims_holds(subject, check):
     check(subject, examples=2)
 
 
 @pytest.mark.slow
-@parametrize_with_checks([*OURS, *TORCH], "optimizer", expected_failures=KNOWN)
+@parametrize_with_checks([*OURS, *TORCH], "optimizer")
 def test_what_an_optimizer_claims_holds_in_many_cases(subject, check):
     check(subject, seed=0)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the Cauchy step, in which the first radius is measured, lies on it only up to rounding",
-)
 def test_the_first_radius_does_not_turn_on_rounding():
     newton = Optimizer(
         "TrustRegionNewton", lambda model: TrustRegionNewton(model.parameters()), frozenset(ALL)
