@@ -224,6 +224,15 @@ def test_small_singular_values_are_not_squared_away(shape, log10_condition):
     assert error < 1e-3 * float((squared - x).norm() / x.norm())
 
 
+def test_what_float32_cannot_solve_to_the_tolerance_is_said():
+    """Condition 1e5, squared in the normal equations: their residual is some 1e-4."""
+    J = matrix(9, 6, spectrum(6, 5.0), seed=3, dtype=torch.float32)
+    r = random_(9, seed=5, dtype=torch.float32)
+    s, loose = least_squares(J).solve(r), least_squares(J).solve(r, rtol=0.1)
+    assert s.residual_norm > 2e-5 * float((J.mT @ r).norm())
+    assert (s.status, loose.status) == (Status.STAGNATED, Status.CONVERGED)
+
+
 def test_singular_values_are_those_of_the_matrix_and_rounding_is_zero():
     for shape in SHAPES[:5]:
         J = matrix(*shape, torch.tensor([3.0, 1e-2, 0.0], dtype=DOUBLE), seed=1)
