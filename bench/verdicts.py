@@ -17,32 +17,46 @@ from typing import Any
 import torch
 import tyro
 from races import record
+from subjects import MINIMISERS, OPTIMIZERS, SOLVERS
 
-from natgrad.testing import Outcome, Verdict, checks_for, subject
-from natgrad.testing.adapters import load
+from natgrad.testing import Kind, Outcome, Verdict, checks_for, subject
+from natgrad.testing.adapters import load, torchmin
 from natgrad.testing.counterexample import script
 
-TARGETS: dict[str, tuple[str, ...]] = {
+PEERS: dict[str, tuple[str, ...]] = {
     "solver": (
-        "natgrad:cg", "natgrad:minres", "natgrad:cholesky", "scipy.sparse.linalg:cg",
-        "scipy.sparse.linalg:minres", "linear_operator.utils.linear_cg:linear_cg",
+        "scipy.sparse.linalg:cg", "scipy.sparse.linalg:minres",
+        "linear_operator.utils.linear_cg:linear_cg",
         "sb3_contrib.common.utils:conjugate_gradient_solver",
     ),
+    "optimizer": ("torch.optim:LBFGS", "torch.optim:Adam", "torchmin.optim:Minimizer"),
 }  # fmt: skip
+
+
+def subjects(kind: str) -> list[Any]:
+    """Ours first, then the peers."""
+    if kind == "minimiser":
+        return [*MINIMISERS, *map(torchmin.minimiser, torchmin.METHODS)]
+    ours = OPTIMIZERS if kind == "optimizer" else SOLVERS[kind]
+    return [*ours, *(subject(load(target), kind) for target in PEERS.get(kind, ()))]
 
 
 @dataclass(frozen=True)
 class Arguments:
     """What to check."""
 
-    kinds: tuple[str, ...] = tuple(TARGETS)
+    kinds: tuple[str, ...] = ("solver", "minimiser", "optimizer")
     """Which kinds."""
     out: Path = Path(__file__).parent / "results" / "verdicts.json"
     """Where the verdicts go."""
 
 
 def entry(verdict: Verdict, tested: Any) -> dict[str, Any]:
-    code = script(verdict, tested)
+    code = None
+    if verdict.outcome is Outcome.FAILED:
+        objective = verdict.arguments.get("objective")
+        shows = verdict.check.kind is Kind.MINIMISER and tested.script and objective
+        code = tested.code(objective) if shows else script(verdict, tested)
     return {
         "identifier": verdict.check.identifier,
         "outcome": verdict.outcome.name.lower(),
@@ -75,10 +89,6 @@ def main(arguments: Arguments) -> None:
     packages = ("torch", "numpy", "scipy", "linear_operator", "sb3-contrib", "pytorch-minimize")
     result = record("python bench/verdicts.py", 1, packages, kinds=found)
     arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-
-
-def subjects(kind: str) -> list[Any]:
-    return [subject(load(target), kind) for target in TARGETS[kind]]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from natgrad.optim import NonlinearCG, TrustRegionNewton
+from bench.subjects import MINIMISERS
 from natgrad.testing.adapters import torch_optim, torchmin
 from natgrad.testing.cases.objective import Objective
 from natgrad.testing.check import Outcome
@@ -16,31 +16,7 @@ LBFGS = torch_optim.adapt("LBFGS", torch.optim.LBFGS)
 with_torchmin = pytest.mark.skipif(find_spec("torchmin") is None, reason="needs pytorch-minimize")
 
 
-def of_optimizer(kind) -> Minimiser:
-    """Steps until one is refused."""
-
-    def minimise(value, start):
-        x = start.clone().requires_grad_()
-        optimizer = kind([x])
-
-        def closure():
-            optimizer.zero_grad()
-            loss = value(x)
-            loss.backward()
-            return loss
-
-        for _ in range(50):
-            optimizer.step(closure)
-            status = optimizer.last_step.status.name
-            if status != "ACCEPTED" or optimizer.last_step.loss < -20:  # without a bound below
-                break
-        return Answer(x.detach(), status in ("CONVERGED", "NO_IMPROVEMENT"), status)
-
-    return Minimiser(kind.__name__, minimise)
-
-
-OURS = [of_optimizer(TrustRegionNewton), of_optimizer(NonlinearCG)]
-RIGHT = OURS[0].call
+RIGHT = MINIMISERS[0].call
 
 
 def absolute_tolerance(value, start):
@@ -89,7 +65,7 @@ def outcome(subject, kind: str, identifier: str, examples: int = 4) -> Outcome:
     return check.examine(subject, examples=examples).outcome
 
 
-@parametrize_with_checks(OURS, "minimiser")
+@parametrize_with_checks(MINIMISERS, "minimiser")
 def test_our_optimizers_as_minimisers(subject, check):
     check(subject, examples=3)
 
