@@ -169,8 +169,8 @@ def _iterate(
     for iteration in range(1, limit + 1):
         Ap = (yield p) / A_scale
         if products == 0:
-            first_scale = power_of_two(Ap) / power_of_two(p)
-            A_scale, Ap = first_scale, Ap / first_scale
+            A_scale = power_of_two(Ap)  # p is of unit size
+            Ap = Ap / A_scale
         products += 1
         pp, ApAp = torch.dot(p, p), torch.dot(Ap, Ap)
         squares.append((ApAp, pp))

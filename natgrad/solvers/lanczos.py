@@ -225,7 +225,7 @@ class Krylov(Generic[V]):
         searching = best.unseen is not None
         vector = best.unseen if best.unseen is not None else best.residual.to(self._b)
         q = vector / power_of_two(vector)
-        q = q / norm(q).to(q)
+        q = q / norm(q)
         if self._basis:
             basis = torch.stack(self._basis)
             for _ in range(2):  # twice is enough (Kahan): orthogonal to rounding
@@ -233,7 +233,7 @@ class Krylov(Generic[V]):
                 length = norm(q)
                 if not bool(length > 100 * torch.finfo(q.dtype).eps):
                     return best.passed_as or Status.STAGNATED
-                q = q / length.to(q)
+                q = q / length
         image = self._multiply(q)
         self._products += 1
         if not self.size:

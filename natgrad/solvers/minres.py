@@ -120,7 +120,7 @@ def _iterate(
         finished = False
         while iterations < limit and not finished:
             iterations += 1
-            v = (z / beta).to(r)
+            v = z / beta
             Av = (yield v) / A_scale
             if products == 0:
                 first_scale = power_of_two(Av) / power_of_two(v)
@@ -129,9 +129,9 @@ def _iterate(
             if not bool(torch.isfinite(Av).all()):
                 return solution(Status.NONFINITE)
             A_norm = torch.maximum(A_norm, norm(Av) / norm(v))
-            y = Av if not bool(beta_before > 0) else Av - (beta / beta_before * u_before).to(r)
+            y = Av if not bool(beta_before > 0) else Av - beta / beta_before * u_before
             alpha = dot(v, y)
-            u_before, u = u, (y - alpha / beta * u).to(r)
+            u_before, u = u, y - alpha / beta * u
             z = u if precondition is None else precondition(u)
             squared = dot(u, z)
             if not bool(squared >= 0):
@@ -159,9 +159,9 @@ def _iterate(
                 break
             cos, sin = gamma_bar / gamma, beta / gamma
             phi, phi_bar = cos * phi_bar, sin * phi_bar
-            w_before, w = w, ((v - epsilon_before * w_before - delta * w) / gamma).to(r)
-            x = (x + phi * w).to(r)
-            r = (sin.square() * r - phi_bar * cos / torch.where(beta > 0, beta, 1.0) * u).to(r)
+            w_before, w = w, (v - epsilon_before * w_before - delta * w) / gamma
+            x = x + phi * w
+            r = sin.square() * r - phi_bar * cos / torch.where(beta > 0, beta, 1.0) * u
             r_norm = norm(r)
             # beta = 0: the Krylov space has ended.
             finished = bool((r_norm <= tolerance) | ~(beta > eps * T_norm))

@@ -130,7 +130,7 @@ class SteihaugPath(Generic[V]):
             if leg.ends_inside(bound):
                 continue
             tau = leg.to_boundary(bound)
-            r = (leg.r + tau * leg.Ap).to(leg.r)
+            r = leg.r + tau * leg.Ap
             # In units of the radius, which may be beyond the dtype where the model is of unit size.
             s = (leg.s.double() + tau * leg.p.double()) / bound
             if self._precondition is None:
@@ -175,7 +175,7 @@ class SteihaugPath(Generic[V]):
         g_norm, A_norm = norm(r), norm(r).new_zeros(())
         z = r if self._precondition is None else self._precondition(r)
         P_scale = power_of_two(z).double()
-        z = (z / P_scale).to(r)
+        z = z / P_scale
         p, rz = -z, dot(r, z)
         # P s and P p in units of P_scale, known since P z = r. The recurrences of algorithm 7.5.1
         # for the norms alone rest on an orthogonality that rounding takes.
@@ -190,7 +190,7 @@ class SteihaugPath(Generic[V]):
             Ap = self._multiply(p)
             self._products += 1
             if self._products == 1:
-                self._A_scale = power_of_two(Ap) / power_of_two(p)
+                self._A_scale = power_of_two(Ap)  # p is of unit size
             Ap = Ap / self._A_scale
             curvature, Ap_norm, p_norm = dot(p, Ap), norm(Ap), norm(p)
             A_norm = torch.maximum(A_norm, Ap_norm / p_norm)
@@ -202,8 +202,8 @@ class SteihaugPath(Generic[V]):
             yield _Leg(s, r, p, Ap, alpha, sPs, sPp, pPp, positive)
             if not positive:
                 return
-            s, r = (s + alpha * p).to(s), (r + alpha * Ap).to(r)
-            Ps = s if self._precondition is None else (Ps + alpha * Pp).to(s)
+            s, r = s + alpha * p, r + alpha * Ap
+            Ps = s if self._precondition is None else Ps + alpha * Pp
             if bool(norm(r) <= self._tolerance):
                 r = self._g_hat + self._multiply(s) / self._A_scale
                 self._products += 1
@@ -211,11 +211,11 @@ class SteihaugPath(Generic[V]):
                 passed = bool(norm(r) <= self._tolerance - margin)
                 yield _End(s, r, Status.CONVERGED if passed else Status.STAGNATED)
                 return
-            z = r if self._precondition is None else (self._precondition(r) / P_scale).to(r)
+            z = r if self._precondition is None else self._precondition(r) / P_scale
             rz_next = dot(r, z)
             beta = rz_next / rz
-            p, rz = (beta * p - z).to(p), rz_next
-            Pp = p if self._precondition is None else (beta * Pp - r).to(p)
+            p, rz = beta * p - z, rz_next
+            Pp = p if self._precondition is None else beta * Pp - r
         yield _End(s, r, Status.MAX_ITERATIONS)
 
 

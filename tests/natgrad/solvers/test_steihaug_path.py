@@ -86,6 +86,43 @@ def test_a_model_whose_squares_leave_the_range_is_solved(scale):
         )
 
 
+def test_a_step_outside_the_range_of_the_dtype_is_told():
+    s = steihaug(torch.eye(3) * 1e-30, torch.tensor([1.0, 0.3, 0.7]) * 1e30, 1e70)
+    assert s.status is Status.NONFINITE
+
+
+def test_a_step_of_just_the_radius_ends_on_it():
+    s = steihaug(torch.eye(2), torch.tensor([3.0, 4.0]), 5.0)
+    assert s.status is Status.BOUNDARY
+    assert torch.equal(s.x, torch.tensor([-3.0, -4.0]))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 9])
+def test_a_radius_decides_between_an_iterate_inside_and_a_shorter_step(k):
+    A = torch.linspace(1, 100, 30, dtype=torch.float64).diag()
+    g = torch.ones(30, dtype=torch.float64)
+    inside = steihaug(A, g, 1e3, max_iterations=k)
+    length = float(inside.x.norm())
+    beyond = steihaug(A, g, (1 + 1e-9) * length, max_iterations=k)
+    assert beyond.status is Status.MAX_ITERATIONS
+    assert torch.equal(beyond.x, inside.x)
+    within = steihaug(A, g, (1 - 1e-9) * length)
+    assert (within.status, within.iterations) == (Status.BOUNDARY, k)
+
+
+def test_the_margin_of_rounding_does_not_grow_with_n():
+    """Of 1,000 unknowns, at a tolerance fifty times its rounding."""
+    s = steihaug(torch.linspace(1, 2, 1000).diag(), torch.ones(1000), 1e3, rtol=1e-4)
+    assert s.status is Status.CONVERGED
+
+
+def test_the_answer_is_of_the_dtype_of_g():
+    for dtype in (torch.float32, torch.float64):
+        for radius in (0.1, 10.0):
+            s = steihaug(torch.eye(3, dtype=dtype), torch.ones(3, dtype=dtype), radius)
+            assert s.x.dtype == s.Ax.dtype == dtype
+
+
 def test_a_step_of_unit_size_is_found_where_g_and_A_are_far_apart_in_float32():
     A, g = torch.tensor([1.0, 2.0, -3.0]).diag(), torch.ones(3)
     plain = steihaug(A.double() * 1e-25, g.double(), 1.0)
