@@ -149,23 +149,38 @@ def verdicts() -> str:
     record = json.loads((RESULTS / "verdicts.json").read_text())
     found = []
     for kind, subjects in record["kinds"].items():
-        statements = {check.identifier: check.statement for check in checks_for(kind)}
         outcomes = {
             name: {entry["identifier"]: entry["outcome"] for entry in entries}
             for name, entries in subjects.items()
         }
-        rows = [
-            [identifier, *(MARKS[outcome[identifier]] for outcome in outcomes.values())]
-            for identifier in statements
-        ]
-        failed = [str(list(outcome.values()).count("failed")) for outcome in outcomes.values()]
-        found += [markdown([kind, *outcomes], [*rows, ["failed", *failed]])]
+        found.append(matrix(kind, outcomes) if kind == "solver" else counts(kind, outcomes))
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    legend = "✓ held on every case tried, ✗ failed, – not applicable; statements below."
-    return (
-        "\n\n".join(found)
-        + f"\n\n{legend} {versions}. Each failure: [counterexamples](counterexamples.md)."
-    )
+    legend = "✓ held on every case tried, ✗ failed, – not applicable"
+    return "\n\n".join(found) + f"\n\n{legend}. {versions}."
+
+
+Outcomes = dict[str, dict[str, str]]
+
+
+def matrix(kind: str, outcomes: Outcomes) -> str:
+    rows = [
+        [check.identifier, *(MARKS[outcome[check.identifier]] for outcome in outcomes.values())]
+        for check in checks_for(kind)
+    ]
+    failed = [str(list(outcome.values()).count("failed")) for outcome in outcomes.values()]
+    return markdown([kind, *outcomes], [*rows, ["failed", *failed]])
+
+
+def counts(kind: str, outcomes: Outcomes) -> str:
+    rows = [
+        [
+            name,
+            *(str(list(outcome.values()).count(key)) for key in MARKS),
+            ", ".join(key for key, value in outcome.items() if value == "failed"),
+        ]
+        for name, outcome in outcomes.items()
+    ]
+    return markdown([kind, *MARKS.values(), "which failed"], rows)
 
 
 def counterexamples() -> str:
