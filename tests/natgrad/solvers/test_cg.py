@@ -356,6 +356,33 @@ def test_an_exact_start_beyond_certification_stagnates_and_accuses_nothing():
     assert torch.equal(s.x, torch.full((3,), 0.5))
 
 
+@pytest.mark.parametrize(("share", "status"), [(2.1, "CONVERGED"), (1.9, "STAGNATED")])
+def test_the_margin_of_rounding_is_eps_of_the_two_terms(share, status):
+    """b − A x = 0 exactly: what is left is eps (‖A‖ ‖x‖ + ‖b‖) = 2 eps ‖b‖."""
+    rtol = share * torch.finfo(torch.float32).eps
+    for scale in (2.0, 2.0**-40):
+        x = torch.ones(3) / scale
+        for x0 in (None, x):
+            s = cg(scale * torch.eye(3), torch.ones(3), x0=x0, rtol=rtol)
+            assert s.status is Status[status]
+            assert torch.equal(s.x, x)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-20, 2.0**20])
+@pytest.mark.parametrize("preconditioner", [None, 2 * torch.eye(400, dtype=torch.float64)])
+def test_it_ends_at_the_first_iterate_that_passes(scale, preconditioner):
+    A = torch.linspace(1, 50, 400, dtype=torch.float64).diag()
+    b = torch.ones(400, dtype=torch.float64)
+    norms = [cg(A, b, rtol=0.0, max_iterations=k).residual_norm for k in range(12)]
+    for k in (3, 6, 10):
+        between = (norms[k] * norms[k - 1]) ** 0.5
+        given = {"preconditioner": preconditioner}
+        relative = cg(A, scale * b, rtol=between / 20, **given)
+        absolute = cg(A, scale * b, rtol=0.0, atol=between * scale, **given)
+        assert relative.status is absolute.status is Status.CONVERGED
+        assert relative.iterations == absolute.iterations == k
+
+
 def test_numpy_vectors_of_any_layout_are_taken():
     A = np.diag([1.0, 2.0, 4.0])
     expected = cg(A, np.array([3.0, 2.0, 1.0])).x

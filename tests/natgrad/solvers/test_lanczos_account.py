@@ -253,6 +253,16 @@ def test_ghosts_of_converged_eigenvalues_take_no_products():
     assert krylov.size <= 100
 
 
+@pytest.mark.parametrize(("share", "status"), [(2.1, "CONVERGED"), (1.9, "STAGNATED")])
+def test_the_margin_of_rounding_is_eps_of_the_two_terms(share, status):
+    """b − A x = 0 exactly: what is left is eps (‖A‖ ‖x‖ + ‖b‖) = 2 eps ‖b‖."""
+    rtol = share * torch.finfo(torch.float32).eps
+    for scale in (2.0, 2.0**-40):
+        s = lanczos(scale * torch.eye(4), torch.ones(4), rtol=rtol).solve()
+        assert s.status is Status[status]
+        assert torch.equal(s.x, torch.ones(4) / scale)
+
+
 def test_as_many_products_as_distinct_eigenvalues():
     eigenvalues = 1.0 + torch.arange(30).remainder(4).double()
     A = matrix_with_spectrum(eigenvalues, seed=0)

@@ -231,6 +231,30 @@ def test_errors_say_what_came_and_what_was_wanted(call, error, message):
         call()
 
 
+@pytest.mark.parametrize(("share", "status"), [(2.1, "CONVERGED"), (1.9, "STAGNATED")])
+def test_the_margin_of_rounding_is_eps_of_the_two_terms(share, status):
+    """b − A x = 0 exactly: what is left is eps (‖A‖ ‖x‖ + ‖b‖) = 2 eps ‖b‖."""
+    rtol = share * torch.finfo(torch.float32).eps
+    for scale in (2.0, 2.0**-40):
+        for x0 in (None, torch.ones(4) / scale):
+            s = minres(scale * torch.eye(4), torch.ones(4), x0=x0, rtol=rtol)
+            assert s.status is Status[status]
+            assert torch.equal(s.x, torch.ones(4) / scale)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-20, 2.0**20])
+def test_it_ends_at_the_first_iterate_that_passes(scale):
+    A = torch.linspace(1, 50, 400, dtype=torch.float64).diag()
+    b = torch.ones(400, dtype=torch.float64)
+    norms = [minres(A, b, rtol=0.0, max_iterations=k).residual_norm for k in range(12)]
+    for k in (3, 6, 10):
+        between = (norms[k] * norms[k - 1]) ** 0.5
+        relative = minres(A, scale * b, rtol=between / 20)
+        absolute = minres(A, scale * b, rtol=0.0, atol=between * scale)
+        assert relative.status is absolute.status is Status.CONVERGED
+        assert relative.iterations == absolute.iterations == k
+
+
 def test_repeated_eigenvalues_end_the_krylov_space_early():
     A = matrix_with_spectrum(torch.tensor([1.0, -2.0]).double().repeat(10), seed=0)
     s = minres(A, vectors_like(A, seed=1), rtol=1e-10)

@@ -1,6 +1,7 @@
 import itertools
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -172,6 +173,20 @@ def test_a_preconditioner_measures_the_radius_in_the_norm_of_its_inverse(A, seed
     along = -(D @ (D @ g))
     decrease = cauchy_decrease(A, g, radius, direction=(along, float((along @ P @ along).sqrt())))
     assert model(A, g, s.x) <= -decrease + condition * rounding(A, g, s.x)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8, 0.95, 0.999])
+def test_under_a_preconditioner_the_boundary_is_met_where_it_is_in_the_other_variables(share):
+    A = torch.linspace(1, 100, 20, dtype=torch.float64).diag()
+    D = torch.linspace(2, 0.5, 20, dtype=torch.float64).diag()
+    g = torch.ones(20, dtype=torch.float64)
+    radius = share * float((D @ torch.linalg.inv(D @ A @ D) @ D @ g / D.diagonal()).norm())
+    s = steihaug(A, g, radius, preconditioner=D @ D)
+    plain = steihaug(D @ A @ D, D @ g, radius)
+    assert s.status is plain.status is Status.BOUNDARY
+    assert s.iterations == plain.iterations
+    torch.testing.assert_close(s.x, D @ plain.x, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(s.Ax, A @ s.x, rtol=1e-10, atol=1e-12)
 
 
 @given(symmetric_matrices(dtypes=(torch.float64,)), SEEDS, RADII)

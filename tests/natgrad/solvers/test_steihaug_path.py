@@ -116,6 +116,32 @@ def test_the_margin_of_rounding_does_not_grow_with_n():
     assert s.status is Status.CONVERGED
 
 
+@pytest.mark.parametrize(("share", "status"), [(2.1, "CONVERGED"), (1.9, "STAGNATED")])
+def test_the_margin_of_rounding_is_eps_of_the_two_terms(share, status):
+    """A s + g = 0 exactly: what is left is eps (‖A‖ ‖s‖ + ‖g‖) = 2 eps ‖g‖."""
+    for scale in (2.0, 2.0**-40):
+        rtol = share * torch.finfo(torch.float32).eps
+        s = steihaug(scale * torch.eye(3), torch.ones(3), 10.0 / scale, rtol=rtol)
+        assert s.status is Status[status]
+        assert torch.equal(s.x, -torch.ones(3) / scale)
+    exact = steihaug(torch.eye(3), torch.ones(3), 10.0, rtol=0.0)
+    assert (exact.status, exact.iterations) == (Status.STAGNATED, 1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-20, 2.0**20])
+def test_it_ends_at_the_first_iterate_that_passes(scale):
+    A = torch.linspace(1, 50, 400, dtype=torch.float64).diag()
+    g = torch.ones(400, dtype=torch.float64)
+    cut = [steihaug(A, g, 100.0, rtol=0.0, max_iterations=k) for k in range(12)]
+    norms = [s.residual_norm for s in cut]
+    for k in (3, 6, 10):
+        between = (norms[k] * norms[k - 1]) ** 0.5
+        relative = steihaug(A, scale * g, 100.0 * scale, rtol=between / 20)
+        absolute = steihaug(A, scale * g, 100.0 * scale, rtol=0.0, atol=between * scale)
+        assert relative.status is absolute.status is Status.CONVERGED
+        assert relative.iterations == absolute.iterations == k
+
+
 def test_the_answer_is_of_the_dtype_of_g():
     for dtype in (torch.float32, torch.float64):
         for radius in (0.1, 10.0):
