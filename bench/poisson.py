@@ -34,12 +34,10 @@ from natgrad.optim import HessianFree, LevenbergMarquardt, NaturalGradient, Trus
 PROBLEMS = {"2-d": poisson_2d, "5-d": poisson_5d}
 THRESHOLDS = (1e-3, 1e-4, 1e-5, 1e-6)
 TUNING_SEED = 100
-REDRAW = 10
 LM, ENGD = {"scaled": True, "acceleration": 0.75}, {"damping": 1e-8, "max_kl": 0.1}
 HF = {"damping": 0.1}
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "LevenbergMarquardt, scaled and accelerated": LM,
-    "LevenbergMarquardt, points redrawn": LM,
     "LevenbergMarquardt": {},
     "NaturalGradient, dense": ENGD,
     "HessianFree": HF,
@@ -77,8 +75,7 @@ class Posed:
     """A network on a problem, with the losses and curvature that its optimizers ask for."""
 
     def __init__(self, problem: PoissonProblem, seed: int) -> None:
-        self.problem, self.seed = problem, seed
-        self.model = network(problem.dimension, seed)
+        self.problem, self.model = problem, network(problem.dimension, seed)
         self.parameters = list(self.model.parameters())
 
     def residuals(self) -> Tensor:
@@ -124,8 +121,7 @@ def racer(name: str, on: Posed, cost: dict[str, float], setting: dict[str, Any])
     optimizer: Any
     if name.startswith("LevenbergMarquardt"):
         optimizer = LevenbergMarquardt(parameters, jacobian=on.jacobian, **setting)
-        steps = ours(optimizer, on.residuals, searched(cost, None, fixed=cost["jacobian"]))
-        return redrawing(steps, on) if name.endswith("redrawn") else steps
+        return ours(optimizer, on.residuals, searched(cost, None, fixed=cost["jacobian"]))
     if name == "NaturalGradient, dense":
         optimizer = NaturalGradient(
             parameters, curvature=on.dense, solver=cholesky,
@@ -139,19 +135,6 @@ def racer(name: str, on: Posed, cost: dict[str, float], setting: dict[str, Any])
         optimizer = TrustRegionNewton(parameters, **setting)
         work = searched(cost, "hessian")
     return ours(optimizer, standard(optimizer, loss), work)
-
-
-def redrawing(racer: Racer, on: Posed) -> Racer:
-    """Fits other points every REDRAW steps: what fits some points only does not last."""
-    generator, count = torch.Generator().manual_seed(on.seed), itertools.count(1)
-
-    def step(progress: float) -> float:
-        work = racer.step(progress)
-        if next(count) % REDRAW == 0:
-            on.problem = on.problem.redrawn(generator)
-        return work
-
-    return Racer(step, racer.status)
 
 
 def main(arguments: Arguments) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -106,14 +106,6 @@ class PoissonProblem:
     def _boundary_values(self) -> Tensor:
         return self.solution(self.boundary)
 
-    def redrawn(self, generator: torch.Generator) -> PoissonProblem:
-        """The same with other points to fit, as many; the error is measured where it was."""
-        interior, boundary = (
-            torch.rand(points.shape, generator=generator, dtype=points.dtype)
-            for points in (self.interior, self.boundary)
-        )
-        return replace(self, interior=interior, boundary=_on_faces(boundary, generator))
-
     def residuals(self, model: nn.Sequential) -> Tensor:
         """r = [(Δu + f) / √N; (u − g) / √M], (N + M,). The loss is ½ ‖r‖²."""
         inside = laplacian(model, self.interior) + self._source
@@ -175,14 +167,6 @@ def network(dimension: int, seed: int, width: int = 64) -> nn.Sequential:
     return model
 
 
-def _on_faces(points: Tensor, generator: torch.Generator) -> Tensor:
-    """Each of the points (M, d) of the cube, moved to a face drawn for it."""
-    count, dimension = points.shape
-    face = torch.randint(2 * dimension, (count,), generator=generator)
-    points[torch.arange(count), face // 2] = (face % 2).to(points)
-    return points
-
-
 def pose(
     name: str, solution: Function, source: Function, dimension: int, N: int, M: int, seed: int
 ) -> PoissonProblem:
@@ -193,7 +177,8 @@ def pose(
         return torch.rand(count, dimension, generator=generator, dtype=torch.float64)
 
     interior, boundary, evaluation = uniform(N), uniform(M), uniform(EVALUATION_POINTS)
-    boundary = _on_faces(boundary, generator)
+    face = torch.randint(2 * dimension, (M,), generator=generator)
+    boundary[torch.arange(M), face // 2] = (face % 2).to(boundary)
     return PoissonProblem(name, dimension, solution, source, interior, boundary, evaluation)
 
 

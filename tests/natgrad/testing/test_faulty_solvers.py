@@ -15,6 +15,7 @@ from natgrad.testing.subjects.solver import Solver
 TRAITS = frozenset(
     {"device", "krylov", "least error", "direction", "x0", "preconditioner", "max_iterations"}
 )  # what textbook conjugate gradients offer
+ENERGY = {"least error", "direction"}
 
 
 class ConjugateGradients:
@@ -232,6 +233,31 @@ class ColumnsMixedUp(ConjugateGradients):
         return Answer(x, all(answer.solved for answer in found))
 
 
+class StepsTooLong(ConjugateGradients):
+    def step(self, r, z, p, curvature):
+        return 2.5 * super().step(r, z, p, curvature)
+
+
+class ReadsBack(ConjugateGradients):
+    """Every intermediate result as a number, for a log that nobody reads."""
+
+    def conjugation(self, r, z, old):
+        for value in (r, z, r, z, r):
+            float(value.norm())
+        return super().conjugation(r, z, old)
+
+
+class OfTheDiagonal(ConjugateGradients):
+    """Right for diagonal matrices, and claims to be for all."""
+
+    def __call__(self, A, b, **given):
+        return Answer(b / A.matrix.diagonal(), True)
+
+
+class CallsItselfMinres(ConjugateGradients):
+    """Its residual need not fall, and negative curvature ends it."""
+
+
 FAULTS: dict[type, set[str]] = {
     AbsoluteTolerance: {"S4", "S5", "S5b"},
     AbsoluteCurvature: {"S5", "S5b"},
@@ -256,10 +282,16 @@ FAULTS: dict[type, set[str]] = {
     RandomStart: {"S19"},
     HalfPrecision: {"S4b"},
     ColumnsMixedUp: {"S16"},
+    StepsTooLong: {"S2", "S4b"},
+    ReadsBack: {"S18"},
+    OfTheDiagonal: {"S4", "S6"},
+    CallsItselfMinres: {"S2b", "S4c"},
 }
 
 
 def textbook(make: type) -> Solver:
+    if make is CallsItselfMinres:
+        return Solver(make.__name__, make(), TRAITS - ENERGY | {"indefinite", "least residual"})
     traits = TRAITS | ({"columns"} if make is ColumnsMixedUp else set())
     return Solver(make.__name__, make(), traits)
 

@@ -100,6 +100,18 @@ class GradientForTheStep(Steihaug):
         return Answer(-g / g.norm().clamp_min(1e-300) * radius, False)
 
 
+class NeverAtRest(Steihaug):
+    def __call__(self, A, g, radius, **given):
+        found = super().__call__(A, g, radius, **given)
+        return found if bool(found.x.any()) else Answer(torch.full_like(g, 1e-3 * radius), True)
+
+
+class NanGoesThrough(Steihaug):
+    def __call__(self, A, g, radius, **given):
+        found = super().__call__(A, g, radius, **given)
+        return found if A.nan_from is None else Answer(found.x * math.nan, False)
+
+
 class AscendsTheModel(Steihaug):
     def __call__(self, A, g, radius, **given):
         found = super().__call__(A, g, radius, **given)
@@ -133,6 +145,8 @@ TRUST_REGION = {
     AbsoluteCurvature: {"T11"},
     GradientForTheStep: {"T4"},
     AscendsTheModel: {"T2"},
+    NeverAtRest: {"T9"},
+    NanGoesThrough: {"T12"},
 }
 
 
@@ -340,6 +354,16 @@ LINE_SEARCHES = {
 @pytest.mark.parametrize("fault", LINE_SEARCHES, ids=lambda fault: fault.__name__)
 def test_a_faulty_line_search_is_caught(fault):
     assert_caught(line_search(fault), "line-search", LINE_SEARCHES[fault])
+
+
+def short_steps(evaluate, *, initial, value, slope):
+    """Sufficient decrease alone, which any step short enough has."""
+    alpha = 1e-4 * initial
+    return SimpleNamespace(alpha=alpha, accepted=evaluate(alpha)[0] < value, evaluations=1)
+
+
+def test_a_search_for_decrease_alone_is_no_wolfe_search():
+    assert_caught(LineSearch.along(short_steps), "line-search", {"L1c"})
 
 
 def line_search(make):
