@@ -10,7 +10,7 @@ SEED ?= 0
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: train test test-slow bench bench-optimizers docs clean
+.PHONY: train test test-slow mutation bench bench-optimizers docs clean
 
 train: .venv/.rl
 	@$(BIN)/rl-plugins train $(ALGO) $(TASK) --seed $(SEED) $(if $(STEPS),--total-steps $(STEPS)) $(ARGS)
@@ -24,6 +24,13 @@ test: .venv/.dev
 
 test-slow: .venv/.dev
 	$(BIN)/pytest -m slow
+
+# An hour on one core: thousands of small errors put into two packages, and which of them tests see.
+mutation: .venv/.mutation
+	rm -rf mutants
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=mutation $(BIN)/mutmut run
+	$(BIN)/python bench/mutation.py
+	$(BIN)/python bench/tables.py
 
 bench: .venv/.bench
 	$(BIN)/pytest bench --override-ini=addopts= --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name \
@@ -50,7 +57,7 @@ docs: .venv/.dev
 	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis site
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis site mutants
 
 .venv/.created:
 	$(PYTHON) -m venv .venv
@@ -69,4 +76,9 @@ clean:
 .venv/.bench: .venv/.dev
 	@echo "installing into .venv, once: the peers that the benchmarks run against"
 	$(INSTALL) --editable '.[rl,testing,dev,bench]'
+	@touch $@
+
+.venv/.mutation: .venv/.bench
+	@echo "installing into .venv, once: mutmut"
+	$(INSTALL) --editable '.[rl,testing,dev,bench,mutation]'
 	@touch $@

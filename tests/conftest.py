@@ -15,9 +15,14 @@ settings.register_profile(
     max_examples=15,
     phases=[Phase.explicit, Phase.generate],
 )
-settings.load_profile(
-    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "local")
-)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "local")
+settings.load_profile(PROFILE)
+
+if PROFILE == "mutation":
+
+    def pytest_collection_modifyitems(items):
+        """The quick ones first: most mutants end there."""
+        items.sort(key=lambda item: getattr(item.obj, "is_hypothesis_test", False))
 
 
 @pytest.fixture(autouse=True)
