@@ -40,6 +40,7 @@ bench: .venv/.bench
 	$(BIN)/python bench/curvature.py --threads 1
 	$(BIN)/python bench/curvature.py --threads 2
 	$(BIN)/python bench/trpo_throughput.py
+	$(BIN)/python bench/verdicts.py
 	$(BIN)/python bench/tables.py
 
 # Some hours on one core: every optimizer gets its whole budget on every problem and seed.
