@@ -246,6 +246,17 @@ def test_warm_starts():
     assert torch.equal(cg(A, b, x0=torch.zeros_like(b)).x, cg(A, b).x)
 
 
+@pytest.mark.parametrize("power", [-100, 100])
+def test_a_warm_start_is_free_of_scale(power):
+    a = 2.0**power
+    A, b = torch.diag(torch.linspace(1, 50, 40)), torch.ones(40)
+    x0 = b / A.diagonal() * torch.linspace(0.5, 2, 40)
+    plain, scaled = cg(A, b, x0=x0), cg(a * A, b, x0=x0 / a)
+    assert plain.status is scaled.status is Status.CONVERGED
+    assert torch.equal(plain.x / a, scaled.x)
+    assert torch.equal(plain.Ax, scaled.Ax)
+
+
 @pytest.mark.parametrize("check_every", [2, 4, 7, 100])
 def test_checking_rarely_changes_nothing_but_idle_products(check_every):
     A = torch.diag(torch.linspace(1, 50, 40, dtype=torch.float64))

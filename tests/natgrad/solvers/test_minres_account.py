@@ -177,6 +177,37 @@ def test_nonfinite_b_x0_and_preconditioner_end_at_once_and_finite():
         assert s.products <= 1
 
 
+@pytest.mark.parametrize("power", [-100, 100])
+def test_a_warm_start_is_free_of_scale(power):
+    a = 2.0**power
+    A, b = torch.diag(torch.linspace(1, 50, 40)), torch.ones(40)
+    x0 = b / A.diagonal() * torch.linspace(0.5, 2, 40)
+    plain, scaled = minres(A, b, x0=x0), minres(a * A, b, x0=x0 / a)
+    assert plain.status is scaled.status is Status.CONVERGED
+    assert torch.equal(plain.x / a, scaled.x)
+    assert torch.equal(plain.Ax, scaled.Ax)
+
+
+@pytest.mark.parametrize(("scale", "b_scale"), [(1e30, 1e-30), (1e-30, 1e30)])
+def test_a_solution_outside_the_range_of_the_dtype_is_told(scale, b_scale):
+    s = minres(torch.eye(3) * scale, torch.tensor([1.0, 0.3, 0.7]) * b_scale)
+    assert s.status is Status.NONFINITE
+
+
+def test_a_preconditioner_that_fails_later_keeps_the_last_finite_iterate():
+    calls = 0
+
+    def preconditioner(v):
+        nonlocal calls
+        calls += 1
+        return v if calls < 3 else v * NAN
+
+    s = minres(torch.linspace(1, 9, 9).diag(), torch.ones(9), preconditioner=preconditioner)
+    assert s.status is Status.NONFINITE
+    assert torch.isfinite(s.x).all()
+    assert s.x.any()
+
+
 def test_limits_of_iterations_and_atol():
     A, b = torch.diag(torch.tensor([1.0, -2.0, 4.0])), torch.ones(3)
     none = minres(A, b, max_iterations=0)
