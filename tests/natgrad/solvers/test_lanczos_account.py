@@ -1,5 +1,6 @@
 """What a Krylov solve tells of itself, and where it ends."""
 
+import math
 import sys
 
 import numpy as np
@@ -89,6 +90,39 @@ def test_a_search_spends_what_it_is_given():
         s = lanczos(A, b, search=search).solve(radius=1e3)
         assert (s.status, s.products) == (Status.CONVERGED, 1 + search)
     assert lanczos(A, b, search=3).solve().products == 1  # there is no radius to search for
+
+
+def products_of_a_search(A, start, damping, rtol):
+    """The k at which the lowest Ritz pair of a random start is accurate, or Kuczyński and
+    Woźniakowski's theorem 4.2 leaves a chance of 1e-3 that curvature below −damping is unseen."""
+    n, basis = len(A), start[:0].reshape(0, len(A))
+    vector = start
+    for k in range(1, n + 1):
+        for _ in range(2):
+            vector = vector - basis.mT @ (basis @ vector)
+        basis = torch.cat([basis, (vector / vector.norm())[None]])
+        values, vectors = torch.linalg.eigh(basis @ A @ basis.mT)
+        image = A @ (basis.mT @ vectors[:, 0])
+        vector = image - basis.mT @ (basis @ image)
+        largest = values.abs().max()
+        epsilon = max(float(values[0]) + damping, 0.0) / (2 * float(largest))
+        chance = 1.648 * n**0.5 * math.exp(-(epsilon**0.5) * (2 * k - 1))
+        if float(vector.norm()) <= rtol * float(largest) or chance <= 1e-3:
+            return k
+    return n
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.03, 0.5, 4.0])
+@pytest.mark.parametrize("rtol", [1e-5, 0.1])
+@pytest.mark.parametrize("scale", [0.5, 8.0])
+def test_a_search_ends_where_its_theorem_lets_it(damping, rtol, scale):
+    A = scale * torch.linspace(0.01, 1, 100, dtype=torch.float64).diag()
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randn(100, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    krylov = lanczos(A, torch.zeros_like(start), rtol=rtol, generator=generator)
+    s = krylov.solve(radius=1.0, damping=scale * damping)
+    assert s.status is Status.ZERO_RHS
+    assert s.products == products_of_a_search(A, start, scale * damping, rtol)
 
 
 @pytest.mark.parametrize("seed", range(5))
