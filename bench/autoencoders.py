@@ -30,14 +30,15 @@ from natgrad.curvature import OutputMetric
 from natgrad.curvature.metrics import binary_cross_entropy
 
 RESULTS = Path(__file__).parent / "results"
+DAMPED = {"damping": 1e-4}
 CURVES = {"batch_size": 500, "refresh_every": 20}
+DIGITS = {"batch_size": 1797, "refresh_every": 10, "fraction": 0.0625, **DAMPED}
 ADAPTIVE, UNSEEN = "AdaptiveKFAC, closure", "AdaptiveKFAC, no closure"
-FRACTION = {"fraction": 0.25, "damping": 1e-4}
 BOUNDED = {"lr": 0.03, "damping": 0.01, "max_kl": 0.01}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "curves": {
-        ADAPTIVE: {**CURVES, **FRACTION, "closure": True},
-        UNSEEN: {**CURVES, **FRACTION},
+        ADAPTIVE: {**CURVES, **DAMPED, "fraction": 0.125, "closure": True},
+        UNSEEN: {**CURVES, **DAMPED, "fraction": 0.125},
         "KFAC": {**CURVES, **BOUNDED},
         "HessianFree": {"fraction": 0.2, "damping": 10.0},
         "NaturalGradient": {"fraction": 0.2, "max_kl": 100.0, "max_iterations": 20},
@@ -45,8 +46,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "Adam": {},
     },
     "digits": {
-        ADAPTIVE: {"batch_size": 1797, "refresh_every": 10, **FRACTION, "closure": True},
-        UNSEEN: {"batch_size": 1797, "refresh_every": 10, **FRACTION},
+        ADAPTIVE: {**DIGITS, "closure": True},
+        UNSEEN: DIGITS,
         "KFAC": {"batch_size": 512, "refresh_every": 10, **BOUNDED},
         "HessianFree": {"damping": 10.0, "max_iterations": 50},
         "NaturalGradient": {"max_kl": 10.0},

@@ -19,7 +19,7 @@ import tyro
 from races import record
 from subjects import MINIMISERS, OPTIMIZERS, SOLVERS
 
-from natgrad.testing import Kind, Outcome, Verdict, checks_for, subject
+from natgrad.testing import Outcome, Verdict, checks_for, subject
 from natgrad.testing.adapters import load, torchmin
 from natgrad.testing.counterexample import script
 
@@ -52,11 +52,7 @@ class Arguments:
 
 
 def entry(verdict: Verdict, tested: Any) -> dict[str, Any]:
-    code = None
-    if verdict.outcome is Outcome.FAILED:
-        objective = verdict.arguments.get("objective")
-        shows = verdict.check.kind is Kind.MINIMISER and tested.script and objective
-        code = tested.code(objective) if shows else script(verdict, tested)
+    code = script(verdict, tested) if verdict.outcome is Outcome.FAILED else None
     return {
         "identifier": verdict.check.identifier,
         "outcome": verdict.outcome.name.lower(),

@@ -17,6 +17,7 @@ from rich.table import Table
 from natgrad.testing.adapters import load, subject
 from natgrad.testing.check import EXAMPLES, Outcome, Verdict
 from natgrad.testing.conformance import checks_for
+from natgrad.testing.counterexample import script
 
 SHOWN = {
     Outcome.PASSED: "[green]passed[/]",
@@ -72,15 +73,16 @@ def main(arguments: Arguments) -> int:
                     each.examine(tested, seed=arguments.seed, examples=arguments.examples)
                 )
     if arguments.json:
-        print(
-            json.dumps({"subject": tested.name, "verdicts": list(map(record, verdicts))}, indent=1)
-        )
+        records = [record(verdict, tested) for verdict in verdicts]
+        print(json.dumps({"subject": tested.name, "verdicts": records}, indent=1))
     else:
         Console(emoji=False).print(table(tested.name, verdicts))
     return int(any(verdict.outcome is Outcome.FAILED for verdict in verdicts))
 
 
-def record(verdict: Verdict) -> dict[str, Any]:
+def record(verdict: Verdict, tested: Any) -> dict[str, Any]:
+    """``code`` shows the failure without natgrad, where that can be said."""
+    failed = verdict.outcome is Outcome.FAILED
     return {
         "identifier": verdict.check.identifier,
         "check": verdict.check.name,
@@ -88,6 +90,7 @@ def record(verdict: Verdict) -> dict[str, Any]:
         "outcome": verdict.outcome.name.lower(),
         "counterexample": verdict.counterexample,
         "reason": verdict.reason,
+        "code": script(verdict, tested) if failed else None,
         "seconds": round(verdict.seconds, 3),
     }
 

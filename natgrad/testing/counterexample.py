@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from natgrad.testing.cases.system import System
-from natgrad.testing.check import Kind, Verdict
+from natgrad.testing.check import Verdict
+from natgrad.testing.optimizer_counterexample import optimizer_script
+from natgrad.testing.subjects.minimiser import Minimiser
+from natgrad.testing.subjects.optimizer import Optimizer
 from natgrad.testing.subjects.solver import Solver
 
 Arguments = Mapping[str, Any]
@@ -21,13 +24,17 @@ COUNTED = (
 
 
 def script(verdict: Verdict, subject: Any) -> str | None:
-    """The counterexample of a failed check on a solver that says how it is called
-    (:attr:`Solver.script`); None for others."""
-    scene = SCENES.get(verdict.check.identifier)
-    solvable = verdict.check.kind is Kind.SOLVER and isinstance(subject, Solver)
-    if scene is None or not solvable or subject.script is None or not verdict.arguments:
+    """The counterexample of a failed check on a solver, a minimiser or an optimizer that says how
+    it is called (their ``script``); None for others."""
+    identifier, arguments = verdict.check.identifier, verdict.arguments
+    if isinstance(subject, Optimizer):
+        return optimizer_script(identifier, arguments, subject)
+    if isinstance(subject, Minimiser) and subject.script and "objective" in arguments:
+        return subject.code(arguments["objective"])
+    scene = SCENES.get(identifier)
+    if scene is None or not isinstance(subject, Solver) or subject.script is None:
         return None
-    return "import torch\n" + scene(verdict.arguments, subject.script)
+    return "import torch\n" + scene(arguments, subject.script)
 
 
 Script = Callable[[frozenset[str]], str]

@@ -27,7 +27,7 @@ def adapt(name: str, kind: Callable[..., Any], **settings: Any) -> Optimizer:
             searching |= {"search", "minimiser"}
         return Optimizer(
             "torch.optim.LBFGS", lambda model: kind(model.parameters(), **given),
-            frozenset(searching),
+            frozenset(searching), script=_script("LBFGS", given),
         )  # fmt: skip
     given = {"lr": 1e-2, **settings}
 
@@ -36,4 +36,9 @@ def adapt(name: str, kind: Callable[..., Any], **settings: Any) -> Optimizer:
 
     offers = FIRST_ORDER | ({"proportional"} if name in PROPORTIONAL else set())
     traits = Optimizer.of(make, offers).offers
-    return Optimizer(f"torch.optim.{name}", make, traits)
+    return Optimizer(f"torch.optim.{name}", make, traits, script=_script(name, given))
+
+
+def _script(name: str, given: dict[str, Any]) -> str:
+    settings = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    return f"torch.optim.{name}(parameters, {settings})"

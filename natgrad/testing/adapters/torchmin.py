@@ -47,4 +47,6 @@ def adapt(name: str, kind: Callable[..., Any], **settings: Any) -> Optimizer | M
         f"torchmin.Minimizer, {method}",
         lambda model: kind(model.parameters(), method=method, **given),
         frozenset({"bare closure", "deterministic", "search", "minimiser", "objectives"}),
+        script="from torchmin import Minimizer\n"
+        f"Minimizer(parameters, method={method!r}, max_iter={given['max_iter']})",
     )

@@ -57,7 +57,8 @@ class Optimizer:
       member where none was.
 
     ``objectives`` says that any function of parameters will do; else only networks, of these
-    ``networks`` (:mod:`natgrad.testing.networks`) with one of these ``losses``.
+    ``networks`` (:mod:`natgrad.testing.networks`) with one of these ``losses``. ``script`` makes it
+    of ``parameters`` in its last line, after imports, for counterexamples.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Optimizer:
     offers: frozenset[str]
     losses: tuple[str, ...] = LOSSES
     networks: tuple[str, ...] = PLAIN + SPECIAL
+    script: str = ""
 
     @classmethod
     def of(cls, make: Any, traits: Iterable[str] = ("closure", "plain", "groups")) -> Optimizer:

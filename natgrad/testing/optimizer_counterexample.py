@@ -1,0 +1,127 @@
+"""What an optimizer does wrong, on a small network or objective, as code that needs nothing of
+ours. The network is one for all: a failure of the contract does not depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from natgrad.testing.subjects.optimizer import Optimizer
+
+Arguments = Mapping[str, Any]
+STANDARD = "    loss.backward()\n"
+NETWORK = (
+    "import torch\n"
+    "{imports}"
+    "torch.manual_seed(0)\n"
+    "model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))\n"
+    "x, y = torch.randn(8, 3), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])\n"
+    "parameters = list(model.parameters())\n"
+    "optimizer = {make}\n"
+    "def closure():\n"
+    "    optimizer.zero_grad()\n"
+    "    loss = torch.nn.functional.cross_entropy(model(x), y)\n"
+    "{backward}"
+    "    return loss\n"
+)
+COPY = (
+    "import {module}\n"
+    "optimizer.step(closure)\n"
+    "model, optimizer = {copy}((model, optimizer)){end}\n"
+    "optimizer.step(closure)\n"
+)
+FREEZE = (
+    "optimizer.step(closure)\n"
+    "frozen = model[0].weight.requires_grad_(False)\n"
+    "frozen.grad, before = None, frozen.clone()\n"
+    "optimizer.step(closure)\n"
+    'print("a frozen weight moved by", float((frozen - before).norm()))\n'
+)
+STRIDES = (
+    "model[0].weight = torch.nn.Parameter(torch.randn(3, 5).t())\n"
+    "parameters = list(model.parameters())\n"
+    "optimizer = {make}\n"
+    "optimizer.step(closure)\n"
+)
+GRAPH = (
+    "optimizer.step(closure)\n"
+    'print("the graph on .grad:", [p.grad.grad_fn for p in parameters if p.grad is not None])\n'
+)
+BATCH = (
+    "import gc, weakref\n"
+    "optimizer.step(closure)\n"
+    "gc.disable()\n"
+    "def train(batch):\n"
+    "    def closure():\n"
+    "        optimizer.zero_grad()\n"
+    "        loss = torch.nn.functional.cross_entropy(model(batch), y)\n"
+    "{backward}"
+    "        return loss\n"
+    "    optimizer.step(closure)\n"
+    "    return weakref.ref(batch)\n"
+    'print("the batch is still alive after its step:", train(x.clone())() is not None)\n'
+)
+TWO = (
+    "import tempfile, torch.distributed as dist, torch.multiprocessing as mp\n"
+    "def train(rank, path):\n"
+    "    global optimizer, parameters, model, x, y\n"
+    '    dist.init_process_group("gloo", f"file://{path}", rank=rank, world_size=2)\n'
+    "    model = torch.nn.parallel.DistributedDataParallel(model)\n"
+    "    parameters, x, y = list(model.parameters()), x[rank::2], y[rank::2]\n"
+    "    optimizer = MAKE\n"
+    "    optimizer.step(closure)\n"
+    "    optimizer.step(closure)\n"
+    "    print(rank, [round(float(p.norm()), 6) for p in parameters], flush=True)\n"
+    'mp.start_processes(train, (tempfile.mktemp(),), nprocs=2, start_method="fork")\n'
+)
+MINIMISE = (
+    "x = torch.nn.Parameter(x)\n"
+    "parameters = [x]\n"
+    "optimizer = {make}\n"
+    "def closure():\n"
+    "    optimizer.zero_grad()\n"
+    "    loss = f(x)\n"
+    "{backward}"
+    "    return loss\n"
+    "for _ in range({steps}):\n"
+    "    optimizer.step(closure)\n"
+    "print(x.tolist())\n"
+)
+SCENES: dict[str, str] = {
+    "P1b": COPY.format(module="copy", copy="copy.deepcopy", end=""),
+    "P1c": COPY.format(module="pickle", copy="pickle.loads(pickle.dumps", end=")"),
+    "P2": "torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)\n",
+    "P2b": (
+        'optimizer.step(closure)\noptimizer.param_groups[0]["lr"] = 0.0\noptimizer.step(closure)\n'
+    ),
+    "P4": "optimizer.step(closure)\n",
+    "P5b": FREEZE,
+    "P8": STRIDES,
+    "P10": GRAPH,
+    "P17b": BATCH,
+    "P19": TWO,
+}
+
+
+def optimizer_script(identifier: str, arguments: Arguments, subject: Optimizer) -> str | None:
+    """None where the optimizer does not say how it is made, or the check is of another kind."""
+    if not subject.script:
+        return None
+    imports, _, make = subject.script.rpartition("\n")
+    bare = "closure" not in subject.offers and identifier != "P4"
+    words = {
+        "imports": imports + "\n" if imports else "", "make": make,
+        "backward": "" if bare else STANDARD,
+    }  # fmt: skip
+    objective = arguments.get("objective")
+    if objective is not None:
+        steps = 50 if identifier.startswith("P14") else 2
+        rest = MINIMISE.format(**words, steps=steps)
+        code: str = objective.code()
+        return code.replace("import torch\n", "import torch\n" + words["imports"], 1) + rest
+    scene = SCENES.get(identifier)
+    if scene is None:
+        return None
+    inner = "" if bare else "    " + STANDARD
+    filled = scene.replace("{make}", make).replace("MAKE", make).replace("{backward}", inner)
+    return NETWORK.format(**words) + filled
