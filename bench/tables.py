@@ -214,6 +214,37 @@ def checks() -> str:
     return markdown(header, [[cell.replace("|", "\\|") for cell in row] for row in rows])
 
 
+def mutation() -> str:
+    record = json.loads((RESULTS / "mutation.json").read_text(encoding="utf-8"))
+
+    def row(name: str, counts: list[dict[str, int]]) -> list[str]:
+        mutants, failed, endless = (
+            sum(count.get(key, 0) for count in counts) for key in ("mutants", "killed", "timeout")
+        )
+        share = (failed + endless) / mutants
+        left = mutants - failed - endless
+        return [name, str(mutants), str(failed), str(endless), str(left), f"{share:.1%}"]
+
+    rows = [row(path.removeprefix("natgrad/"), [count]) for path, count in record["files"].items()]
+    rows.append(row("all", list(record["files"].values())))
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    header = ["file", "errors", "seen", "seen by never ending", "survived", "score"]
+    return f"{markdown(header, rows)}\n\n{versions}."
+
+
+def survivors() -> str:
+    record = json.loads((RESULTS / "mutation.json").read_text(encoding="utf-8"))
+    by_reason: dict[str, list[str]] = {}
+    for path, survivors in record["survivors"].items():
+        for each in survivors:
+            line = f"{Path(path).name} {each['function']}: {each['in its place']}"
+            by_reason.setdefault(each["reason"], []).append(line)
+    return "\n\n".join(
+        f"**{len(lines)}:** {reason}\n\n{indented(chr(10).join(lines))}"
+        for reason, lines in sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    )
+
+
 def main() -> None:
     for page, name, table in (
         ("curvature.md", "curvature", curvature),
@@ -227,6 +258,8 @@ def main() -> None:
         ("verification.md", "verdicts", verdicts),
         ("verification.md", "checks", checks),
         ("counterexamples.md", "counterexamples", counterexamples),
+        ("mutation.md", "mutation", mutation),
+        ("mutation.md", "survivors", survivors),
     ):
         path = PAGES / page
         text = path.read_text(encoding="utf-8")

@@ -16,7 +16,8 @@ import torch
 from hypothesis import strategies as st
 
 EXAMPLES = 25
-SHRINKS = 150  # attempts at a smaller counterexample, after which the smallest found stands
+# Attempts at a smaller counterexample, of which the smallest found stands; fewer for fewer examples.
+SHRINKS = 150
 Cases = st.SearchStrategy[Any] | Callable[[Any], st.SearchStrategy[Any]]
 
 
@@ -114,7 +115,7 @@ class Check:
         }
         failed: dict[str, Any] = {}
         breaking: set[str] = set()
-        attempts_left = round(SHRINKS / self.cost)
+        attempts_left = round(SHRINKS / self.cost * min(1.0, examples / EXAMPLES))
 
         def attempt(**arguments: Any) -> None:
             nonlocal attempts_left
