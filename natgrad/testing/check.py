@@ -16,7 +16,7 @@ import torch
 from hypothesis import strategies as st
 
 EXAMPLES = 25
-# Attempts at a smaller counterexample, of which the smallest found stands; fewer for fewer examples.
+# Attempts at a smaller counterexample; the smallest found stands. Fewer where examples are fewer.
 SHRINKS = 150
 Cases = st.SearchStrategy[Any] | Callable[[Any], st.SearchStrategy[Any]]
 
