@@ -33,6 +33,7 @@ PEERS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+PATIENCE = 20  # seconds for a script
 # Some peers need 60,000 operations of torch to be found endless.
 EXAMPLES = {"solver": 25, "minimiser": 8, "optimizer": 8}
 
@@ -67,9 +68,14 @@ def entry(verdict: Verdict, tested: Any) -> dict[str, Any]:
 
 
 def printed(code: str) -> str:
-    """What the script prints, in an interpreter of its own."""
+    """What the script prints, in an interpreter of its own; how it ends where it does not return."""
     command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        return f"nothing: it still ran after {PATIENCE} s"
     return done.stdout if not done.returncode else done.stderr.strip().splitlines()[-1]
 
 
