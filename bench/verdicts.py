@@ -68,7 +68,7 @@ def entry(verdict: Verdict, tested: Any) -> dict[str, Any]:
 
 
 def printed(code: str) -> str:
-    """What the script prints, in an interpreter of its own; how it ends where it does not return."""
+    """What the script prints, in an interpreter of its own, or the error that it ends with."""
     command = [sys.executable, "-W", "ignore", "-c", code]
     try:
         done = subprocess.run(
