@@ -125,6 +125,20 @@ def test_a_search_ends_where_its_theorem_lets_it(damping, rtol, scale):
     assert s.products == products_of_a_search(A, start, scale * damping, rtol)
 
 
+def test_a_multiplier_shortens_the_search():
+    A = torch.linspace(0.01, 1, 100, dtype=torch.float64).diag()
+    b = torch.eye(100, dtype=torch.float64)[50]
+    s = lanczos(A, b).solve(radius=1e-4)
+    assert (s.status, s.products) == (Status.BOUNDARY, 2)  # b, and one random vector
+    assert s.multiplier == pytest.approx(1e4, rel=1e-3)
+
+
+def test_without_a_radius_negative_curvature_has_no_part_in_x():
+    s = lanczos(torch.tensor([1.0, -1.0]).diag(), torch.ones(2)).solve()
+    assert s.status is Status.NEGATIVE_CURVATURE
+    assert s.x.tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_random_start_is_not_the_callers_b_of_the_same_seed(seed):
     A = torch.tensor([1.0, 1.0, -1.0]).diag()
