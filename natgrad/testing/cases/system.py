@@ -91,16 +91,19 @@ class System:
         """Lines of torch that make ``A`` and ``b``, and need nothing of ours."""
         n, cast = len(self), "" if self.dtype == torch.float64 else f".to({self.dtype})"
         spectrum = ", ".join(f"{value:.12g}" for value in self.eigenvalues)
+        A_scale, b_scale = (
+            "" if scale == 1 else f" * {scale:.17g}" for scale in (self.A_scale, self.b_scale)
+        )
         draw = "torch.Generator().manual_seed({})"
         return (
-            f"values = torch.tensor([{spectrum}], dtype=torch.float64) * {self.A_scale:.17g}\n"
+            f"values = torch.tensor([{spectrum}], dtype=torch.float64){A_scale}\n"
             f"draw = {draw.format(2 * self.seed)}\n"
             f"Q, _ = torch.linalg.qr(torch.randn({n}, {n}, generator=draw, dtype=torch.float64))\n"
-            f"A = (Q * values) @ Q.mT\n"
-            f"A = ((A + A.mT) / 2){cast}\n"
+            "A = (Q * values) @ Q.mT\n"
+            f"A = (A + A.mT).div(2){cast}\n"
             f"draw = {draw.format(2 * self.seed + 1)}\n"
-            f"b = torch.randn(1, {n}, generator=draw, dtype=torch.float64)[0]\n"
-            f"b = b * {self.b_scale:.17g}\n" + (f"b = b{cast}\n" if cast else "")
+            f"b = torch.randn(1, {n}, generator=draw, dtype=torch.float64)[0]{b_scale}\n"
+            + (f"b = b{cast}\n" if cast else "")
         )
 
     def _generator(self, stream: int = 0) -> torch.Generator:
