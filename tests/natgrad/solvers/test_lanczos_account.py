@@ -125,6 +125,29 @@ def test_a_search_ends_where_its_theorem_lets_it(damping, rtol, scale):
     assert s.products == products_of_a_search(A, start, scale * damping, rtol)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0**-30, 2.0**30])
+@pytest.mark.parametrize(("radius", "damping"), [(INF, 0.0), (INF, 0.5), (2.0, 0.5)])
+def test_the_residual_norm_is_that_of_the_system_solved(scale, radius, damping):
+    A = torch.linspace(1, 50, 40, dtype=torch.float64).diag()
+    b = scale * torch.ones(40, dtype=torch.float64)
+    s = lanczos(A, b, rtol=1e-2).solve(radius=radius * scale, damping=damping)
+    residual = b - A @ s.x - (damping + s.multiplier) * s.x
+    assert s.residual_norm == pytest.approx(float(residual.norm()), rel=1e-6)
+    assert s.residual_norm > 1e-6 * float(b.norm())
+
+
+@pytest.mark.parametrize(("scale", "b_scale"), [(1e30, 1e-30), (1e-30, 1e30)])
+def test_a_solution_outside_the_range_of_the_dtype_is_told(scale, b_scale):
+    s = lanczos(torch.eye(3) * scale, torch.tensor([1.0, 0.3, 0.7]) * b_scale).solve()
+    assert s.status is Status.NONFINITE
+
+
+def test_a_zero_right_hand_side_without_a_radius_or_a_search_costs_no_product():
+    A, zero = torch.tensor([1.0, -1.0]).diag(), torch.zeros(2)
+    for s in (lanczos(A, zero).solve(), lanczos(A, zero, search=0).solve(radius=1.0)):
+        assert (s.status, s.products) == (Status.ZERO_RHS, 0)
+
+
 def test_a_multiplier_shortens_the_search():
     A = torch.linspace(0.01, 1, 100, dtype=torch.float64).diag()
     b = torch.eye(100, dtype=torch.float64)[50]

@@ -131,6 +131,12 @@ def test_within_a_radius_it_is_the_dense_solution(J, seed, damping, radius, dens
     assert value <= dense.value + 1e-9 * abs(dense.value)
 
 
+def test_the_multiplier_of_many_equal_parts():
+    """x = r / (1 + μ), ‖r‖ / (1 + μ) = 1."""
+    s = least_squares(torch.eye(400, dtype=DOUBLE)).solve(torch.ones(400, dtype=DOUBLE), radius=1.0)
+    assert s.multiplier == pytest.approx(19, rel=1e-12)
+
+
 @settings(max_examples=30)
 @given(matrices(), SEEDS, st.just(0.0) | DAMPINGS)
 def test_a_smaller_radius_is_a_shorter_step_and_a_smaller_decrease(J, seed, damping):
