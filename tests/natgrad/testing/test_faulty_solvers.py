@@ -44,8 +44,9 @@ class ConjugateGradients:
             step = self.step(r, z, p, curvature)
             x, r, old = x + step * p, r - step * Ap, r @ z
             if self.small(r):
-                true = b - A @ x if self.verifies else r
-                return self.answer(x, iteration, self.small(true), true)
+                # In float64: float32 cannot tell its own last digits.
+                true = b.double() - A.matrix.double() @ x.double() if self.verifies else r
+                return self.answer(x, iteration, self.small(true), true.to(b.dtype))
             z = self.precondition(preconditioner, r)
             p = z + self.conjugation(r, z, old) * p
         return self.answer(x, iteration if max_iterations != 0 else 0, False, r)
