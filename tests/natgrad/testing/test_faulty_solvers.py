@@ -332,7 +332,7 @@ def test_a_fault_is_caught_by_what_it_breaks(fault):
 
 @pytest.mark.parametrize("name", CORRECT)
 @pytest.mark.parametrize(
-    "seed", [None, 1, *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 21))]
+    "seed", [None, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 21))]
 )
 def test_what_is_correct_is_not_accused(name, seed):
     failed = [

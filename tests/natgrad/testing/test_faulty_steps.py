@@ -497,11 +497,11 @@ CORRECT = {
         "advantages",
     ),
 }  # fmt: skip
-SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 21)]
+SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 21)]
 
 
 @pytest.mark.parametrize("name", CORRECT)
-@pytest.mark.parametrize("seed", [None, 1, *SLOW])
+@pytest.mark.parametrize("seed", [None, *SLOW])
 def test_what_is_correct_is_not_accused(name, seed):
     subject, kind = CORRECT[name]
     assert failed(subject, kind, seed=seed) == {}
