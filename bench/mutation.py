@@ -19,8 +19,45 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "bench" / "results" / "mutation.json"
 NOT_RUN = 255  # which mutmut counts as a timeout
 
-# The first that is found in "function: line -> line in its place" is the reason.
-REASONS: dict[str, str] = {}
+EQUAL = (
+    "The same in other words: a sum that starts at 0, `None` for false, an end that no loop "
+    "reaches, a sign that says what a product or a quotient says, a square's other side."
+)
+TIE = "They part only where two computed numbers are equal, and there both are right."
+HIDDEN = (
+    "Hidden by another line: of an entry that is masked, of a status that whatever is not finite "
+    "gets anyway."
+)
+DEVICE = "The device of a new tensor. The tests have one."
+SCALE = "Another power of two, undone at the end."
+WORK = "Work and not answers: what is tried first, how often, and where to stop early."
+ROUNDING = (
+    "The last digits only: the same number carried on, instead of known, or scaled by 1 ± eps."
+)
+GUARD = "Against what rounding might do. No case is known in which it does."
+CHOICE = (
+    "A choice of constants: how long MINRES follows a solution of least squares, what it grants to "
+    "rounding there, what it knows of ‖T‖ at first. The tests hold it to what it claims."
+)
+# In "file function: line -> the line in its place"; the first found is the reason.
+REASONS = {
+    r"device=(\w+(\._\w)?\.)?device\b.* -> (?!.*device=(\w+(\._\w)?\.)device)": DEVICE,
+    r"Generator\(None\)": DEVICE,
+    r"new_zeros\((1|0, 0|\(\)).* -> ": EQUAL,
+    r"(evaluations|products) \+= 1 -> \w+ = 1$|= False -> .*= None$": EQUAL,
+    r"\(product is None\) and False|shape\[1\],$|new_empty\(1\)|pole, None\)": EQUAL,
+    r"range\(MAX_RESTARTS \+ 2\)|< math\.inf: -> .*<= math\.inf|cos / gamma_bar": EQUAL,
+    r"slope > 0: *$": "Where φ′ is 0 and φ too high, the secant bisects, as U3 does.",
+    r"NONFINITE.* -> .*\bNone\b|, 2\.0\)|finite or bool|c != 1|, alive, ~alive, rz": HIDDEN,
+    r"range\([23] \+ REFINEMENTS\)|range\((3|101)\)|bool\(None\)|TALL": WORK,
+    r"rtol / torch\.linalg\.vector_norm|eps / shifted|check_every > 1\) or True": WORK,
+    r"_refine: .*vector_norm.* -> .*(dim=None|, \))": WORK,
+    r"power_of_two\(\w+\) \* power_of_two|vector \* power_of_two|z \* P_scale": SCALE,
+    r"torch\.clamp\(.*-> \w = \w [*/] torch\.clamp|precondition is None\) and False": ROUNDING,
+    r"to_boundary: |\(radius \* length\)|claim.*\.to\(None\)": ROUNDING,
+    r"direction = vectors|rz > 0|101 \* torch": GUARD,
+    r"minres\.py .*(flat|patience|error|torch\.where\(last)": CHOICE,
+}
 
 
 def changed(diff: str) -> tuple[str, str]:
@@ -32,15 +69,22 @@ def changed(diff: str) -> tuple[str, str]:
     return gone, new
 
 
+def reason(text: str) -> str:
+    for pattern, why in REASONS.items():
+        if re.search(pattern, text):
+            return why
+    gone, _, new = re.sub(r"([<>])=", r"\1", text).partition(" -> ")
+    return TIE if gone.endswith(": " + new) else ""
+
+
 def survivor(name: str, path: str) -> dict[str, str]:
-    function = re.sub(r"^x_?|__mutmut_\d+$", "", name.rpartition(".")[2]).strip("ǁ")
+    function = name.rpartition(".")[2].rpartition("__mutmut_")[0]
+    function = function.removeprefix("x").removeprefix("_").strip("ǁ").replace("ǁ", ".")
     gone, new = changed(get_diff_for_mutant(name, path=path))
-    function = function.replace("ǁ", ".")
-    text = f"{function}: {gone} -> {new}"
-    reason = next((why for pattern, why in REASONS.items() if re.search(pattern, text)), "")
-    if not reason:
-        print(f"no reason for {path} {text}")
-    return {"function": function, "line": gone, "in its place": new, "reason": reason}
+    text = f"{path} {function}: {gone} -> {new}"
+    if not (why := reason(text)):
+        print(f"no reason: {text}")
+    return {"function": function, "line": gone, "in its place": new, "reason": why}
 
 
 def main() -> None:
