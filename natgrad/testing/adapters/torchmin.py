@@ -23,7 +23,7 @@ def minimiser(method: str) -> Minimiser:
     def call(value: Callable[[Tensor], Tensor], start: Tensor) -> Answer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit.script
-            from torchmin import minimize  # type: ignore[import-untyped]
+            from torchmin import minimize
 
         found = minimize(value, start, method)
         return Answer(found.x, bool(found.success), str(found.message))
