@@ -304,6 +304,9 @@ def test_limits_of_iterations():
     none = cg(A, b, max_iterations=0)
     assert (none.status, none.products) == (Status.MAX_ITERATIONS, 0)
     assert torch.equal(none.x, torch.zeros(3))
+    slow = torch.logspace(0, 4, 30, dtype=torch.float64)
+    by_default = cg(slow.diag(), torch.ones_like(slow), rtol=0.0)
+    assert (by_default.status, by_default.iterations) == (Status.MAX_ITERATIONS, 300)
     exactly = cg(A, b, max_iterations=3)  # lineax calls this one max_steps_reached
     assert exactly.status is Status.CONVERGED
     short = cg(A, b, max_iterations=2)
@@ -342,6 +345,20 @@ def test_every_kind_of_matrix_gives_the_answer_in_the_kind_of_b():
         assert np.allclose(s.x, expected)
 
 
+def test_a_preconditioner_is_handed_the_kind_of_b():
+    kinds = []
+
+    def preconditioner(v):
+        kinds.append(type(v))
+        return v
+
+    cg(np.eye(2), np.ones(2), preconditioner=preconditioner)
+    assert set(kinds) == {np.ndarray}
+    kinds.clear()
+    cg(torch.eye(2), torch.ones(2), preconditioner=preconditioner)
+    assert set(kinds) == {torch.Tensor}
+
+
 def test_b_is_left_alone():
     b = torch.ones(3, requires_grad=True)
     s = cg(torch.eye(3) * 2, b)
@@ -368,6 +385,8 @@ def test_b_is_left_alone():
         (lambda: cg(torch.eye(2), torch.ones(2), max_iterations=-1), ValueError, "got -1"),
         (lambda: cg(torch.eye(2), torch.ones(2), check_every=0), ValueError, "got 0"),
         (lambda: cg(torch.eye(2), torch.ones(2), x0=torch.ones(3)), ValueError, "like b"),
+        (lambda: cg(torch.eye(2), torch.ones(2), x0=torch.ones(2).double()), ValueError, "like b"),
+        (lambda: cg(torch.eye(2), torch.ones(2), x0=[1.0, 1.0]), TypeError, "^x0 must be"),
     ],
 )
 def test_errors_say_what_came_and_what_was_wanted(call, error, message):

@@ -138,6 +138,18 @@ def test_numpy_matrices_come_back_as_numpy_matrices():
         assert np.allclose(whole.x, [[1.0, 0.0], [1.0, 0.0], [1.0, 2.0]])
 
 
+def test_each_column_has_its_own_start():
+    A = torch.linspace(1, 50, 40, dtype=torch.float64).diag()
+    B = right_hand_sides(A, 1, 3)
+    exact = B / A.diagonal()[:, None]
+    whole = cg(A, B, x0=exact, rtol=1e-8)
+    assert (whole.status, whole.iterations, whole.products) == (Status.CONVERGED, 0, 3)
+    exact[:, 1] = 0.0  # which costs no product
+    first, second, third = cg(A, B, x0=exact, rtol=1e-8).columns
+    assert (first.products, third.products) == (1, 1)
+    assert second.products == cg(A, B[:, 1].contiguous(), rtol=1e-8).products
+
+
 def test_a_start_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="like b"):
         cg(torch.eye(3), torch.ones(3, 2), x0=torch.ones(3))
