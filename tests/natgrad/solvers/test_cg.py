@@ -459,6 +459,9 @@ def test_numpy_vectors_of_any_layout_are_taken():
             return A @ vector
 
     assert np.array_equal(cg(Foreign(), np.array([3.0, 2.0, 1.0])).x, expected)
+    single = cg(lambda v: (A @ v).astype(np.float32), np.array([3.0, 2.0, 1.0])).x
+    assert single.dtype == np.float64
+    assert np.allclose(single, expected, rtol=1e-6)
     with pytest.raises(TypeError, match="complex"):
         cg(A.astype(complex), np.ones(3))
 
