@@ -79,7 +79,7 @@ def as_multiply(
     return multiply
 
 
-def as_tensor(vector: Tensor | NDArray[Any], name: str, *, columns: bool = False) -> Tensor:
+def as_tensor(vector: Tensor | NDArray[Any], name: str, *, columns: bool) -> Tensor:
     """A detached float32 or float64 vector (n,), or matrix (n, k) where ``columns`` allows it;
     NumPy arrays are copied."""
     if isinstance(vector, np.ndarray):

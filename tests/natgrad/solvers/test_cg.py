@@ -359,6 +359,12 @@ def test_a_preconditioner_is_handed_the_kind_of_b():
     assert set(kinds) == {torch.Tensor}
 
 
+def test_norms_are_summed_in_float64():
+    b = torch.linspace(0.1, 1, 1000)
+    s = cg(torch.eye(1000), b, max_iterations=0)
+    assert s.residual_norm == pytest.approx(float(b.double().norm()), rel=1e-13)
+
+
 def test_b_is_left_alone():
     b = torch.ones(3, requires_grad=True)
     s = cg(torch.eye(3) * 2, b)
