@@ -202,8 +202,10 @@ def test_a_preconditioner_that_fails_later_keeps_the_last_finite_iterate():
 
 
 def test_a_preconditioner_that_is_not_positive_is_told():
-    s = cg(torch.eye(3), torch.ones(3), preconditioner=lambda v: -v)
-    assert (s.status, s.iterations) == (Status.NEGATIVE_CURVATURE, 0)
+    turned = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])  # rᵀz is 0
+    for preconditioner in (-torch.eye(2), turned):
+        s = cg(torch.eye(2), torch.tensor([1.0, 2.0]), preconditioner=preconditioner)
+        assert (s.status, s.iterations, s.products) == (Status.NEGATIVE_CURVATURE, 0, 0)
 
 
 def test_zero_right_hand_side_costs_no_product():
@@ -388,6 +390,8 @@ def test_b_is_left_alone():
         (lambda: cg(lambda v: v[:1], torch.ones(2)), ValueError, "expected the same shape"),
         (lambda: cg(torch.eye(2), torch.ones(2), rtol=-1.0), ValueError, "rtol .* got -1.0"),
         (lambda: cg(torch.eye(2), torch.ones(2), atol=np.nan), ValueError, "atol .* got nan"),
+        (lambda: cg(torch.eye(2), torch.ones(2), atol=np.inf), ValueError, "atol .* got inf"),
+        (lambda: cg(torch.eye(2), torch.ones(2), atol=-1.0), ValueError, "atol .* got -1.0"),
         (lambda: cg(torch.eye(2), torch.ones(2), max_iterations=-1), ValueError, "got -1"),
         (lambda: cg(torch.eye(2), torch.ones(2), check_every=0), ValueError, "got 0"),
         (lambda: cg(torch.eye(2), torch.ones(2), x0=torch.ones(3)), ValueError, "like b"),
