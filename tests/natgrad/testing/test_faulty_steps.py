@@ -510,7 +510,7 @@ def test_what_is_correct_is_not_accused(name, seed):
 def failed(subject, kind, seed=None):
     return {
         verdict.check.identifier: (verdict.counterexample, verdict.reason)
-        for verdict in examine(subject, kind, seed=seed)
+        for verdict in examine(subject, kind, seed=seed, examples=10)
         if verdict.outcome is Outcome.FAILED
     }
 

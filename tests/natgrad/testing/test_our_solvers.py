@@ -21,27 +21,27 @@ def test_solvers(subject, check):
 
 @each("trust-region-solver")
 def test_trust_region_solvers(subject, check):
-    check(subject)
+    check(subject, examples=10)
 
 
 @each("damped-least-squares")
 def test_directions_of_damped_least_squares(subject, check):
-    check(subject)
+    check(subject, examples=10)
 
 
 @each("line-search")
 def test_line_searches(subject, check):
-    check(subject)
+    check(subject, examples=10)
 
 
 @each("step-size")
 def test_step_size(subject, check):
-    check(subject)
+    check(subject, examples=10)
 
 
 @each("advantages")
 def test_advantages(subject, check):
-    check(subject)
+    check(subject, examples=10)
 
 
 @pytest.mark.slow
