@@ -83,7 +83,9 @@ TASKS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def _tasks():
+    """Before every test: another's session may have cleared the registry of this process."""
     for name, (entry_point, kwargs) in TASKS.items():
-        gym.register(name, entry_point=entry_point, kwargs=kwargs)
+        if name not in gym.registry:
+            gym.register(name, entry_point=entry_point, kwargs=kwargs)
