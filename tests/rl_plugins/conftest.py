@@ -83,9 +83,7 @@ TASKS = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _tasks():
-    """Before every test: another's session may have cleared the registry of this process."""
     for name, (entry_point, kwargs) in TASKS.items():
-        if name not in gym.registry:
-            gym.register(name, entry_point=entry_point, kwargs=kwargs)
+        gym.register(name, entry_point=entry_point, kwargs=kwargs)

@@ -464,7 +464,7 @@ class Drift(gym.Env):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _tasks():
+def _drift():
     gym.register("test/Drift-v0", entry_point=Drift)
 
 
