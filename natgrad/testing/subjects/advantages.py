@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from natgrad.testing.subjects.naming import name_of
+
 
 @dataclass(frozen=True)
 class AdvantageEstimator:
@@ -22,7 +24,7 @@ class AdvantageEstimator:
     def of(cls, function: Callable[..., Any], traits: object = ()) -> AdvantageEstimator:
         if isinstance(function, AdvantageEstimator):
             return function
-        return cls(f"{function.__module__}.{getattr(function, '__name__', function)}", function)
+        return cls(name_of(function), function)
 
     def __call__(self, *tensors: Tensor, discount: float, decay: float) -> Tensor:
         found: Tensor = self.call(*tensors, discount=discount, decay=decay)

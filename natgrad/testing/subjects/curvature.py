@@ -15,6 +15,7 @@ from natgrad.testing.check import NotApplicable
 from natgrad.testing.likelihoods import COMMON, NATURAL
 from natgrad.testing.networks import NETWORKS, SPECIAL
 from natgrad.testing.strategies import PLAIN, networks
+from natgrad.testing.subjects.naming import qualified_name_of
 from natgrad.testing.truth import TRUTHS, blocks, fisher
 
 KINDS = (*NETWORKS, *SPECIAL)
@@ -65,7 +66,7 @@ class Curvature:
         given |= frozenset() if matrix == "hessian" else {"semidefinite"}
         given |= frozenset() if jacobian is None else {"jacobian"}
         families = families or (NATURAL if matrix == "gauss_newton" else COMMON)
-        name = name or f"{make.__module__}.{getattr(make, '__qualname__', make)}"
+        name = name or qualified_name_of(make)
         return cls(name, make, matrix, given, families, kinds, jacobian)
 
     def build(self, case: NetworkCase) -> Any:
@@ -115,7 +116,7 @@ class Kronecker:
         given = frozenset(traits)
         given |= {"sampled"} & given or {"exact"}
         given |= frozenset() if solve is None else {"solve"}
-        name = name or f"{make.__module__}.{getattr(make, '__qualname__', make)}"
+        name = name or qualified_name_of(make)
         return cls(name, make, given, families, kinds, solve)
 
     def dense(self, case: NetworkCase) -> Tensor:

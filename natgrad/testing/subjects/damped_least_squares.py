@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from natgrad.testing.subjects.naming import name_of
+
 
 @dataclass(frozen=True)
 class DampedLeastSquares:
@@ -25,7 +27,7 @@ class DampedLeastSquares:
         if isinstance(function, DampedLeastSquares):
             return function
         takes = "momentum" in inspect.signature(function).parameters
-        name = f"{function.__module__}.{getattr(function, '__name__', function)}"
+        name = name_of(function)
         return cls(name, function, frozenset(traits) | ({"momentum"} if takes else frozenset()))
 
     def __call__(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from natgrad.testing.cases.ray import Ray
+from natgrad.testing.subjects.naming import name_of
 
 LIMIT = 500  # evaluations that no bounded search takes
 
@@ -58,7 +59,7 @@ class LineSearch:
             )  # fmt: skip
             return result.theta, bool(result.accepted), getattr(result, "evaluations", None)
 
-        return cls(_name(function), call, frozenset({"constraint", *traits}), 0.1)
+        return cls(name_of(function), call, frozenset({"constraint", *traits}), 0.1)
 
     @classmethod
     def along(cls, function: Callable[..., Any]) -> LineSearch:
@@ -77,7 +78,7 @@ class LineSearch:
             theta = ray.start + result.alpha * step if result.accepted else ray.start
             return theta, bool(result.accepted), getattr(result, "evaluations", None)
 
-        return cls(_name(function), call, frozenset({"wolfe"}))
+        return cls(name_of(function), call, frozenset({"wolfe"}))
 
     def __call__(self, ray: Ray, **given: Any) -> Found:
         calls = 0
@@ -90,7 +91,3 @@ class LineSearch:
 
         theta, accepted, evaluations = self.call(ray, evaluate, **given)
         return Found(theta, accepted, evaluations, calls)
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return f"{function.__module__}.{getattr(function, '__name__', function)}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from natgrad.testing.cases.objective import Objective
 from natgrad.testing.limited import Limited
+from natgrad.testing.subjects.naming import name_of
 
 OPERATIONS = 60_000  # of torch; methods written in it take up to 20,000 to Rosenbrock's minimum
 
@@ -42,7 +43,7 @@ class Minimiser:
     def of(cls, function: Callable[..., Any], traits: Iterable[str] = ("rosenbrock",)) -> Minimiser:
         if isinstance(function, Minimiser):
             return function
-        name = f"{function.__module__}.{getattr(function, '__name__', function)}"
+        name = name_of(function)
         return cls(name, function, frozenset(traits))
 
     def code(self, objective: Objective) -> str:

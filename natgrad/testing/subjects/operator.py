@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from natgrad.testing.cases.system import System
+from natgrad.testing.subjects.naming import qualified_name_of
 
 STRUCTURES = ("symmetric", "semidefinite", "diagonal")
 
@@ -41,7 +42,7 @@ class Operator:
             return make
         if structure not in STRUCTURES:
             raise ValueError(f"structure must be one of {STRUCTURES}, got {structure!r}")
-        return cls(name or _named(make), make, frozenset(traits), structure)
+        return cls(name or qualified_name_of(make), make, frozenset(traits), structure)
 
     def matrix(self, system: System) -> Tensor:
         """The system's A, or its diagonal alone."""
@@ -52,7 +53,3 @@ class Operator:
         shape = tuple(getattr(A, "shape", (n, n)))
         assert shape == (n, n), f"A is {shape}, the matrix is {(n, n)}"
         return A
-
-
-def _named(function: Callable[..., Any]) -> str:
-    return f"{function.__module__}.{getattr(function, '__qualname__', function)}"

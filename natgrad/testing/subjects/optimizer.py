@@ -15,6 +15,7 @@ from natgrad.testing.cases.reparametrisation import Regression
 from natgrad.testing.cases.training import Training
 from natgrad.testing.check import NotApplicable
 from natgrad.testing.strategies import SEEDS
+from natgrad.testing.subjects.naming import name_of
 
 Task = Training | Objective | Regression
 FORMS = ("closure", "bare closure", "residuals", "plain")
@@ -74,7 +75,7 @@ class Optimizer:
         ``weight decay`` are found in the defaults, ``status`` in a ``last_step``."""
         if isinstance(make, Optimizer):
             return make
-        name = f"{make.__module__}.{getattr(make, '__name__', make)}"
+        name = name_of(make)
         kind = make
         if isinstance(make, type):
             make = lambda model: kind(model.parameters())  # noqa: E731

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from natgrad.testing.cases.system import Counted, System
+from natgrad.testing.subjects.naming import name_of
 
 KEYWORDS = frozenset({"x0", "preconditioner", "max_iterations"})
 SOLVED = frozenset({"CONVERGED", "ZERO_RHS"})
@@ -61,7 +62,7 @@ class Solver:
         if "max_iterations" in names:
             given |= {"krylov"}
             given |= set() if given & {"least residual", "indefinite"} else {"least error"}
-        name = f"{function.__module__}.{getattr(function, '__name__', function)}"
+        name = name_of(function)
         return cls(name, function, names | given)
 
     def __call__(self, A: Any, b: Tensor, *, rtol: float = 1e-8, **given: Any) -> Answer:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from natgrad.testing.subjects.naming import name_of
+
 
 @dataclass(frozen=True)
 class StepSizeRule:
@@ -19,7 +21,7 @@ class StepSizeRule:
     def of(cls, function: Callable[..., Any], traits: object = ()) -> StepSizeRule:
         if isinstance(function, StepSizeRule):
             return function
-        return cls(f"{function.__module__}.{getattr(function, '__name__', function)}", function)
+        return cls(name_of(function), function)
 
     def __call__(self, sKs: float, delta: float) -> float:
         result = self.call(sKs, delta)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from natgrad.testing.cases.system import Counted, System
+from natgrad.testing.subjects.naming import name_of
 from natgrad.testing.subjects.solver import Answer, as_answer
 
 KEYWORDS = frozenset({"preconditioner", "max_iterations"})
@@ -45,7 +46,7 @@ class TrustRegionSolver:
         names = frozenset(inspect.signature(function).parameters) & KEYWORDS
         given = frozenset(traits) | ({"krylov"} if "max_iterations" in names else frozenset())
         given |= {"path"} if path is not None else frozenset()
-        name = f"{function.__module__}.{getattr(function, '__name__', function)}"
+        name = name_of(function)
         return cls(name, function, names | given, path)
 
     def __call__(
