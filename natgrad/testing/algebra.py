@@ -79,3 +79,9 @@ def assert_unwritten(A: Any, v: Tensor) -> None:
     assert torch.equal(v, kept), "v was written to"
     assert product.data_ptr() != v.data_ptr(), "the product shares memory with v"
     assert not product.requires_grad, "the product carries a graph"
+
+
+def assert_close(got: Tensor, expected: Tensor, relative: float) -> None:
+    """‖got − expected‖ <= relative ‖expected‖."""
+    distance = float((got - expected).norm() / expected.norm().clamp_min(1e-300))
+    assert distance <= relative, f"relative distance {distance:.2g}, allowed {relative:.2g}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
 
+from natgrad.testing import algebra
 from natgrad.testing.cases.residuals import Residuals
 from natgrad.testing.check import Kind, check
 from natgrad.testing.strategies import residuals
@@ -24,7 +24,7 @@ def sample_space_is_parameter_space(
     solve: DampedLeastSquares, problem: Residuals, damping: float
 ) -> None:
     s = solve(problem.J, problem.r, damping)
-    _assert_close(s, problem.direction(damping), 2e-13 * (1 + damping) / damping)
+    algebra.assert_close(s, problem.direction(damping), 2e-13 * (1 + damping) / damping)
 
 
 @check(
@@ -39,7 +39,7 @@ def no_momentum_is_no_momentum(
 ) -> None:
     previous = torch.ones(problem.J.shape[1], dtype=torch.float64)
     s = solve(problem.J, problem.r, damping, previous, 0.0)
-    _assert_close(s, solve(problem.J, problem.r, damping), 1e-12)
+    algebra.assert_close(s, solve(problem.J, problem.r, damping), 1e-12)
 
 
 @check(
@@ -57,7 +57,7 @@ def momentum_is_a_proximal_term(
     s = solve(J, problem.r, damping, previous, momentum)
     normal = J.mT @ J + damping * torch.eye(n, dtype=torch.float64)
     expected = torch.linalg.solve(normal, J.mT @ problem.r + damping * momentum * previous)
-    _assert_close(s, expected, 2e-13 * (1 + damping) / damping)
+    algebra.assert_close(s, expected, 2e-13 * (1 + damping) / damping)
 
 
 @check(
@@ -73,7 +73,7 @@ def momentum_has_a_fixed_point(
 ) -> None:
     damping = 0.1
     fixed = problem.direction(damping * (1 - momentum))
-    _assert_close(solve(problem.J, problem.r, damping, fixed, momentum), fixed, 1e-8)
+    algebra.assert_close(solve(problem.J, problem.r, damping, fixed, momentum), fixed, 1e-8)
 
 
 @check(
@@ -87,7 +87,7 @@ def heavy_damping_is_the_gradient(
 ) -> None:
     damping = 10.0**log10_damping
     s = solve(problem.J, problem.r, damping)
-    _assert_close(damping * s, problem.J.mT @ problem.r, 2 / damping + 1e-9)
+    algebra.assert_close(damping * s, problem.J.mT @ problem.r, 2 / damping + 1e-9)
 
 
 @check(
@@ -103,9 +103,4 @@ def light_damping_is_newton(
     s = solve(problem.J, problem.r, damping)
     smallest = min(problem.singular_values)
     exact = torch.linalg.pinv(problem.J) @ problem.r
-    _assert_close(s, exact, 2 * damping / smallest**2 + 1e-6)
-
-
-def _assert_close(got: Tensor, expected: Tensor, relative: float) -> None:
-    distance = float((got - expected).norm() / expected.norm())
-    assert distance <= relative, f"relative distance {distance:.2g}, allowed {relative:.2g}"
+    algebra.assert_close(s, exact, 2 * damping / smallest**2 + 1e-6)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from natgrad.testing import algebra
 from natgrad.testing.cases.system import Counted, System
 from natgrad.testing.check import Kind, check
 from natgrad.testing.strategies import systems
@@ -28,7 +29,7 @@ RTOL = 1e-8
 def ends_with_the_distinct_eigenvalues(solve: Solver, system: System) -> None:
     answer, A = solve.solve(system, rtol=RTOL)
     assert answer.solved, f"{answer.status or 'not solved'} after {A.count} products"
-    iterations = solve.iterations(answer, A) - (2 if answer.iterations is None else 0)
+    iterations = solve.iterations(answer, A)
     assert iterations <= system.distinct + 1, (
         f"{iterations} iterations for {system.distinct} distinct eigenvalues"
     )
@@ -109,7 +110,7 @@ def a_rotation_rotates_the_answer(solve: Solver, system: System, seed: int, perm
     one = solve(Counted(system.A), system.b, rtol=RTOL)
     other = solve(Counted((turned + turned.mT) / 2), Q @ system.b, rtol=RTOL)
     if one.solved and other.solved:  # that it is solved is S4b
-        _assert_close(other.x, Q @ one.x, 4 * RTOL * system.condition)
+        algebra.assert_close(other.x, Q @ one.x, 4 * RTOL * system.condition)
 
 
 @check(
@@ -123,7 +124,7 @@ def the_inverse_as_preconditioner_ends_at_once(solve: Solver, system: System) ->
     inverse = torch.linalg.inv(system.A)
     answer, A = solve.solve(system, rtol=1e-6, preconditioner=(inverse + inverse.mT) / 2)
     assert answer.solved, f"not solved: {answer.status}"
-    iterations = solve.iterations(answer, A) - (2 if answer.iterations is None else 0)
+    iterations = solve.iterations(answer, A)
     assert iterations <= 1, f"{iterations} iterations"
 
 
@@ -158,7 +159,7 @@ def a_diagonal_preconditioner_is_a_change_of_variables(
     root = D.sqrt()
     one, _ = solve.solve(system, rtol=1e-14, preconditioner=D, max_iterations=j)
     other = solve(Counted(root @ system.A @ root), root @ system.b, rtol=1e-14, max_iterations=j)
-    _assert_close(one.x, root @ other.x, 1e-7)
+    algebra.assert_close(one.x, root @ other.x, 1e-7)
 
 
 @check(
@@ -172,9 +173,9 @@ def a_start_at_the_solution_stays(solve: Solver, system: System) -> None:
     exact = torch.linalg.solve(system.A, system.b)
     answer, A = solve.solve(system, rtol=1e-6, x0=exact)
     assert answer.solved, f"not solved: {answer.status}"
-    iterations = A.count - 2 if answer.iterations is None else answer.iterations
+    iterations = solve.iterations(answer, A)
     assert iterations <= 0, f"{iterations} iterations from the solution"
-    _assert_close(answer.x, exact, 1e-6 * system.condition)
+    algebra.assert_close(answer.x, exact, 1e-6 * system.condition)
 
 
 @check(
@@ -195,7 +196,7 @@ def a_start_is_never_made_worse(solve: Solver, system: System, j: int, distance:
     assert after <= before * (1 + 1e-9), f"squared error {before:.3g}, then {after:.3g}"
     answer, _ = solve.solve(system, rtol=RTOL, x0=x0)
     assert answer.solved, f"not solved: {answer.status}"
-    _assert_close(answer.x, exact, 4 * RTOL * system.condition)
+    algebra.assert_close(answer.x, exact, 4 * RTOL * system.condition)
 
 
 @check(
@@ -215,7 +216,7 @@ def columns_are_the_loop_over_them(solve: Solver, system: System, k: int, scale:
         return  # that it is solved is S4b
     assert whole.solved, f"each column alone is solved, the whole is not: {whole.status}"
     for column, answer in zip(whole.x.mT, alone, strict=True):
-        _assert_close(column, answer.x, 4 * RTOL * system.condition)
+        algebra.assert_close(column, answer.x, 4 * RTOL * system.condition)
 
 
 @check(
@@ -228,7 +229,7 @@ def precisions_agree(solve: Solver, system: System) -> None:
     half = system.in_dtype(torch.float32)
     single, _ = solve.solve(half, rtol=1e-4)
     double = torch.linalg.solve(system.A, system.b)
-    _assert_close(single.x.double(), double, 2 * (1e-4 + 50 * half.eps) * system.condition)
+    algebra.assert_close(single.x.double(), double, 2 * (1e-4 + 50 * half.eps) * system.condition)
 
 
 @check(
@@ -284,8 +285,3 @@ def _krylov(A: Tensor, b: Tensor, size: int) -> Tensor:
             break
         columns.append(v / v.norm())
     return torch.stack(columns, dim=1)
-
-
-def _assert_close(got: Tensor, expected: Tensor, relative: float) -> None:
-    distance = float((got - expected).norm() / expected.norm().clamp_min(1e-300))
-    assert distance <= relative, f"relative distance {distance:.2g}, allowed {relative:.2g}"

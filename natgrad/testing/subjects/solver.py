@@ -30,6 +30,18 @@ class Answer:
     Ax: Tensor | None = None
     direction: Tensor | None = None
 
+    def assert_in_kind_of(self, system: System) -> None:
+        expected, got = (system.b.shape, system.dtype), (self.x.shape, self.x.dtype)
+        assert got == expected, f"x is {got}, the right-hand side {expected}"
+
+    def assert_ended_by_nan(self, A: Counted) -> None:
+        """At the product where NaN came or the next, unsolved, at the last finite x."""
+        if A.nan_from is None or A.count < A.nan_from:
+            return  # it never met one
+        assert not self.solved, "claims a solution"
+        assert bool(torch.isfinite(self.x).all()), f"x = {self.x}"
+        assert A.count <= A.nan_from + 1, f"{A.count} products, NaN since product {A.nan_from}"
+
 
 @dataclass(frozen=True)
 class Solver:
@@ -76,13 +88,12 @@ class Solver:
         """The answer, checked for its kind, and the operator that counted its products."""
         A = Counted(system.A)
         answer = self(A, system.b, rtol=rtol, **given)
-        expected, got = (system.b.shape, system.dtype), (answer.x.shape, answer.x.dtype)
-        assert got == expected, f"x is {got}, b is {expected}"
+        answer.assert_in_kind_of(system)
         return answer, A
 
     def iterations(self, answer: Answer, A: Counted) -> int:
-        """As it says, or where it does not say, by its products."""
-        return A.count if answer.iterations is None else answer.iterations
+        """As it says, or else its products, less one for a start and one to verify."""
+        return A.count - 2 if answer.iterations is None else answer.iterations
 
 
 def as_answer(result: Any) -> Answer:

@@ -60,8 +60,7 @@ class TrustRegionSolver:
         """The answer with g = b, and the operator that counted its products."""
         A = Counted(system.A)
         answer = self(A, system.b, radius, rtol=rtol, **given)
-        expected, got = (system.b.shape, system.dtype), (answer.x.shape, answer.x.dtype)
-        assert got == expected, f"s is {got}, g is {expected}"
+        answer.assert_in_kind_of(system)
         return answer, A
 
 
