@@ -8,13 +8,13 @@ import torch
 from hypothesis import strategies as st
 
 from natgrad.testing import algebra
+from natgrad.testing.agreement import ROUNDING, assert_equal, assert_semidefinite
 from natgrad.testing.cases.network import NetworkCase
 from natgrad.testing.check import Kind, check
 from natgrad.testing.strategies import DTYPES, PLAIN, SEEDS
-from natgrad.testing.subjects.curvature import Curvature, as_dense, assert_equal, suited
+from natgrad.testing.subjects.curvature import Curvature, as_dense, suited
 from natgrad.testing.truth import jacobian
 
-ROUNDING = 2.0**14
 SUMS = "2^14 eps: sums of a few thousand terms"
 
 
@@ -96,10 +96,7 @@ def jacobian_is_the_derivative(subject: Curvature, case: NetworkCase, seed: int)
     case=suited(), cost=5,
 )  # fmt: skip
 def is_positive_semidefinite(subject: Curvature, case: NetworkCase) -> None:
-    dense = subject.dense(case)
-    eigenvalues = torch.linalg.eigvalsh((dense + dense.mT) / 2)
-    least, largest = float(eigenvalues[0]), float(eigenvalues.abs().max())
-    assert least >= -ROUNDING * case.eps * largest, f"eigenvalues from {least:.3g} to {largest:.3g}"
+    assert_semidefinite(subject.dense(case), ROUNDING * case.eps)
 
 
 @check(

@@ -7,15 +7,21 @@ from dataclasses import replace
 import torch
 from hypothesis import strategies as st
 
+from natgrad.testing.agreement import (
+    ENTRY,
+    ROUNDING,
+    STANDARD_ERRORS,
+    assert_draws_tend_to,
+    assert_equal,
+    assert_rows_follow_the_parameters,
+    assert_samples_have_no_order,
+)
 from natgrad.testing.cases.network import NetworkCase
 from natgrad.testing.check import Kind, check
 from natgrad.testing.strategies import PLAIN, SEEDS
-from natgrad.testing.subjects.curvature import Curvature, as_dense, assert_equal, suited
+from natgrad.testing.subjects.curvature import Curvature, as_dense, suited
 
-ROUNDING = 2.0**14
-ENTRY = "2^14 eps of the largest entry: sums of a few thousand terms"
 FUSED = ("attention", "lstm", "gru")
-DRAWS, REPEATS, ERRORS = 5, 24, 5.0
 
 
 @check(
@@ -210,10 +216,7 @@ def tied_weights_count_for_every_use(subject: Curvature, case: NetworkCase) -> N
     case=suited((*PLAIN, "shapes")), cost=5,
 )  # fmt: skip
 def rows_are_in_the_order_of_the_parameters(subject: Curvature, case: NetworkCase) -> None:
-    turned = replace(case, reverse=True)
-    order = case.reversal()
-    expected = subject.dense(case)[order][:, order]
-    assert_equal(subject.dense(turned), expected, ROUNDING * case.eps, "in reverse order")
+    assert_rows_follow_the_parameters(subject.dense, case)
 
 
 @check(
@@ -231,23 +234,12 @@ def rows_are_in_the_order_of_the_entries(subject: Curvature, case: NetworkCase) 
 @check(
     "O17", Kind.CURVATURE,
     "with drawn labels, the mean of vᵀA v over draws tends to that of the exact matrix",
-    tolerance="five standard errors of 24 draws; three would accuse one right operator in 370",
+    tolerance=STANDARD_ERRORS,
     needs=["sampled"],
     case=suited(("mlp",)), seed=SEEDS, cost=8,
 )  # fmt: skip
 def draws_tend_to_the_exact_matrix(subject: Curvature, case: NetworkCase, seed: int) -> None:
-    v = case.vectors(1, seed)[:, 0]
-    exact = float(v @ (subject.truth(case) @ v))
-    values = []
-    for index in range(REPEATS):
-        drawn = replace(case, draws=DRAWS, draw_seed=seed + index)
-        values.append(v @ (subject.build(drawn) @ v))
-    found = torch.stack(values)
-    mean, error = float(found.mean()), float(found.std()) / REPEATS**0.5
-    assert error > 0, "every draw gives the same matrix"
-    assert abs(mean - exact) <= ERRORS * error, (
-        f"mean {mean:.4g} of {REPEATS} draws, standard error {error:.2g}, exact {exact:.4g}"
-    )
+    assert_draws_tend_to(subject.truth(case), subject.build, case, seed)
 
 
 @check(
@@ -258,7 +250,4 @@ def draws_tend_to_the_exact_matrix(subject: Curvature, case: NetworkCase, seed: 
     case=suited(), seed=SEEDS, cost=5,
 )  # fmt: skip
 def the_order_of_samples_is_nothing(subject: Curvature, case: NetworkCase, seed: int) -> None:
-    count = len(case.targets)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    mixed = replace(case, rows=tuple(order.tolist()))
-    assert_equal(subject.dense(mixed), subject.dense(case), ROUNDING * case.eps, "permuted")
+    assert_samples_have_no_order(subject.dense, case, seed)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from natgrad.testing import algebra
+from natgrad.testing.agreement import ROUNDING, assert_equal
 from natgrad.testing.cases.network import NetworkCase
 from natgrad.testing.check import Kind, check
 from natgrad.testing.strategies import SEEDS
-from natgrad.testing.subjects.curvature import Curvature, assert_equal, suited
+from natgrad.testing.subjects.curvature import Curvature, suited
 
-ROUNDING = 2.0**14
 MODES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,

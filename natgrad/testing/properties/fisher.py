@@ -7,15 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from natgrad.testing.agreement import ENTRY, ROUNDING, assert_equal
 from natgrad.testing.cases.network import NetworkCase
 from natgrad.testing.check import Kind, check
 from natgrad.testing.likelihoods import COMMON, FAMILIES, NATURAL, divergence
 from natgrad.testing.strategies import PLAIN, SEEDS
-from natgrad.testing.subjects.curvature import Curvature, as_dense, assert_equal, suited
+from natgrad.testing.subjects.curvature import Curvature, as_dense, suited
 from natgrad.testing.truth import expected_scores, fisher, gauss_newton, kl_hessian
 
-ROUNDING = 2.0**14
-ENTRY = "2^14 eps of the largest entry: sums of a few thousand terms"
 SMOOTH = tuple(family for family in FAMILIES if family != "laplace")
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from hypothesis import strategies as st
 
 from natgrad.testing import algebra
+from natgrad.testing.agreement import (
+    ENTRY,
+    ROUNDING,
+    STANDARD_ERRORS,
+    assert_draws_tend_to,
+    assert_equal,
+    assert_rows_follow_the_parameters,
+    assert_samples_have_no_order,
+    assert_semidefinite,
+)
 from natgrad.testing.cases.network import NetworkCase
 from natgrad.testing.check import Kind, check
 from natgrad.testing.strategies import PLAIN, SEEDS
-from natgrad.testing.subjects.curvature import Kronecker, assert_equal, suited
+from natgrad.testing.subjects.curvature import Kronecker, suited
 from natgrad.testing.truth import blocks
-
-ROUNDING = 2.0**14
-ENTRY = "2^14 eps of the largest entry: sums of a few thousand terms"
-DRAWS, REPEATS, ERRORS = 5, 24, 5.0
 
 
 @check(
@@ -116,9 +120,7 @@ def is_linear(subject: Kronecker, case: NetworkCase, seed: int) -> None:
 def is_symmetric_positive_semidefinite(subject: Kronecker, case: NetworkCase) -> None:
     dense = subject.dense(case)
     assert_equal(dense.mT, dense, ROUNDING * case.eps, "the transpose")
-    eigenvalues = torch.linalg.eigvalsh((dense + dense.mT) / 2)
-    least, largest = float(eigenvalues[0]), float(eigenvalues.abs().max())
-    assert least >= -ROUNDING * case.eps * largest, f"eigenvalues from {least:.3g} to {largest:.3g}"
+    assert_semidefinite(dense, ROUNDING * case.eps)
 
 
 @check(
@@ -180,10 +182,7 @@ def unused_parameters_have_zero_rows(subject: Kronecker, case: NetworkCase) -> N
     case=suited(("mlp", "linear", "tokens")), cost=5,
 )  # fmt: skip
 def rows_are_in_the_order_of_the_parameters(subject: Kronecker, case: NetworkCase) -> None:
-    order = case.reversal()
-    expected = subject.dense(case)[order][:, order]
-    got = subject.dense(replace(case, reverse=True))
-    assert_equal(got, expected, ROUNDING * case.eps, "in reverse order")
+    assert_rows_follow_the_parameters(subject.dense, case)
 
 
 @check(
@@ -204,23 +203,12 @@ def gradient_mode_is_nothing(subject: Kronecker, case: NetworkCase) -> None:
     "O17b", Kind.KRONECKER,
     "for a deep linear network, the mean of vᵀK v over draws of labels tends to that of the Fisher "
     "matrix, layer by layer",
-    tolerance="five standard errors of 24 draws; three would accuse one right operator in 370",
+    tolerance=STANDARD_ERRORS,
     needs=["sampled"],
     case=suited(("linear",), ("mse",)), seed=SEEDS, cost=8,
 )  # fmt: skip
 def draws_tend_to_the_exact_matrix(subject: Kronecker, case: NetworkCase, seed: int) -> None:
-    v = case.vectors(1, seed)[:, 0]
-    exact = float(v @ (subject.truth(case) @ v))
-    values = []
-    for index in range(REPEATS):
-        K = subject.make(replace(case, draws=DRAWS, draw_seed=seed + index))
-        values.append(v @ (K @ v))
-    found = torch.stack(values)
-    mean, error = float(found.mean()), float(found.std()) / REPEATS**0.5
-    assert error > 0, "every draw gives the same matrix"
-    assert abs(mean - exact) <= ERRORS * error, (
-        f"mean {mean:.4g} of {REPEATS} draws, standard error {error:.2g}, exact {exact:.4g}"
-    )
+    assert_draws_tend_to(subject.truth(case), subject.make, case, seed)
 
 
 @check(
@@ -231,10 +219,7 @@ def draws_tend_to_the_exact_matrix(subject: Kronecker, case: NetworkCase, seed: 
     case=suited(PLAIN), seed=SEEDS, cost=5,
 )  # fmt: skip
 def the_order_of_samples_is_nothing(subject: Kronecker, case: NetworkCase, seed: int) -> None:
-    count = len(case.targets)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    mixed = replace(case, rows=tuple(order.tolist()))
-    assert_equal(subject.dense(mixed), subject.dense(case), ROUNDING * case.eps, "permuted")
+    assert_samples_have_no_order(subject.dense, case, seed)
 
 
 @check(

@@ -150,19 +150,3 @@ def as_dense(A: Any, case: NetworkCase) -> Tensor:
     """The matrix of an operator: one product with each unit vector."""
     dense: Tensor = A @ torch.eye(case.n, dtype=case.dtype)
     return dense.detach()
-
-
-def assert_equal(got: Tensor, expected: Tensor, relative: float, what: str = "") -> None:
-    """Entries agree up to so much of the largest, the message names the worst."""
-    assert got.shape == expected.shape, f"{what}: {tuple(got.shape)}, not {tuple(expected.shape)}"
-    difference = (got - expected).abs()
-    largest = float(expected.abs().max())
-    assert bool(torch.isfinite(got).all()), f"{what or 'the product'} is not finite"
-    worst = int(difference.argmax())
-    place = tuple(int(index) for index in torch.unravel_index(torch.tensor(worst), got.shape))
-    allowed = relative * largest
-    assert float(difference.max()) <= allowed, (
-        f"{what}{': ' if what else ''}entry {place} is {float(got.reshape(-1)[worst]):.6g}, not "
-        f"{float(expected.reshape(-1)[worst]):.6g}; largest entry {largest:.3g}, allowed "
-        f"{allowed:.2g}"
-    )
