@@ -182,12 +182,9 @@ def minima_are_kept(subject: Optimizer, objective: Objective) -> None:
 
 def _spoiled(run: Run, bad: float) -> Tensor:
     """The closure of a loss that is NaN or infinite, and its gradients NaN."""
-    if run.form in ("residuals", "bare closure"):
-        return run.closure() * bad
-    run.optimizer.zero_grad()
-    loss = run.task.loss(run.model) * bad
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss
+    return run.closure_of(
+        lambda: run.task.loss(run.model) * bad, lambda: run.task.residuals(run.model) * bad
+    )
 
 
 def _counted(closure: Callable[[], Tensor]) -> Callable[[], Tensor]:

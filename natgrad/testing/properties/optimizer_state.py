@@ -212,13 +212,10 @@ def _step_on_a_copy(run: Run, training: Training) -> Callable[[], Tensor | None]
     inputs = training.batch[0].clone()
 
     def closure() -> Tensor:
-        if run.form == "residuals":
-            return training.residuals(run.model, inputs)
-        run.optimizer.zero_grad()
-        loss = training.loss(run.model, inputs)
-        if run.form != "bare closure":
-            loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        return run.closure_of(
+            lambda: training.loss(run.model, inputs),
+            lambda: training.residuals(run.model, inputs),
+        )
 
     run.step_by(closure)
     return weakref.ref(inputs)

@@ -165,13 +165,7 @@ def _trained(rank: int, subject: Optimizer, training: Training) -> Tensor:
     parallel = DistributedDataParallel(run.model)
 
     def closure() -> Tensor:
-        if run.form == "residuals":
-            return half.residuals(run.model)
-        run.optimizer.zero_grad()
-        loss = half.loss(parallel)
-        if run.form != "bare closure":
-            loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        return run.closure_of(lambda: half.loss(parallel), lambda: half.residuals(run.model))
 
     for _ in range(2):
         run.step_by(closure)

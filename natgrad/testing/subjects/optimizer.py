@@ -135,13 +135,19 @@ class Run:
 
     def closure(self) -> Tensor:
         """That of the form; of "plain", the standard one."""
+        return self.closure_of(
+            lambda: self.task.loss(self.model), lambda: self.task.residuals(self.model)
+        )
+
+    def closure_of(self, loss: Callable[[], Tensor], residuals: Callable[[], Tensor]) -> Tensor:
+        """What the closure of the form does with this loss, or with these residuals."""
         if self.form == "residuals":
-            return self.task.residuals(self.model)
+            return residuals()
         self.optimizer.zero_grad()
-        loss = self.task.loss(self.model)
+        value = loss()
         if self.form != "bare closure":
-            loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+            value.backward()  # type: ignore[no-untyped-call]
+        return value
 
     def step(self) -> Any:
         return self.step_by(self.closure)
