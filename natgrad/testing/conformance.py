@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,19 +50,10 @@ def checks_for(kind: Kind | str) -> tuple[Check, ...]:
 
 
 def examine(
-    tested: Any,
-    kind: Kind | str,
-    *,
-    seed: int | None = None,
-    examples: int = EXAMPLES,
-    told: Callable[[Verdict], None] = lambda verdict: None,
+    tested: Any, kind: Kind | str, *, seed: int | None = None, examples: int = EXAMPLES
 ) -> list[Verdict]:
-    """The verdict of every check of the kind; ``told`` hears each as it comes."""
-    verdicts = []
-    for each in checks_for(kind):
-        verdicts.append(each.examine(tested, seed=seed, examples=examples))
-        told(verdicts[-1])
-    return verdicts
+    """The verdict of every check of the kind."""
+    return [each.examine(tested, seed=seed, examples=examples) for each in checks_for(kind)]
 
 
 def enforce(

@@ -68,7 +68,7 @@ TWO = (
     '    dist.init_process_group("gloo", f"file://{path}", rank=rank, world_size=2)\n'
     "    model = torch.nn.parallel.DistributedDataParallel(model)\n"
     "    parameters, x, y = list(model.parameters()), x[rank::2], y[rank::2]\n"
-    "    optimizer = MAKE\n"
+    "    optimizer = {make}\n"
     "    optimizer.step(closure)\n"
     "    optimizer.step(closure)\n"
     "    print(rank, [round(float(p.norm()), 6) for p in parameters], flush=True)\n"
@@ -123,5 +123,5 @@ def optimizer_script(identifier: str, arguments: Arguments, subject: Optimizer) 
     if scene is None:
         return None
     inner = "" if bare else "    " + STANDARD
-    filled = scene.replace("{make}", make).replace("MAKE", make).replace("{backward}", inner)
+    filled = scene.replace("{make}", make).replace("{backward}", inner)
     return NETWORK.format(**words) + filled

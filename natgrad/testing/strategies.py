@@ -126,14 +126,14 @@ def rollouts(*, max_steps: int = 8) -> st.SearchStrategy[Rollout]:
     return st.builds(Rollout, st.text(".x|", min_size=1, max_size=max_steps), SEEDS)
 
 
-def operators(
+def symmetric_systems(
     *,
     max_size: int = 12,
     max_log10_condition: float = 3.0,
     semidefinite: bool = False,
     dtypes: tuple[torch.dtype, ...] = (torch.float64,),
-) -> st.SearchStrategy[MatrixOperator]:
-    """Symmetric matrices behind ``A @ v``, indefinite ones among them unless ``semidefinite``."""
+) -> st.SearchStrategy[System]:
+    """Systems with singular A among them, and indefinite ones unless ``semidefinite``."""
 
     def of(negative: bool, zero: bool) -> st.SearchStrategy[System]:
         return systems(
@@ -143,7 +143,22 @@ def operators(
 
     found = [of(False, False), of(False, True)]
     found += [] if semidefinite else [of(True, False)]
-    return st.builds(MatrixOperator, st.one_of(found))
+    return st.one_of(found)
+
+
+def operators(
+    *,
+    max_size: int = 12,
+    max_log10_condition: float = 3.0,
+    semidefinite: bool = False,
+    dtypes: tuple[torch.dtype, ...] = (torch.float64,),
+) -> st.SearchStrategy[MatrixOperator]:
+    """The matrices of :func:`symmetric_systems` behind ``A @ v``."""
+    found = symmetric_systems(
+        max_size=max_size, max_log10_condition=max_log10_condition, semidefinite=semidefinite,
+        dtypes=dtypes,
+    )  # fmt: skip
+    return st.builds(MatrixOperator, found)
 
 
 def distributions(

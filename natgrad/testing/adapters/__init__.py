@@ -16,7 +16,7 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "natgrad.solvers.cholesky:cholesky": ("columns", "direction"),
     "natgrad.trust_region.approximate_wolfe:approximate_wolfe": ("wolfe",),
 }
-# (kind, prefix of "module:name" as defined): the module here with ``adapt(name, object, kind)``.
+# (kind, prefix of "module:name" as defined): the module here with ``adapt(name, object)``.
 ADAPTERS: dict[tuple[Kind, str], str] = {
     (Kind.SOLVER, "scipy.sparse.linalg."): "scipy",
     (Kind.SOLVER, "linear_operator.utils.linear_cg:"): "linear_operator",
@@ -77,11 +77,12 @@ def subject(thing: Any, kind: Kind | str, traits: Iterable[str] = ()) -> Any:
 
 
 def _curvature(of: Callable[..., Any], thing: Any, traits: tuple[str, ...]) -> Any:
-    matrices = {"fisher", "gauss_newton", "hessian", "empirical_fisher"}
-    claimed = matrices.intersection(traits)
+    from natgrad.testing.truth import TRUTHS
+
+    claimed = [trait for trait in traits if trait in TRUTHS]
     if len(claimed) != 1:
         raise ValueError(
-            f"a curvature operator claims to be one of {sorted(matrices)}: name it among the "
+            f"a curvature operator claims to be one of {sorted(TRUTHS)}: name it among the "
             f"traits, got {sorted(traits)}"
         )
-    return of(thing, claimed.pop(), [trait for trait in traits if trait not in matrices])
+    return of(thing, claimed[0], [trait for trait in traits if trait not in TRUTHS])

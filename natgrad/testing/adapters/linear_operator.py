@@ -49,13 +49,6 @@ def adapt(name: str, function: Callable[..., Any]) -> Solver:
             'print("warns of no convergence:", any("CG" in str(w.message) for w in caught))\n'
         )
 
-    offers = {
-        "device",
-        "krylov",
-        "least error",
-        "columns",
-        "x0",
-        "preconditioner",
-        "max_iterations",
-    }
-    return Solver("linear_operator.linear_cg", call, frozenset(offers), script)
+    traits = {"device", "krylov", "least error", "columns"}
+    offers = frozenset({"x0", "preconditioner", "max_iterations", *traits})
+    return Solver("linear_operator.linear_cg", call, offers, script)

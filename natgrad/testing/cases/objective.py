@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 DOUBLE = torch.float64
-NAMED = ("rosenbrock", "logarithm", "nan")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from natgrad.testing import algebra
 from natgrad.testing.cases.system import System
 from natgrad.testing.check import Kind, check
-from natgrad.testing.strategies import DTYPES, SEEDS, operators
+from natgrad.testing.strategies import DTYPES, SEEDS, symmetric_systems
 from natgrad.testing.subjects.operator import Operator
 
 ROUNDING = 2.0**10
@@ -18,12 +18,11 @@ ROUNDING = 2.0**10
 def systems(subject: Operator) -> st.SearchStrategy[System]:
     """Of either sign where the subject's matrix may be, in float32 where it keeps that."""
     dtypes = DTYPES if "float32" in subject.offers else DTYPES[:1]
-    found = operators(semidefinite=subject.structure == "semidefinite", dtypes=dtypes)
-    return found.map(lambda operator: operator.system)
+    return symmetric_systems(semidefinite=subject.structure == "semidefinite", dtypes=dtypes)
 
 
 def in_float64(subject: Operator) -> st.SearchStrategy[System]:
-    return operators(semidefinite=subject.structure == "semidefinite").map(lambda A: A.system)
+    return symmetric_systems(semidefinite=subject.structure == "semidefinite")
 
 
 def vectors(system: System, count: int, seed: int) -> Tensor:
