@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.interpolate import CubicHermiteSpline
 
 from natgrad.trust_region import WolfeStatus, approximate_wolfe
 
@@ -291,3 +292,22 @@ def test_settings_out_of_range_are_refused_before_any_evaluation(given):
     with pytest.raises(ValueError, match=r"expected .*, got .*"):
         approximate_wolfe(wave, **{"initial": 1.0, "value": 4.5, "slope": -3.0, **given})
     assert not wave.calls
+
+
+def test_beyond_a_crest_the_interval_goes_back_to_where_it_falls():
+    """U3: the secant of 0 and 1 is 0.6, where φ falls again, but from above the ceiling: what lies
+    between 0.6 and 1 stays above it, and the point to accept is on this side of the crest."""
+    phi = CubicHermiteSpline(
+        [0.0, 0.1, 0.4, 0.6, 1.0], [0.0, -0.05, 0.5, 0.3, 0.2], [-1.0, 0.0, 0.0, -0.5, 2 / 3]
+    )
+    slope_of, tried = phi.derivative(), []
+
+    def evaluate(alpha):
+        tried.append(alpha)
+        return float(phi(alpha)), float(slope_of(alpha))
+
+    found = approximate_wolfe(evaluate, initial=1.0, value=0.0, slope=-1.0, **SETTINGS)
+    assert tried[:2] == [1.0, pytest.approx(0.6)]
+    assert found.status is WolfeStatus.ACCEPTED
+    assert found.alpha < 0.4
+    assert found.value < 0
