@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, Kronecker, LinearOperator, Sharing
 from natgrad.curvature.kronecker_block import NonFiniteFactors
+from natgrad.optim.inner_products import inner_products
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.running_factors import RunningFactors, mixed_seed
@@ -145,7 +146,7 @@ class AdaptiveKFAC(SecondOrderOptimizer):
         d, Fd = self._combined(start, K, F, damping)
         rates = self._per_parameter("lr", start.parameters)
         d, Fd = rates * d, rates * Fd
-        slope, dFd = start.gradient.double() @ d.double(), d.double() @ Fd.double()
+        slope, dFd = inner_products(start.gradient, d), inner_products(d, Fd)
         report = replace(
             report, products=F.products, kl=float(dFd / 2), step_scale=1.0,
             predicted_reduction=float(-slope - dFd / 2),
@@ -170,13 +171,9 @@ class AdaptiveKFAC(SecondOrderOptimizer):
         last = self._remembered("last_step", start.parameters)
         if last is not None and bool(last.any()):
             directions.append(last)
-        images = [F @ v for v in directions]
-        V, FV = ([v.double() for v in vectors] for vectors in (directions, images))
-        A = torch.stack(
-            [v @ Fw + damping * (v @ w) for v in V for w, Fw in zip(V, FV, strict=True)]
-        )
-        A = A.reshape(len(V), len(V))
-        b = -torch.stack([v @ g.double() for v in V])
+        V, FV = torch.stack(directions), torch.stack([F @ v for v in directions])
+        A = inner_products(V, FV) + damping * inner_products(V, V)
+        b = -inner_products(V, g)
         # By least squares of the unit-diagonal system: Δ and d₋ may be parallel, to rounding.
         unit = torch.where(A.diagonal() > 0, A.diagonal().rsqrt(), 0.0)
         scaled = unit.unsqueeze(1) * A * unit
@@ -186,10 +183,7 @@ class AdaptiveKFAC(SecondOrderOptimizer):
             kept = values > 1e-6 * values.amax()
             y = torch.where(kept, (vectors.mT @ (unit * b)) / values, 0.0)
             coefficients = unit * (vectors @ y)
-        d, Fd = torch.zeros_like(g), torch.zeros_like(g)
-        for coefficient, v, Fv in zip(coefficients.to(g), directions, images, strict=True):
-            d, Fd = d + coefficient * v, Fd + coefficient * Fv
-        return d, Fd
+        return coefficients.to(g) @ V, coefficients.to(g) @ FV
 
     def _judged(self, start: Start, theta: Tensor, report: StepReport) -> StepReport:
         """The account with what the closure measured at θ; λ for the next step."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from natgrad.curvature import GaussNewton, LinearOperator
 from natgrad.optim.curvature_source import Curvature, operator_of, require_one_source
+from natgrad.optim.inner_products import inner_products
 from natgrad.optim.likelihoods import Metric, metric_of
 from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.second_order import (
@@ -129,16 +130,16 @@ class HessianFree(SecondOrderOptimizer):
             return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
         self._remember("solution", start.parameters, s.x)
         rates = self._per_parameter("lr", start.parameters)
-        chosen, loss = Iterate(s.x, s.x.double() @ s.Ax.double()), None
+        chosen, loss = Iterate(s.x, inner_products(s.x, s.Ax)), None
         if start.loss is not None:
             chosen, loss = self._best_iterate(start, s, rates)
         d = rates * chosen.x
         if rates.ndim:
-            dGd = d.double() @ (G @ d).double()
+            dGd = inner_products(d, G @ d)
         else:
-            undamped = chosen.xAx - damping * chosen.x.double().square().sum()
+            undamped = chosen.xAx - damping * inner_products(chosen.x, chosen.x)
             dGd = rates.double().square() * undamped
-        slope = start.gradient.double() @ d.double()
+        slope = inner_products(start.gradient, d)
         report = replace(
             report, products=G.products, kl=float(dGd / 2),
             predicted_reduction=float(slope - dGd / 2), step_scale=1.0,
@@ -160,7 +161,7 @@ class HessianFree(SecondOrderOptimizer):
         self, start: Start, s: Solution[Tensor], rates: Tensor
     ) -> tuple[Iterate[Tensor], Tensor]:
         """The iterate to go to, and the loss there: back from the last while the loss falls."""
-        last = Iterate(s.x, s.x.double() @ s.Ax.double())
+        last = Iterate(s.x, inner_products(s.x, s.Ax))
         chosen, best = last, start.evaluate(start.theta - rates * s.x)[0]
         for iterate in reversed(s.iterates):
             if torch.equal(iterate.x, s.x):
@@ -207,6 +208,6 @@ class HessianFree(SecondOrderOptimizer):
 
     def _adapt(self, damping: float, ratio: float, d: Tensor, slope: Tensor) -> None:
         """λ for the next step, not below the curvature's rounding, from where it could not rise."""
-        curvature = float(slope.abs() / d.double().square().sum())
+        curvature = float(slope.abs() / inner_products(d, d))
         minimum = torch.finfo(d.dtype).eps * curvature if math.isfinite(curvature) else 0.0
         self._keep("damping", max(update_damping(damping, ratio), minimum))

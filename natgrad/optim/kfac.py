@@ -12,6 +12,7 @@ from torch import nn
 from natgrad import flat
 from natgrad.curvature import Sharing
 from natgrad.curvature.kronecker_block import NonFiniteFactors
+from natgrad.optim.inner_products import inner_products
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.running_factors import RunningFactors
@@ -127,7 +128,7 @@ class KFAC(SecondOrderOptimizer):
         move = s if before is None else s + self._per_parameter("momentum", trained) * before
         move = torch.where(kept, move, 0.0)
         d = self._per_parameter("lr", trained) * move
-        kl = float(d.double() @ (K @ d).double() / 2)
+        kl = float(inner_products(d, K @ d) / 2)
         max_kl = self._setting("max_kl")
         if not math.isfinite(kl):
             return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, LinearOperator
 from natgrad.optim.curvature_source import Curvature, operator_of, require_one_source
+from natgrad.optim.inner_products import inner_products
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.second_order import (
@@ -118,7 +119,7 @@ class NaturalGradient(SecondOrderOptimizer):
         if rates.ndim:  # K D s, with D the rates, is no multiple of K s
             d, longest = rates * s.x, torch.ones_like(rates[0])
             Kd = K @ d
-        slope, dKd = start.gradient.double() @ d.double(), d.double() @ Kd.double()
+        slope, dKd = inner_products(start.gradient, d), inner_products(d, Kd)
         report = StepReport(
             StepStatus.ACCEPTED, iterations=s.iterations, products=K.products, damping=damping,
             solver=self._solver_name, solver_status=s.status,

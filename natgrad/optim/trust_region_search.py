@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from natgrad.optim.inner_products import inner_products
 from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.second_order import Start
 from natgrad.solvers import Solution, Status
@@ -77,7 +78,7 @@ def search_radius(
             break
         step = rates * s.x
         image = multiply(step) if rates.ndim else rates * s.Ax
-        predicted = -float(g @ step.double() + step.double() @ image.double() / 2)
+        predicted = -float(inner_products(g, step) + inner_products(step, image) / 2)
         if not math.isfinite(predicted):
             status = StepStatus.NONFINITE_CURVATURE
             break
