@@ -52,6 +52,7 @@ def digits() -> Tensor:
     return torch.as_tensor(load_digits().data / 16, dtype=torch.float32)
 
 
+@torch.no_grad()
 def autoencoder(sizes: tuple[int, ...], seed: int, incoming: int | None = 15) -> nn.Sequential:
     """From ``sizes[0]`` pixels to a linear code of ``sizes[-1]`` and back to logits of the pixels.
 
@@ -69,8 +70,8 @@ def autoencoder(sizes: tuple[int, ...], seed: int, incoming: int | None = 15) ->
         else:
             rank = torch.rand(outputs, inputs, generator=generator).argsort(1).argsort(1)
             weight *= rank < incoming
-        linear.weight.data.copy_(weight)
-        linear.bias.data.zero_()
+        linear.weight.copy_(weight)
+        linear.bias.zero_()
         layers.append(linear)
         if depth not in (len(sizes) - 1, len(pairs)):
             layers.append(nn.Sigmoid())

@@ -176,8 +176,9 @@ def test_the_target_bootstraps_behind_a_time_limit_and_not_behind_a_termination(
 
 def test_the_target_stops_at_a_termination_and_carries_no_gradient(generator):
     ddpg = make(DDPG, generator, discount=0.9)
-    for parameter in ddpg.critics.parameters():
-        parameter.data.mul_(1.7)  # so that it matters which of the networks is asked
+    with torch.no_grad():
+        for parameter in ddpg.critics.parameters():
+            parameter.mul_(1.7)  # so that it matters which of the networks is asked
     x, a, r, following, terminated = batch(generator)
     y = ddpg.targets(Transitions(x, a, r, following, terminated))
     for k in range(len(r)):
@@ -229,9 +230,10 @@ def test_steps_are_those_of_the_pseudocode(generator):
         actor.zero_grad()
         (-value).backward()
         actor.step()
-        for old, new in ((old_mu, mu), (old_Q, Q)):
-            for target, source in zip(old.parameters(), new.parameters(), strict=True):
-                target.data = 0.9 * target.data + 0.1 * source.data
+        with torch.no_grad():
+            for old, new in ((old_mu, mu), (old_Q, Q)):
+                for target, source in zip(old.parameters(), new.parameters(), strict=True):
+                    target.copy_(0.9 * target + 0.1 * source)
         report = ddpg.step(x, a, r, following, terminated)
         assert math.isclose(report.critic_loss, loss.item(), rel_tol=1e-9)
         assert math.isclose(report.action_value, value.item(), rel_tol=1e-9)

@@ -177,9 +177,10 @@ def test_steps_are_those_of_the_pseudocode(generator):
             actor.zero_grad()
             (-first(x, mu(x)).mean()).backward()
             actor.step()
-            for target, source in zip(old, (mu, first, second), strict=True):
-                for t, s in zip(target.parameters(), source.parameters(), strict=True):
-                    t.data = 0.9 * t.data + 0.1 * s.data
+            with torch.no_grad():
+                for target, source in zip(old, (mu, first, second), strict=True):
+                    for t, s in zip(target.parameters(), source.parameters(), strict=True):
+                        t.copy_(0.9 * t + 0.1 * s)
         report = td3.step(x, a, r, following, terminated)
         mean = sum(loss.item() for loss in losses) / 2
         assert math.isclose(report.critic_loss, mean, rel_tol=1e-9)
