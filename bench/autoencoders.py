@@ -31,15 +31,18 @@ from natgrad.curvature.metrics import binary_cross_entropy
 
 RESULTS = Path(__file__).parent / "results"
 DAMPED = {"damping": 1e-4}
-CURVES = {"batch_size": 500, "refresh_every": 20}
+CURVES = {
+    "batch_size": 400, "growth": 1.0225, "refresh_every": 5, "decay": 0.8, "fraction": 0.125,
+    "damping": 3e-5, "minimum_damping": 3e-5,
+}  # fmt: skip
 DIGITS = {"batch_size": 1797, "refresh_every": 10, "fraction": 0.0625, **DAMPED}
 ADAPTIVE, UNSEEN = "AdaptiveKFAC, closure", "AdaptiveKFAC, no closure"
 BOUNDED = {"lr": 0.03, "damping": 0.01, "max_kl": 0.01}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "curves": {
-        ADAPTIVE: {**CURVES, **DAMPED, "fraction": 0.125, "closure": True},
-        UNSEEN: {**CURVES, **DAMPED, "fraction": 0.125},
-        "KFAC": {**CURVES, **BOUNDED},
+        ADAPTIVE: {**CURVES, "closure": True},
+        UNSEEN: CURVES,
+        "KFAC": {"batch_size": 500, "refresh_every": 20, **BOUNDED},
         "HessianFree": {"fraction": 0.2, "damping": 10.0},
         "NaturalGradient": {"fraction": 0.2, "max_kl": 100.0, "max_iterations": 20},
         "LBFGS": {"max_iter": 10},
@@ -71,7 +74,7 @@ class Arguments:
     """Seconds of training for each run; by default those of Adam's grid."""
     threads: int = 1
     """Threads of torch."""
-    points: int = 25
+    points: int = 75
     """Evaluations, at log-spaced times."""
     out: Path = RESULTS / "autoencoders.json"
     """Where the figures go."""

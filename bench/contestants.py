@@ -119,6 +119,20 @@ class Training:
                 for indices in torch.randperm(count, generator=generator).split(size):
                     yield tuple(tensor[indices] for tensor in self.data)
 
+    def growing_batches(self, size: int, growth: float) -> Iterator[tuple[Tensor, ...]]:
+        """As :meth:`batches`, each ``growth`` times as large as the last (Martens & Grosse 2015,
+        section 13); of an epoch, what is less than a batch is left out."""
+        generator = torch.Generator().manual_seed(self.seed)
+        count, wanted = len(self.data[0]), float(size)
+        while wanted < count:
+            order, start = torch.randperm(count, generator=generator), 0
+            while start + int(wanted) <= count:
+                indices = order[start : start + int(wanted)]
+                yield tuple(tensor[indices] for tensor in self.data)
+                start, wanted = start + int(wanted), wanted * growth
+        while True:
+            yield self.data
+
     def costs(self) -> dict[str, float]:
         """Of a forward pass, and of a product with the Gauss-Newton matrix."""
         parameters = self.parameters()
@@ -137,16 +151,21 @@ class Training:
 
     def kfac(self, cost: dict[str, float], batch_size: int, **settings: Any) -> Racer:
         optimizer = KFAC(self.model, likelihood=self.likelihood, seed=self.seed, **settings)
-        return self._on_batches(optimizer, cost, batch_size, 0.0, settings["refresh_every"])
+        batches = self.batches(batch_size)
+        return self._on_batches(optimizer, cost, batches, 0.0, settings["refresh_every"])
 
     def adaptive_kfac(
-        self, cost: dict[str, float], batch_size: int, closure: bool = False, **settings: Any
-    ) -> Racer:
+        self, cost: dict[str, float], batch_size: int, growth: float = 1.0, closure: bool = False,
+        **settings: Any,
+    ) -> Racer:  # fmt: skip
         """With ``closure`` it measures the loss after the step, and takes back one that raised it;
-        without, each step is taken unseen."""
+        without, each step is taken unseen. ``growth`` is that of the batches."""
         optimizer = AdaptiveKFAC(self.model, likelihood=self.likelihood, seed=self.seed, **settings)
         fraction, every = settings["fraction"], settings["refresh_every"]
-        return self._on_batches(optimizer, cost, batch_size, fraction, every, closure)
+        batches = self.batches(batch_size)
+        if growth > 1:
+            batches = self.growing_batches(batch_size, growth)
+        return self._on_batches(optimizer, cost, batches, fraction, every, closure)
 
     def natural_gradient(
         self, cost: dict[str, float], fraction: float = 1.0, **settings: Any
@@ -181,12 +200,12 @@ class Training:
         return backward
 
     def _on_batches(
-        self, optimizer: Any, cost: dict[str, float], batch_size: int, fraction: float, every: int,
-        closure: bool = False,
+        self, optimizer: Any, cost: dict[str, float], batches: Iterator[tuple[Tensor, ...]],
+        fraction: float, every: int, closure: bool = False,
     ) -> Racer:  # fmt: skip
         """``fraction`` of each batch is that of the curvature, 0 where only a refresh needs it. A
         refresh of the factors counts as a forward and three backward passes."""
-        batches, steps = self.batches(batch_size), 0
+        steps = 0
         refresh = cost["forward"] + 3 * (1 - cost["forward"])
 
         def step(progress: float) -> float:
