@@ -191,7 +191,8 @@ OPTIMIZERS = [
     Optimizer(
         "LevenbergMarquardt, unbounded",
         lambda model: LevenbergMarquardt(model.parameters(), radius=float("inf")),
-        frozenset({"residuals", "natural gradient", *NEWTON}), SQUARED, networks=(),
+        # Affine coordinates do matter to it: a step refused is shortened in the norm of its own.
+        frozenset({"residuals", *NEWTON}), SQUARED, networks=(),
     ),
     Optimizer(
         "TrustRegionNewton", lambda model: TrustRegionNewton(model.parameters(), radius=0.5),
