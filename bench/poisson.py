@@ -34,10 +34,10 @@ from natgrad.optim import HessianFree, LevenbergMarquardt, NaturalGradient, Trus
 PROBLEMS = {"2-d": poisson_2d, "5-d": poisson_5d}
 THRESHOLDS = (1e-3, 1e-4, 1e-5, 1e-6)
 TUNING_SEED = 100
-LM, ENGD = {"scaled": True, "acceleration": 0.75}, {"damping": 1e-8, "max_kl": 0.1}
-HF = {"damping": 0.1}
+ENGD, HF = {"damping": 1e-8, "max_kl": 0.1}, {"damping": 0.1}
 CONTESTANTS: dict[str, dict[str, Any]] = {
-    "LevenbergMarquardt, scaled and accelerated": LM,
+    "LevenbergMarquardt, accelerated": {"acceleration": 0.75},
+    "LevenbergMarquardt, scaled and accelerated": {"scaled": True, "acceleration": 0.75},
     "LevenbergMarquardt": {},
     "NaturalGradient, dense": ENGD,
     "HessianFree": HF,
