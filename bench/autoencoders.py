@@ -31,12 +31,11 @@ from natgrad.curvature import OutputMetric
 from natgrad.curvature.metrics import binary_cross_entropy
 
 RESULTS = Path(__file__).parent / "results"
-DAMPED = {"damping": 1e-4}
 CURVES = {
     "batch_size": 400, "growth": 1.0225, "refresh_every": 5, "decay": 0.8, "fraction": 0.125,
     "damping": 3e-5, "minimum_damping": 3e-5,
 }  # fmt: skip
-DIGITS = {"batch_size": 1797, "refresh_every": 10, "fraction": 0.0625, **DAMPED}
+DIGITS = {"batch_size": 1797, "refresh_every": 10, "fraction": 0.0625, "damping": 1e-4}
 ADAPTIVE, UNSEEN = "AdaptiveKFAC, closure", "AdaptiveKFAC, no closure"
 BOUNDED = {"lr": 0.03, "damping": 0.01, "max_kl": 0.01}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {

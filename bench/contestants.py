@@ -162,9 +162,8 @@ class Training:
         without, each step is taken unseen. ``growth`` is that of the batches."""
         optimizer = AdaptiveKFAC(self.model, likelihood=self.likelihood, seed=self.seed, **settings)
         fraction, every = settings["fraction"], settings["refresh_every"]
-        batches = self.batches(batch_size)
-        if growth > 1:
-            batches = self.growing_batches(batch_size, growth)
+        grows = growth > 1
+        batches = self.growing_batches(batch_size, growth) if grows else self.batches(batch_size)
         return self._on_batches(optimizer, cost, batches, fraction, every, closure)
 
     def natural_gradient(

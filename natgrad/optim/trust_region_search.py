@@ -65,7 +65,7 @@ def search_radius(
     model knows.
     """
     assert start.loss is not None
-    loss, g = float(start.loss), start.gradient.double()
+    loss = float(start.loss)
     eps = torch.finfo(start.theta.dtype).eps
     iterations, promised, seen_finite = 0, False, False
     predicted = actual = math.nan
@@ -78,7 +78,8 @@ def search_radius(
             break
         step = rates * s.x
         image = multiply(step) if rates.ndim else rates * s.Ax
-        predicted = -float(inner_products(g, step) + inner_products(step, image) / 2)
+        slope = inner_products(start.gradient, step)
+        predicted = -float(slope + inner_products(step, image) / 2)
         if not math.isfinite(predicted):
             status = StepStatus.NONFINITE_CURVATURE
             break
