@@ -82,8 +82,8 @@ def actor_step(
     g = gradient(objective, parameters, retain_graph=True)
     # squared_error is the mean over states and dimensions of (a − a′)², its matrix twice E[JᵀJ].
     K = GaussNewton(actions, parameters, metrics.squared_error)
-    s = cg(K.damped(settings.damping), g, max_iterations=settings.cg_iterations, rtol=1e-3)
-    sKs = s.x.double() @ s.Ax.double() - settings.damping * s.x.double().square().sum()
+    s = cg(K, g, damping=settings.damping, max_iterations=settings.cg_iterations, rtol=1e-3)
+    sKs = s.x.double() @ s.Ax.double()
     bound = settings.max_action_change**2
     alpha, _ = step_size(sKs, bound)
     step = alpha * s.x

@@ -72,9 +72,9 @@ def natural_step(
         chunk_size=settings.fisher_chunk_size,
     )
     s = cg(
-        K.damped(settings.damping), g,
+        K, g, damping=settings.damping,
         max_iterations=settings.cg_iterations, rtol=settings.cg_tolerance,
     )  # fmt: skip
-    sKs = s.x.double() @ s.Ax.double() - settings.damping * s.x.double().square().sum()
+    sKs = s.x.double() @ s.Ax.double()
     alpha, _ = step_size(sKs, settings.max_kl)
     return NaturalStep(alpha * s.x, s)

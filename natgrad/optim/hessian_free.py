@@ -112,12 +112,12 @@ class HessianFree(SecondOrderOptimizer):
             self._curvature, self._observed, self._gauss_newton, self._parameters(),
             start.parameters,
         )  # fmt: skip
-        A = G.damped(damping)
         last = self._remembered("solution", start.parameters)
+        precondition = self._preconditioner
         s = cg(
-            A, start.gradient,
+            G, start.gradient, damping=damping,
             x0=None if last is None else float(self._setting("warm_start")) * last,
-            preconditioner=None if self._preconditioner is None else self._preconditioner(A),
+            preconditioner=None if precondition is None else precondition(G.damped(damping)),
             rtol=self._rtol, max_iterations=self._max_iterations,
             stop=relative_progress(self._progress),
             iterate_growth=None if start.loss is None else 1.3,
@@ -134,11 +134,8 @@ class HessianFree(SecondOrderOptimizer):
         if start.loss is not None:
             chosen, loss = self._best_iterate(start, s, rates)
         d = rates * chosen.x
-        if rates.ndim:
-            dGd = inner_products(d, G @ d)
-        else:
-            undamped = chosen.xAx - damping * inner_products(chosen.x, chosen.x)
-            dGd = rates.double().square() * undamped
+        # G D x, with D the rates, is no multiple of G x.
+        dGd = inner_products(d, G @ d) if rates.ndim else rates.double().square() * chosen.xAx
         slope = inner_products(start.gradient, d)
         report = replace(
             report, products=G.products, kl=float(dGd / 2),

@@ -11,6 +11,7 @@ from natgrad.solvers.linear_map import LinearMap, Multiply
 from natgrad.solvers.problem import (
     Iteration,
     as_limit,
+    check_damping,
     check_tolerances,
     pose,
     require,
@@ -26,6 +27,7 @@ def cg(
     A: LinearMap,
     b: V,
     *,
+    damping: float = 0.0,
     x0: V | None = None,
     preconditioner: LinearMap | None = None,
     rtol: float = 1e-5,
@@ -35,13 +37,17 @@ def cg(
     check_every: int = 1,
     iterate_growth: float | None = None,
 ) -> Solution[V]:
-    """Solve A x = b to ‖b − A x‖₂ <= max(rtol ‖b‖₂, atol), from products A v alone.
+    """Solve (A + λ I) x = b, λ the ``damping``, to ‖b − (A + λ I) x‖₂ <= max(rtol ‖b‖₂, atol), from
+    products A v alone.
 
     ``A`` is anything with ``A @ v`` (our operators, torch or NumPy matrices, SciPy operators) or a
     function v ↦ A v. ``b`` is a torch or NumPy vector (n,), or a matrix (n, k) of k right-hand
     sides, of float32 or float64; the answer comes back in kind. The columns of a matrix are solved
     apart, each with its own steps, status and end, but share their products: A V once a round.
-    ``preconditioner`` applies an approximation of A⁻¹, symmetric positive definite, of any scale.
+    ``Solution.Ax`` is A x without the damping, summed up beside x and not b − λ x, in which A x
+    would drown where λ is large: xᵀA x is right to rounding for any λ.
+    ``preconditioner`` applies an approximation of (A + λ I)⁻¹, symmetric positive definite, of any
+    scale.
     ``max_iterations`` defaults to 10 n. ``stop`` ends the solve by a further rule
     (:mod:`natgrad.solvers.stopping`), with the status STOPPED. ``check_every=k`` reads the outcome
     back from the device every k iterations only: the same x, up to k − 1 idle products.
@@ -53,13 +59,13 @@ def cg(
 
     Cost, for each column: one product an iteration, one more to verify a claim of convergence, one
     more for x0; memory of nine vectors. 4 dot products, 3 vector updates and one scaling an
-    iteration; ``stop`` adds a dot product and an addition.
+    iteration; damping adds two vector updates and a vector, ``stop`` a dot product and an addition.
 
     Source: Hestenes & Stiefel 1952; Saad, *Iterative Methods for Sparse Linear Systems*, 2003,
     algorithm 9.1. How it differs from them:
 
-    - b, and A by its first product, are scaled by powers of two: with A and b multiplied by any
-      powers of two, x is the same bit for bit.
+    - b, and A by its first product, are scaled by powers of two: with A and b (and the damping,
+      as A) multiplied by any powers of two, x is the same bit for bit.
     - CONVERGED is claimed by the recursive residual but granted by the true one, to which the
       rounding error of computing it is added: eps (‖A‖ ‖x‖ + ‖b‖), ‖A‖ estimated by the products
       taken. A refused claim restarts from the true residual, at most 3 times, while it halves.
@@ -74,18 +80,22 @@ def cg(
     precondition = problem.preconditioner(preconditioner) or _identity
     limit = as_limit(max_iterations, len(problem.rhs))
     check_tolerances(rtol, atol)
+    check_damping(damping)
     require(check_every >= 1, f"check_every must be at least 1, got {check_every}")
     growth = math.inf if iterate_growth is None else iterate_growth
     require(growth > 1, f"iterate_growth must be above 1, got {growth}")
 
     def iterate(rhs: Tensor, start: Tensor | None) -> Iteration:
-        return _iterate(rhs, start, precondition, rtol, atol, limit, stop, check_every, growth)
+        return _iterate(
+            rhs, damping, start, precondition, rtol, atol, limit, stop, check_every, growth
+        )
 
     return problem.solve(iterate, x0)
 
 
 def _iterate(
     rhs: Tensor,
+    damping: float,
     start: Tensor | None,
     precondition: Multiply,
     rtol: float,
@@ -95,33 +105,52 @@ def _iterate(
     check_every: int,
     growth: float,
 ) -> Iteration:
-    # This solves (A/α) x̂ = b/β for powers of two α, β: x = x̂ β/α.
+    # This solves (A/κ κ/α + λ/α) x̂ = b/β for powers of two α, β, κ: x = x̂ β/α, A x = κ/α β Âx̂.
+    # α is the size of A + λ I, κ that of A: λ may exceed A by more than the dtype's range.
     b_scale = power_of_two(rhs)
-    A_scale = torch.ones_like(b_scale)
+    scale, A_scale = torch.ones_like(b_scale), torch.ones_like(b_scale)
+    shift, ratio = torch.zeros_like(b_scale), torch.ones_like(b_scale)
     b_hat = rhs / b_scale
     x = torch.zeros_like(rhs)
     r = b_hat
+    Ax = torch.zeros_like(rhs) if damping else None  # without damping A x is b − r
     products = 0
     kept_iterates: list[tuple[Tensor, Tensor]] = []
     eps = torch.finfo(rhs.dtype).eps
 
+    def set_scales(first: Tensor, v: Tensor) -> None:
+        """α and κ from the first product, A v."""
+        nonlocal scale, A_scale, shift, ratio
+        unit = power_of_two(v)
+        scale = A_scale = power_of_two(first) / unit
+        if damping:
+            # The larger of two: their sum could leave the range.
+            scale = torch.maximum(A_scale, power_of_two(A_scale.new_tensor(damping)))
+            shift, ratio = (damping / scale.double()).to(scale), A_scale / scale
+
+    def damped(product: Tensor, v: Tensor) -> Tensor:
+        """(A + λ I) v, in units of α, from A v in units of κ."""
+        return torch.addcmul(shift * v, product, ratio) if damping else product
+
     def solution(
         status: Status, iterations: int, direction: Tensor | None = None
     ) -> Solution[Tensor]:
-        answer, kept = unscale(x, b_scale, A_scale)
+        answer, kept = unscale(x, b_scale, scale)
         product = b_hat - r
-        residual_norm = float(norm(b_hat - product) * b_scale.double())
-        if not math.isfinite(residual_norm) or not bool(kept):
-            status = Status.NONFINITE
-        Ax = product * b_scale
-        unit = b_scale.double() * (b_scale.double() / A_scale.double())
+        residual_norm = float(norm(r if damping else b_hat - product) * b_scale.double())
+        if Ax is not None:
+            product = Ax * ratio
+        product = product * b_scale
+        finite = math.isfinite(residual_norm) and bool(kept & torch.isfinite(product).all())
+        unit = b_scale.double() * (b_scale.double() / scale.double())
         iterates = tuple(
-            Iterate(unscale(iterate, b_scale, A_scale)[0], unit * curvature)
+            Iterate(unscale(iterate, b_scale, scale)[0], unit * curvature)
             for iterate, curvature in kept_iterates
         )
         return Solution(
-            answer, Ax, status, iterations, products, residual_norm, direction, iterates=iterates
-        )
+            answer, product, status if finite else Status.NONFINITE, iterations, products,
+            residual_norm, direction, iterates=iterates,
+        )  # fmt: skip
 
     def breakdown(product: Tensor) -> Status:
         """Why vᵀA v, or rᵀz for the preconditioner, is not positive."""
@@ -135,13 +164,18 @@ def _iterate(
     tolerance = torch.maximum(rtol * b_norm, atol / b_scale.double())
     if start is not None:
         guess = start / b_scale
-        Ax = yield guess
+        product = yield guess
         products += 1
-        if not bool(torch.isfinite(Ax).all()):
+        if not bool(torch.isfinite(product).all()):
             return solution(Status.NONFINITE, 0)
-        A_scale = power_of_two(Ax) / power_of_two(guess)
-        x, r = guess * A_scale, b_hat - Ax
-        if bool(norm(r) <= tolerance - eps * (norm(Ax) + b_norm)):
+        set_scales(product, guess)
+        # x0 may be of any size: its image is of b's.
+        x = guess * scale
+        product = product * (scale / A_scale)
+        image = damped(product, x)
+        r = b_hat - image
+        Ax = product if damping else None
+        if bool(norm(r) <= tolerance - eps * (norm(image) + b_norm)):
             return solution(Status.CONVERGED, 0)
         if not bool(r.any()):  # solved, but beyond what rounding lets anyone certify
             return solution(Status.STAGNATED, 0)
@@ -167,10 +201,11 @@ def _iterate(
     # All in tensors: one read-back every `check_every` iterations. Every call here costs as much as
     # a vector operation where n is small.
     for iteration in range(1, limit + 1):
-        Ap = (yield p) / A_scale
+        product = yield p
         if products == 0:
-            A_scale = power_of_two(Ap)  # p is of unit size
-            Ap = Ap / A_scale
+            set_scales(product, torch.ones_like(b_scale))  # p is of unit size
+        product = product / A_scale
+        Ap = damped(product, p)
         products += 1
         pp, ApAp = torch.dot(p, p), torch.dot(Ap, Ap)
         squares.append((ApAp, pp))
@@ -178,10 +213,12 @@ def _iterate(
         # False where Ap holds a NaN and, since ‖Ap‖ is infinite then, where it holds an infinity.
         positive = keep(curvature > eps * torch.sqrt(pp * ApAp), positive)
         alive = alive & positive
-        before = x, r, p
+        before = x, r, p, Ax
         step = rz / curvature
         x = keep(torch.addcmul(x, p, step), x)
         r = keep(torch.addcmul(r, Ap, step, value=-1), r)
+        if Ax is not None:
+            Ax = keep(torch.addcmul(Ax, product, step), Ax)
 
         z = r if precondition is _identity else precondition(r) / P_scale
         rz_next = torch.dot(r, z)
@@ -190,7 +227,7 @@ def _iterate(
         p = keep(torch.addcmul(z, p, rz_next / rz), p)
         rz = keep(rz_next, rz)
         if stop is not None:
-            # φ(x) = ½ xᵀA x − bᵀx = −½ xᵀ(b + r), at no product.
+            # φ(x) = ½ xᵀ(A + λI) x − bᵀx = −½ xᵀ(b + r), at no product.
             model_values.append(-0.5 * dot(x, b_hat + r))
             stopped = keep(stop(model_values), stopped)
             alive = alive & ~stopped
@@ -198,11 +235,12 @@ def _iterate(
         due = not iteration % check_every or iteration == limit
         ended = due and not bool(alive)
         if ended and not bool(positive):
-            x, r, p = before
+            x, r, p, Ax = before
             status = breakdown(curvature)
             return solution(status, iteration, p if status is Status.NEGATIVE_CURVATURE else None)
         if iteration >= next_kept:
-            kept_iterates.append((x, dot(x, b_hat - r)))
+            xAx = dot(x, b_hat - r) if Ax is None else dot(x, Ax) * ratio.double()
+            kept_iterates.append((x, xAx))
             next_kept = max(next_kept * growth, iteration + 1.0)
         if not ended:
             continue
@@ -211,7 +249,9 @@ def _iterate(
                 return solution(Status.STOPPED, iteration)
             return solution(breakdown(rz), iteration)  # rᵀz <= 0 or NaN: the preconditioner's doing
         # Convergence is claimed: verify it on the true residual.
-        r = b_hat - (yield x) / A_scale
+        product = (yield x) / A_scale
+        r = b_hat - damped(product, x)
+        Ax = product if damping else None
         products += 1
         true_norm = norm(r)
         # An idle p may be 0, and teaches nothing of ‖A‖.

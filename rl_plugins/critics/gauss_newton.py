@@ -49,7 +49,11 @@ class GaussNewtonRegression:
             sampled = network(every_kth).squeeze(-1)
             metric = Fisher(Normal(sampled, torch.ones_like(sampled)), parameters)
             direction = cg(
-                metric.damped(self.damping), downhill, max_iterations=self.cg_iterations, rtol=1e-3
+                metric,
+                downhill,
+                damping=self.damping,
+                max_iterations=self.cg_iterations,
+                rtol=1e-3,
             )
             search = backtracking(
                 evaluate,

@@ -211,7 +211,7 @@ def test_the_iterate_taken_is_the_one_that_the_backward_walk_ends_at(damping):
         for _ in range(3):
             before, g, G = run.step()
             solution = cg(
-                Dense(G).damped(run.report.damping), g, x0=last, rtol=1e-6, max_iterations=250,
+                Dense(G), g, damping=run.report.damping, x0=last, rtol=1e-6, max_iterations=250,
                 stop=relative_progress(5e-4), iterate_growth=1.3,
             )  # fmt: skip
             chosen, index, kept = backward_walk(run, before, solution)
