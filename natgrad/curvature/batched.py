@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from natgrad.curvature.operator import LinearOperator
 from natgrad.curvature.slots import Slots
 from natgrad.curvature.traceless import Forward, preserved_buffers
 
+Result = TypeVar("Result")
+
 
 class Recorded(Protocol):
     """The curvature of one batch, summed over its samples, with its graph."""
@@ -24,8 +26,8 @@ class Recorded(Protocol):
         """What the mean divides by: a count, or a sum of weights."""
 
     @property
-    def reaches(self) -> bool:
-        """Whether it depends on any of the parameters."""
+    def reached(self) -> list[Tensor]:
+        """The parameters that it depends on."""
 
     def product(self, vector: Tensor) -> Tensor: ...
 
@@ -64,6 +66,7 @@ class BatchedOperator(LinearOperator):
             weights = _checked_weights(weights, first)
         self._forward: Forward | None = None
         self._kept: Recorded | None = None
+        self._reached: dict[Tensor, None] = {}  # in order
 
         if not callable(source):
             if data is not None or chunk_size is not None or fraction != 1:
@@ -72,7 +75,8 @@ class BatchedOperator(LinearOperator):
                     f"{type(self).__name__}(forward, parameters, ..., data=x, chunk_size=m); "
                     f"got {type(source).__name__}, which is already evaluated"
                 )
-            with torch.inference_mode(False):
+            # preserved_buffers, here and below: checkpointed modules run again in a backward pass.
+            with torch.inference_mode(False), preserved_buffers():
                 self._kept = self._checked(self._record(source, weights, None))
             return
         if data is None:
@@ -93,7 +97,7 @@ class BatchedOperator(LinearOperator):
         self._forward, self._data, self._weights = Forward(source, first.device), data, weights
         self._chunk_size, self._samples = chunk_size or samples, samples
         if chunk_size is None:
-            self._kept = self._checked(self._whole())
+            self._kept = self._checked(self._twice_if_need_be(self._whole))
 
     @abstractmethod
     def _record(self, outcome: Any, weights: Tensor | None, samples: int | None) -> Recorded:
@@ -101,19 +105,21 @@ class BatchedOperator(LinearOperator):
 
     def _multiply(self, matrix: Tensor) -> Tensor:
         self._slots.check_unchanged()
-        # preserved_buffers: checkpointed modules run again in a backward pass.
         with torch.inference_mode(False), preserved_buffers():
-            try:
-                return self._product(matrix)
-            except NotTwiceDifferentiable:
-                if self._forward is None or self._forward.fallback:
-                    raise
-            # Once: kernels with second derivatives from here on.
-            self._forward.fallback = True
-            if self._kept is not None:
-                self._kept = None  # or two graphs would be alive at once
-                self._kept = self._whole()
-            return self._product(matrix)
+            return self._twice_if_need_be(lambda: self._product(matrix))
+
+    def _twice_if_need_be(self, act: Callable[[], Result]) -> Result:
+        """``act()``; where it meets kernels without second derivatives, again with others."""
+        try:
+            return act()
+        except NotTwiceDifferentiable:
+            if self._forward is None or self._forward.fallback:
+                raise
+        self._forward.fallback = True
+        if self._kept is not None:
+            self._kept = None  # or two graphs would be alive at once
+            self._kept = self._whole()
+        return act()
 
     def _product(self, matrix: Tensor) -> Tensor:
         if self._kept is not None:
@@ -121,25 +127,32 @@ class BatchedOperator(LinearOperator):
             total = columns[0].unsqueeze(1) if len(columns) == 1 else torch.stack(columns, dim=1)
             return total / self._kept.samples if self._mean else total
         total = torch.zeros_like(matrix)
-        samples, reaches = 0.0, False
+        samples = 0.0
         assert self._forward is not None
         with self._forward.replayed():
             for batch in self._chunks():
                 for index, column in enumerate(_columns(matrix)):
                     total[:, index] += batch.product(column)
                 samples += batch.samples
-                reaches = reaches or batch.reaches
+                self._reached.update(dict.fromkeys(batch.reached))
                 del batch  # or two chunks' graphs would be alive while the next is recorded
-        if not reaches:
+        if not self._reached:
             raise self._slots.unreached()
         return total / samples if self._mean else total
 
     def _whole(self) -> Recorded:
         """All data as the one chunk that is kept."""
         assert self._forward is not None
-        with self._forward.replayed():
+        with self._forward.replayed(), preserved_buffers():
             (batch,) = self._chunks()
         return batch
+
+    @property
+    def reached(self) -> tuple[Tensor, ...]:
+        return tuple(self._reached)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise bound_to_a_graph(self)
 
     def _chunks(self) -> Iterator[Recorded]:
         assert self._forward is not None
@@ -151,11 +164,22 @@ class BatchedOperator(LinearOperator):
             yield batch
 
     def _checked(self, batch: Recorded) -> Recorded:
-        if not batch.reaches:
+        self._reached.update(dict.fromkeys(batch.reached))
+        if not batch.reached:
             raise self._slots.unreached()
         if not batch.samples > 0:
             raise ValueError("the batch is empty: the mean over no samples is undefined")
         return batch
+
+
+def bound_to_a_graph(operator: LinearOperator) -> TypeError:
+    """The error for a copy or a pickle of an operator that holds a graph."""
+    name = type(operator).__name__
+    return TypeError(
+        f"{name} holds a graph of the model that it was built from, and cannot be copied or saved. "
+        f"Build a new one from the copied model; or keep its matrix, "
+        f"LinearOperator.from_dense({name}(...).to_dense())"
+    )
 
 
 def _columns(matrix: Tensor) -> Iterator[Tensor]:

@@ -189,3 +189,7 @@ def _tuple(value: int | Iterable[int], dimensions: int) -> tuple[int, ...]:
         return (value,) * dimensions
     given = tuple(value)
     return given * dimensions if len(given) == 1 else given
+
+
+# Each backward pass here is linear and can be differentiated: the tests hold them to torch's own.
+LEAN_FUNCTIONS = frozenset({_Convolution, _Gradient, _HeldVariable, _Join})

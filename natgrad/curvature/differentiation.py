@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,10 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # What torch says of fused kernels, and of cuDNN's RNNs.
 _NO_SECOND_DERIVATIVE = ("is not implemented", "double backward")
+# What it says of the backward passes of torch.compile.
+_COMPILED = ("donated buffers", "aot_autograd does not currently support double backward")
 
 
 class NotTwiceDifferentiable(RuntimeError):
-    """A fused kernel in the graph has no second derivative."""
+    """The backward pass of a graph is no differentiable linear map, as products need it: a fused
+    kernel without a second derivative, a custom Function, a hook, a reentrant checkpoint."""
 
 
 @contextmanager
@@ -37,6 +41,18 @@ def twice_differentiable() -> Iterator[None]:
             yield
     finally:
         torch.backends.cudnn.enabled = enabled
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Inside, what torch.compile has compiled runs as it was written: the backward pass of compiled
+    code can be run only once."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:  # nothing is compiled, and importing it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def gradients(
@@ -63,6 +79,13 @@ def gradients(
             raise RuntimeError(
                 "the graph of these outputs was freed by an earlier backward pass; pass "
                 "retain_graph=True to that one, or build the operator from a fresh forward pass"
+            ) from error
+        if any(part in message for part in _COMPILED):
+            raise NotTwiceDifferentiable(
+                "this graph comes from torch.compile, whose backward pass can be run only once. "
+                "Call the module itself and not the compiled one, or compute the outputs inside "
+                '`with torch.compiler.set_stance("force_eager"):`; an operator that is given a '
+                f"forward function does so by itself. torch said: {message.splitlines()[0]}"
             ) from error
         if any(part in message.lower() for part in _NO_SECOND_DERIVATIVE):
             raise NotTwiceDifferentiable(

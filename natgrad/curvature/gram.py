@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natgrad.curvature.batched import bound_to_a_graph
 from natgrad.curvature.differentiation import NotTwiceDifferentiable
 from natgrad.curvature.jacobian import Jacobian, jacobian_rows
 from natgrad.curvature.layers import Layer, output_gradients, recorded_layers, verified
 from natgrad.curvature.operator import LinearOperator
 from natgrad.curvature.slots import Slots
-from natgrad.curvature.traceless import Forward
+from natgrad.curvature.traceless import Forward, preserved_buffers
 
 
 class Gram(LinearOperator):
@@ -62,7 +63,7 @@ class Gram(LinearOperator):
                     "data and model need a forward function: Gram(forward, parameters, data=x, "
                     "model=model); outputs are already evaluated"
                 )
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), preserved_buffers():
                 self._record(source)
         else:
             if data is None:
@@ -75,11 +76,9 @@ class Gram(LinearOperator):
     def _run(self) -> None:
         """The forward pass, its Jacobian, and the layers that it went through."""
         assert self._forward is not None
-        with (
-            recorded_layers(self._model or nn.Module(), self._slots.trained) as layers,
-            self._forward.replayed(),
-        ):
-            outputs = self._forward(self._data)
+        with self._forward.replayed(), preserved_buffers():
+            with recorded_layers(self._model or nn.Module(), self._slots.trained) as layers:
+                outputs = self._forward(self._data)
             self._record(outputs)
             if self._model is None:
                 return
@@ -92,9 +91,11 @@ class Gram(LinearOperator):
                 # Weights of no symmetry, behind which a wrong gradient could hide.
                 weights = torch.linspace(0.5, 1.5, outputs.numel()).to(outputs)
                 scalar = outputs.reshape(-1) @ weights
+            with self._jacobian.unhooked():
+                called = verified(layers, scalar, len(outputs))
             self._layers = [
                 layer
-                for layer in verified(layers, scalar, len(outputs))
+                for layer in called
                 if len(layer.rows()) == len(outputs)
                 and not (layer.is_embedding and layer.rows().shape[1] > 1)
             ]
@@ -111,6 +112,9 @@ class Gram(LinearOperator):
         if not self._jacobian.reaches:
             raise self._slots.unreached()
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise bound_to_a_graph(self)
+
     def transpose(self, u: Tensor) -> Tensor:
         """Jᵀ u (n,) for u (m,)."""
         if u.ndim != 1:
@@ -123,14 +127,15 @@ class Gram(LinearOperator):
         if self._dense is not None:
             return self._dense @ matrix
         self._slots.check_unchanged()
-        try:
+        with torch.inference_mode(False), preserved_buffers():
+            try:
+                return self._product(matrix)
+            except NotTwiceDifferentiable:
+                if self._forward is None or self._forward.fallback:
+                    raise
+            self._forward.fallback = True
+            self._run()
             return self._product(matrix)
-        except NotTwiceDifferentiable:
-            if self._forward is None or self._forward.fallback:
-                raise
-        self._forward.fallback = True
-        self._run()
-        return self._product(matrix)
 
     def _product(self, matrix: Tensor) -> Tensor:
         columns = []
@@ -143,10 +148,12 @@ class Gram(LinearOperator):
         """K (m, m), formed once."""
         if self._dense is None:
             self._slots.check_unchanged()
-            covered = {id(owner) for layer in self._layers for owner in layer.owners}
-            rest = [p for p in self._slots.trained if id(p) not in covered]
+            covered = {owner for layer in self._layers for owner in layer.owners}
+            rest = [p for p in self._slots.trained if p not in covered]
             dense = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-            with torch.inference_mode(False):
+            with (
+                torch.inference_mode(False), preserved_buffers(), self._jacobian.unhooked(),
+            ):  # fmt: skip
                 if self._layers:
                     dense += self._of_layers()
                 if rest:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from natgrad.curvature.batched import BatchedOperator
 from natgrad.curvature.differentiation import gradients
+from natgrad.curvature.graph import Graph
+from natgrad.curvature.hooks import not_linear
+from natgrad.curvature.jacobian import Jacobian
 from natgrad.curvature.slots import Slots
 
 
@@ -61,22 +64,42 @@ class _LossBatch:
             raise ValueError(f"expected a scalar loss, got {got}; reduce it with .mean()")
         self.samples = samples
         self._slots = slots
-        self.reaches = False
         self._owners: list[Tensor] = []
         self._gradient: list[Tensor] = []
-        if not loss.requires_grad:
+        self._graph = Graph([loss] if loss.requires_grad else [])
+        self.reached = [p for p in slots.trained if self._graph.reaches(p)]
+        if not self.reached:
             return
-        with torch.enable_grad():
-            found = gradients([loss], slots.trained, create_graph=True)
-        self.reaches = any(piece is not None for piece in found)
-        for parameter, piece in zip(slots.trained, found, strict=True):
+        with torch.enable_grad(), self._graph.unhooked(self.reached):
+            found = gradients([loss], self.reached, create_graph=True)
+        for parameter, piece in zip(self.reached, found, strict=True):
             if piece is not None and piece.requires_grad:  # else the loss is linear in it
                 self._owners.append(parameter)
                 self._gradient.append(piece)
+        if self._graph.custom and Graph(self._gradient).computes_once():
+            raise not_linear(self._graph.custom)
+        if self._graph.due(self.reached[0]):
+            # A gradient without a graph may be that of a linear loss: its Jacobian can tell.
+            Jacobian((loss,), slots).verify()
+            if self._graph.custom:
+                self._require_symmetry()
 
     def product(self, vector: Tensor) -> Tensor:
         if not self._owners:
             return self._slots.vector((), ())
         pieces = self._slots.pieces(vector, self._owners)
-        products = gradients(self._gradient, self._owners, pieces)
-        return self.samples * self._slots.vector(self._owners, products)
+        with self._graph.unhooked(self.reached):
+            products = gradients(self._gradient, self.reached, pieces)
+        return self.samples * self._slots.vector(self.reached, products)
+
+    def _require_symmetry(self) -> None:
+        """Raise unless ⟨u, H v⟩ = ⟨H u, v⟩ for random u and v."""
+        like = self.reached[0]
+        generator = torch.Generator(like.device).manual_seed(2)
+        u, v = torch.randn(
+            2, self._slots.size, generator=generator, dtype=like.dtype, device=like.device
+        )
+        Hu, Hv = self.product(u).double(), self.product(v).double()
+        allowed = torch.finfo(like.dtype).eps ** 0.5 * torch.maximum(Hu.norm(), Hv.norm())
+        if bool((u.double() @ Hv - Hu @ v.double()).abs() > allowed):
+            raise not_linear(self._graph.custom)

@@ -13,11 +13,14 @@ two backward passes, about one gradient (forward + backward) of the same model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from natgrad.curvature.differentiation import gradients
+from natgrad.curvature.graph import Graph
+from natgrad.curvature.hooks import not_linear, require_linear, require_no_hooks
 from natgrad.curvature.slots import Slots
 
 ROWS = 64  # of J, or columns, in one vectorised backward pass
@@ -26,40 +29,96 @@ ROWS = 64  # of J, or columns, in one vectorised backward pass
 class Jacobian:
     """J = ∂outputs/∂parameters, known by ``forward`` (J v) and ``transpose`` (Jᵀ u).
 
-    Frozen and unused parameters have zero columns, outputs without a graph zero rows; ``reaches``
-    says whether any output depends on any of the parameters.
+    Frozen and unused parameters have zero columns, outputs without a graph zero rows; ``reached``
+    are the parameters that some output depends on. Hooks of parameters and modules are not run.
+    :meth:`record` prepares products with J; the first of them does where nobody did.
+
+    Raises :class:`NotTwiceDifferentiable` for a graph that ends in a reentrant checkpoint.
     """
 
     def __init__(self, outputs: Sequence[Tensor], slots: Slots) -> None:
         self._outputs = tuple(outputs)
         self._slots = slots
         self._live = [output for output in self._outputs if output.requires_grad]
+        self._graph = Graph(self._live)
+        self.reached = [p for p in slots.trained if self._graph.reaches(p)]
+        self._dual: list[Tensor] = []
         self._owners: list[Tensor] = []
-        self._transposed: list[Tensor] = []
-        self.reaches = False
-        if not self._live or not slots.trained:
+        self._transposed: list[Tensor] | None = None
+        self._untried = self.reaches and self._graph.due(self.reached[0])
+
+    @property
+    def reaches(self) -> bool:
+        """Whether any output depends on any of the parameters."""
+        return bool(self.reached)
+
+    def unhooked(self) -> AbstractContextManager[None]:
+        """Inside, backward passes through this graph run no hooks of parameters and modules."""
+        return self._graph.unhooked(self.reached)
+
+    def record(self) -> None:
+        """Record z ↦ Jᵀz with its own graph. Cost: one backward pass; for the first graph of a
+        model's structure some more, to see that it is a differentiable linear map.
+
+        Raises :class:`NotTwiceDifferentiable` where it is not.
+        """
+        if self._transposed is not None or not self.reaches:
             return
-        with torch.enable_grad():
-            # Jᵀz is linear in z, but not every backward formula of torch is written so (that of
-            # logcumsumexp takes a logarithm of it): a z without zeros or structure is safe.
-            generator = torch.Generator(self._live[0].device).manual_seed(0)
-            self._dual = [
-                torch.empty_like(output).uniform_(0.5, 1.5, generator=generator).requires_grad_()
-                for output in self._live
-            ]
-            transposed = gradients(self._live, slots.trained, self._dual, create_graph=True)
-        for parameter, piece in zip(slots.trained, transposed, strict=True):
-            if piece is not None and piece.requires_grad:
+        untried = self._untried
+        self._try()
+        self._dual = [weight.requires_grad_() for weight in self._weights()]
+        with torch.enable_grad(), self.unhooked():
+            pieces = gradients(self._live, self.reached, self._dual, create_graph=True)
+        self._transposed = []
+        for parameter, piece in zip(self.reached, pieces, strict=True):
+            if piece is None:
+                continue
+            if piece.requires_grad:
                 self._owners.append(parameter)
                 self._transposed.append(piece)
-        self.reaches = bool(self._owners)
+            elif bool(piece.any()):  # of torch's own operations, only zeros come without a graph
+                raise not_linear(self._graph.custom)
+        if self._graph.custom and Graph(self._transposed).computes_once():
+            raise not_linear(self._graph.custom)
+        if untried and self._graph.custom:
+            self._require_adjoint()
+
+    def verify(self) -> None:
+        """Raise :class:`NotTwiceDifferentiable` where a hook on an activation, or a Function that
+        is not torch's, makes the backward pass something else than a differentiable Jᵀ. Cost: three
+        backward passes seen by Python; with such Functions, some product pairs."""
+        self._untried = self.reaches
+        self.record()
+
+    def _try(self) -> None:
+        """The part of :meth:`verify` that does not differentiate Jᵀ."""
+        if not self._untried:
+            return
+        self._untried = False
+        weights = self._weights()
+        with self.unhooked():
+            require_no_hooks(self._live, self.reached, weights, self._graph.nodes)
+            if self._graph.custom:
+                require_linear(self._live, self.reached, weights, self._graph.custom)
+
+    def _weights(self) -> list[Tensor]:
+        # Jᵀz is linear in z, but not every backward formula of torch is written so (that of
+        # logcumsumexp takes a logarithm of it): a z without zeros or structure is safe.
+        generator = torch.Generator(self._live[0].device).manual_seed(0)
+        return [
+            torch.empty_like(output, requires_grad=False).uniform_(0.5, 1.5, generator=generator)
+            for output in self._live
+        ]
 
     def forward(self, vector: Tensor) -> tuple[Tensor, ...]:
         """J v for v (n,): one tensor for each output, of its shape."""
-        if not self.reaches:
+        self.record()
+        if not self._owners:
             return tuple(torch.zeros_like(output) for output in self._outputs)
+        assert self._transposed is not None
         pieces = self._slots.pieces(vector, self._owners)
-        tangents = iter(gradients(self._transposed, self._dual, pieces))
+        with self.unhooked():
+            tangents = iter(gradients(self._transposed, self._dual, pieces))
         return tuple(
             torch.zeros_like(output) if tangent is None else tangent
             for output in self._outputs
@@ -70,20 +129,47 @@ class Jacobian:
         """Jᵀ u, (n,), for one cotangent for each output, of its shape."""
         if not self.reaches:
             return self._slots.vector((), ())
+        self._try()
         along = [
             cotangent
             for output, cotangent in zip(self._outputs, cotangents, strict=True)
             if output.requires_grad
         ]
-        return self._slots.vector(self._owners, gradients(self._live, self._owners, along))
+        with self.unhooked():
+            return self._slots.vector(self.reached, gradients(self._live, self.reached, along))
+
+    def _require_adjoint(self) -> None:
+        """Raise unless ⟨J v, u⟩ = ⟨v, Jᵀu⟩ for random v and u: where a Function of its own writes a
+        backward pass that loses a part of its graph, the recorded one is not J."""
+        like = self.reached[0]
+        generator = torch.Generator(like.device).manual_seed(1)
+
+        def random(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=dtype, device=like.device)
+
+        v = random(torch.Size([self._slots.size]), like.dtype)
+        images = self.forward(v)
+        # Along J v, where an error of J shows undiluted, and across it, where J v may be 0.
+        noise = [random(image.shape, image.dtype) for image in images]
+        size, spread = _norm(images), _norm(noise)
+        unit = torch.where(size > 0, size, 1.0)
+        u = [(y / unit + z / spread).to(y) for y, z in zip(images, noise, strict=True)]
+        pulled = self.transpose(u)
+        difference = _inner([v], [pulled]) - _inner(images, u)
+        allowed = torch.finfo(like.dtype).eps ** 0.5 * torch.maximum(size, _norm([pulled]))
+        # Values that are not finite are not this comparison's to judge.
+        if bool(difference.abs() > allowed):
+            raise not_linear(self._graph.custom)
 
     def to_dense(self) -> Tensor:
         """J (m, n), the outputs flattened and side by side: m backward passes or n products with
         J, whichever are fewer, ``ROWS`` at a time."""
+        self._try()
         m, n = sum(output.numel() for output in self._outputs), self._slots.size
         if m <= n:
-            blocks = [jacobian_rows(output, self._slots) for output in self._outputs]
-            return torch.cat(blocks)
+            with self.unhooked():
+                return torch.cat([jacobian_rows(output, self._slots) for output in self._outputs])
+        self.record()
         like = self._slots.parameters[0]
         columns = []
         for start in range(0, n, ROWS):
@@ -94,17 +180,19 @@ class Jacobian:
 
     def _columns(self, basis: Tensor) -> Tensor:
         """J Vᵀ (m, k) for the rows of V (k, n)."""
-        if not self.reaches:
+        if not self._owners:
             m = sum(output.numel() for output in self._outputs)
             return basis.new_zeros(m, len(basis))
         along = [
             basis[:, self._slots.span(owner)].reshape(len(basis), *owner.shape)
             for owner in self._owners
         ]
-        tangents = iter(torch.autograd.grad(
-            self._transposed, self._dual, along, retain_graph=True, allow_unused=True,
-            is_grads_batched=True,
-        ))  # fmt: skip
+        assert self._transposed is not None
+        with self.unhooked():
+            tangents = iter(torch.autograd.grad(
+                self._transposed, self._dual, along, retain_graph=True, allow_unused=True,
+                is_grads_batched=True,
+            ))  # fmt: skip
         found = []
         for output in self._outputs:
             tangent = next(tangents) if output.requires_grad else None
@@ -133,3 +221,13 @@ def jacobian_rows(output: Tensor, slots: Slots) -> Tensor:
                 span = slots.span(parameter)
                 rows[start : start + len(picked), span] = piece.reshape(len(picked), -1)
     return rows
+
+
+def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    return torch.stack(
+        [(a.double() * b.double()).sum() for a, b in zip(left, right, strict=True)]
+    ).sum()
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    return _inner(tensors, tensors).sqrt()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.curvature.fisher import Fisher
+from natgrad.curvature.graph import Graph
+from natgrad.curvature.hooks import require_linear, require_no_hooks
 from natgrad.curvature.kronecker_block import (
     Block,
     DampingSplit,
@@ -29,8 +31,7 @@ from natgrad.curvature.metrics import Distributions, batch_shape, output_metric
 from natgrad.curvature.operator import LinearOperator
 from natgrad.curvature.pulls import Pulls
 from natgrad.curvature.slots import Slots
-from natgrad.curvature.traceless import Forward
-from natgrad.flat import flatten
+from natgrad.curvature.traceless import Forward, preserved_buffers
 
 MAX_DENSE = 1000
 
@@ -63,8 +64,12 @@ class Kronecker(LinearOperator):
     Σ d_in d_out (d_in + d_out); a solve the same, plus a factorisation for every new damping
     (TRACE: Cholesky) or one in all (EXACT: eigenvectors, some ten times dearer).
 
-    Raises ``ValueError`` where no layer is supported, too many parameters are left over, exact
-    factors are asked for a batch of several dimensions, or ``samples`` lack a generator.
+    Hooks of parameters, modules and tensors are not run. Copies and pickles hold copies of the
+    layers and of the parameters, and give the same products.
+
+    Raises ``ValueError`` where too many parameters are left over, exact factors are asked for a
+    batch of several dimensions, or ``samples`` lack a generator;
+    :class:`natgrad.curvature.NotTwiceDifferentiable` for layers in a reentrant checkpoint.
 
     Source: Martens & Grosse 2015; Grosse & Martens 2016 (convolutions); George et al. 2018
     (E-KFAC); Eschenhagen et al. 2023 (expand and reduce).
@@ -101,81 +106,92 @@ class Kronecker(LinearOperator):
             )
         chosen = forward or model
         run = Forward(chosen, first.device)
-        with recorded_layers(model, self._slots.trained) as recorded, run.replayed():
-            distribution = run(data)
-            batch = batch_shape(distribution)
-            if not math.prod(batch):
-                raise ValueError("the batch is empty: the mean over no samples is undefined")
-            if samples is None and len(batch) != 1:
-                raise ValueError(
-                    f"exact factors need a batch of one dimension, got {batch}: elements of one "
-                    "sample may share activations. Pass samples=1 and a generator"
-                )
-            outputs = output_metric(distribution).outputs
-            if any(bool(torch.isnan(output).any()) for output in outputs):
-                raise NonFiniteFactors(
-                    "the model's outputs hold NaN: there is nothing to draw from"
-                )
-            # Weights of no symmetry, behind which a wrong gradient could hide.
-            with torch.enable_grad():
-                scalars = [
-                    output.reshape(-1) @ torch.linspace(0.5, 1.5, output.numel()).to(output)
-                    for output in outputs
+        with run.replayed():
+            with recorded_layers(model, self._slots.trained) as recorded:
+                distribution = run(data)
+            outputs = self._checked(distribution, samples)
+            graph = Graph([output for output in outputs if output.requires_grad])
+            # preserved_buffers: checkpointed modules run again in a backward pass.
+            with graph.unhooked(self._slots.trained), preserved_buffers():
+                scalar = self._scalar(outputs, graph)
+                batch = batch_shape(distribution)
+                layers = verified(recorded, scalar, batch[0] if batch else 1)
+                if sharing is Sharing.REDUCE or corrected:
+                    require_samples(layers, batch[0])
+                pulls = Pulls(distribution, layers, samples, generator)
+                blocks = [
+                    KroneckerBlock(layer, A, G)
+                    for layer, A, G in layer_factors(layers, pulls, sharing)
                 ]
-                scalar = torch.stack(scalars).sum()
-            if not scalar.requires_grad:
-                raise ValueError(
-                    "the distribution carries no graph; compute it with gradients enabled"
-                )
-            layers = verified(recorded, scalar, batch[0] if batch else 1)
-            if not layers:
-                raise ValueError(
-                    "no Linear, Conv1d, Conv2d (one group) or Embedding layer of the model was "
-                    "called on the batch with a trained weight of its own; use Fisher instead"
-                )
-            if sharing is Sharing.REDUCE or corrected:
-                require_samples(layers, batch[0])
-            masked = sharing is Sharing.EXPAND
-            pulls = Pulls(distribution, layers, samples, generator, masked=masked)
-            blocks = [
-                KroneckerBlock(layer, A, G, reduced=sharing is Sharing.REDUCE)
-                for layer, A, G in layer_factors(layers, pulls, sharing)
-            ]
-            self._blocks: list[Block] = [*blocks, *self._rest(chosen, data, scalar, layers, pulls)]
-            earlier = {} if previous is None else previous._by_owners()
-            for block in self._blocks:
-                before = earlier.get(tuple(map(id, block.owners)))
-                if type(before) is type(block):
-                    block.blend(before, decay)
-            if corrected:
-                correct(blocks, pulls, sharing)
-                for block in blocks:
-                    before = earlier.get(tuple(map(id, block.owners)))
-                    if isinstance(before, KroneckerBlock):
-                        block.blend_moments(before, decay)
-            own = {id(owner) for block in self._blocks for owner in block.owners}
-            free = {id(parameter) for parameter in self._slots.parameters} - own
-            self._blocks += [
-                block for block in earlier.values() if free.issuperset(map(id, block.owners))
-            ]
+                rest = self._rest(chosen, data, graph, layers, pulls)
+                self._blocks: list[Block] = [*blocks, *rest]
+                earlier = {} if previous is None else previous._by_owners()
+                for block in self._blocks:
+                    before = earlier.get(tuple(block.owners))
+                    if type(before) is type(block):
+                        block.blend(before, decay)
+                if corrected:
+                    correct(blocks, pulls)
+                    for block in blocks:
+                        before = earlier.get(tuple(block.owners))
+                        if isinstance(before, KroneckerBlock):
+                            block.blend_moments(before, decay)
+            own = {owner for block in self._blocks for owner in block.owners}
+            free = set(self._slots.parameters) - own
+            self._blocks += [block for block in earlier.values() if free.issuperset(block.owners)]
         self.corrected = corrected
-        for layer in layers:
+        for layer in recorded:
             layer.calls.clear()  # or the whole graph would stay alive
+
+    def _checked(self, distribution: Distributions, samples: int | None) -> tuple[Tensor, ...]:
+        """The outputs that the distribution is made of."""
+        batch = batch_shape(distribution)
+        if not math.prod(batch):
+            raise ValueError("the batch is empty: the mean over no samples is undefined")
+        if samples is None and len(batch) != 1:
+            raise ValueError(
+                f"exact factors need a batch of one dimension, got {batch}: elements of one "
+                "sample may share activations. Pass samples=1 and a generator"
+            )
+        outputs = output_metric(distribution).outputs
+        if any(bool(torch.isnan(output).any()) for output in outputs):
+            raise NonFiniteFactors("the model's outputs hold NaN: there is nothing to draw from")
+        if not any(output.requires_grad for output in outputs):
+            raise ValueError("the distribution carries no graph; compute it with gradients enabled")
+        return outputs
+
+    def _scalar(self, outputs: tuple[Tensor, ...], graph: Graph) -> Tensor:
+        """One number of all outputs, by unequal weights, so that errors of layers cannot cancel."""
+        weights = [
+            torch.linspace(0.5, 1.5, output.numel()).to(output).view_as(output)
+            for output in outputs
+        ]
+        reached = [p for p in self._slots.trained if graph.reaches(p)]
+        if not reached:
+            raise self._slots.unreached()
+        if graph.due(reached[0]):
+            pairs = [(y, w) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
+            live, along = zip(*pairs, strict=True)
+            require_no_hooks(live, reached, along, graph.nodes)
+            if graph.custom:
+                require_linear(live, reached, along, graph.custom)
+        with torch.enable_grad():
+            scalars = [
+                output.reshape(-1) @ weight.reshape(-1)
+                for output, weight in zip(outputs, weights, strict=True)
+            ]
+            return torch.stack(scalars).sum()
 
     def _rest(
         self,
         forward: Callable[[Any], Distributions],
         data: Any,
-        scalar: Tensor,
+        graph: Graph,
         layers: list[Layer],
         pulls: Pulls,
     ) -> list[Block]:
-        covered = {id(owner) for layer in layers for owner in layer.owners}
-        others = [p for p in self._slots.trained if id(p) not in covered]
-        if not others:
-            return []
-        found = torch.autograd.grad(scalar, others, retain_graph=True, allow_unused=True)
-        rest = [p for p, piece in zip(others, found, strict=True) if piece is not None]
+        covered = {owner for layer in layers for owner in layer.owners}
+        rest = [p for p in self._slots.trained if p not in covered and graph.reaches(p)]
         if not rest:
             return []
         count = sum(parameter.numel() for parameter in rest)
@@ -194,8 +210,8 @@ class Kronecker(LinearOperator):
         # sum of their squares for its expectation, and no per-sample gradient is formed.
         diagonal = torch.zeros(count, dtype=self.dtype, device=self.device)
         for total in pulls.sampled():
-            pieces = torch.autograd.grad(total, rest, retain_graph=True)
-            diagonal += flatten(pieces).square() / pulls.divisor
+            pieces = torch.autograd.grad(total, rest, retain_graph=True, allow_unused=True)
+            diagonal += self._slots.vector_of(rest, pieces).square() / pulls.divisor
         return [DiagonalBlock(rest, diagonal)]
 
     @classmethod
@@ -205,7 +221,6 @@ class Kronecker(LinearOperator):
         parameters: Iterable[Tensor],
         blocks: Iterable[tuple[list[Tensor], tuple[Tensor, ...]]],
         *,
-        sharing: Sharing = Sharing.EXPAND,
         corrected: bool = False,
     ) -> Kronecker:
         """The operator of which ``factors()`` gave these blocks."""
@@ -215,8 +230,7 @@ class Kronecker(LinearOperator):
         LinearOperator.__init__(operator, operator._slots.size, first.dtype, first.device)
         operator.corrected = corrected
         layers = {
-            tuple(map(id, layer.owners)): layer
-            for layer in candidates(model, operator._slots.trained)
+            tuple(layer.owners): layer for layer in candidates(model, operator._slots.trained)
         }
         operator._blocks = []
         for owners, factors in blocks:
@@ -224,9 +238,9 @@ class Kronecker(LinearOperator):
                 kind = DenseBlock if factors[0].ndim == 2 else DiagonalBlock
                 operator._blocks.append(kind(owners, factors[0]))
                 continue
-            layer = layers[tuple(map(id, owners))]
+            layer = layers[tuple(owners)]
             A, G, *moments = factors
-            block = KroneckerBlock(layer, A, G, reduced=sharing is Sharing.REDUCE)
+            block = KroneckerBlock(layer, A, G)
             if moments:
                 block.correct(moments[0])
             operator._blocks.append(block)
@@ -242,8 +256,13 @@ class Kronecker(LinearOperator):
         """The parameters, in the vector's order."""
         return self._slots.parameters
 
-    def _by_owners(self) -> dict[tuple[int, ...], Block]:
-        return {tuple(map(id, block.owners)): block for block in self._blocks}
+    @property
+    def reached(self) -> tuple[Tensor, ...]:
+        owned = {owner for block in self._blocks for owner in block.owners}
+        return tuple(parameter for parameter in self._slots.parameters if parameter in owned)
+
+    def _by_owners(self) -> dict[tuple[Tensor, ...], Block]:
+        return {tuple(block.owners): block for block in self._blocks}
 
     def _multiply(self, matrix: Tensor) -> Tensor:
         return self._blockwise(matrix, lambda block, pieces: block.multiply(pieces))

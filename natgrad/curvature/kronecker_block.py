@@ -47,12 +47,12 @@ class KroneckerBlock:
     small dampings.
     """
 
-    def __init__(self, layer: Layer, A: Tensor, G: Tensor, *, reduced: bool) -> None:
+    def __init__(self, layer: Layer, A: Tensor, G: Tensor) -> None:
         _require_finite(f"the factors of {layer.module}", A, G)
         self.owners: Sequence[Tensor] = layer.owners
         self._layer, self._A, self._G = layer, A, G
         self._eigen: _Eigen | None = None
-        self._corrected, self._reduced = False, reduced
+        self._corrected = False
         self._inverses: tuple[float, Tensor, Tensor] | None = None
 
     @property
@@ -95,12 +95,13 @@ class KroneckerBlock:
         return self._layer.pieces(eigen.back((eigen.into(V) / damped).to(V)))
 
     def rotated_inputs(self) -> Tensor:
-        """The layer's inputs (N, R, d_in) in the eigenbasis of A; words where A is diagonal; means
-        over positions, (N, 1, d_in), where A is an embedding's dense one."""
-        basis = self._eigenbasis().U_A
+        """The layer's inputs (N, R, d_in) in the eigenbasis of A; words (N, R) where A is
+        diagonal."""
+        basis, rows = self._eigenbasis().U_A, self._layer.rows()
         if basis is None:
-            return self._layer.rows()
-        rows = self._layer.mean_rows().unsqueeze(1) if self._reduced else self._layer.rows()
+            return rows
+        if self._layer.is_embedding:  # the rows are indices of unit vectors
+            return basis.to(self._A)[rows]
         return rows @ basis.to(rows)
 
     def second_moment(self, inputs: Tensor, gradients: Tensor) -> Tensor:
@@ -267,8 +268,12 @@ def _inverse(matrix: Tensor) -> Tensor:
     """The inverse of a positive definite matrix; NaN where it is not. Products with it take a
     quarter of the time of triangular solves with many right-hand sides."""
     factor, info = torch.linalg.cholesky_ex(matrix)
-    inverse = torch.cholesky_inverse(factor)
-    return torch.where(info == 0, inverse, torch.nan)
+    # What a failed factorisation leaves behind may have a zero on its diagonal, and some kernels
+    # raise for it: the identity takes its place.
+    sound = info == 0
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    inverse = torch.cholesky_inverse(torch.where(sound, factor, identity))
+    return torch.where(sound, inverse, torch.nan)
 
 
 def _singular(damping: float, what: str) -> ValueError:

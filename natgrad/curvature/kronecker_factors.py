@@ -34,8 +34,11 @@ def layer_factors(
     layers: list[Layer], pulls: Pulls, sharing: Sharing
 ) -> Iterator[tuple[Layer, Tensor, Tensor]]:
     """Each layer's A, or for an embedding its diagonal, and G."""
+    if not layers:
+        return
     moments: list[Tensor | None] = [None] * len(layers)
-    for rows in pulls:
+    # In REDUCE the means of the inputs have left padding out already.
+    for rows in pulls.passes(masked=sharing is Sharing.EXPAND):
         for index, gradient in enumerate(rows):
             g = gradient.sum(dim=1) if sharing is Sharing.REDUCE else gradient.flatten(0, 1)
             moment = g.mT @ g / pulls.divisor
@@ -60,14 +63,16 @@ def _input_factor(layer: Layer, sharing: Sharing) -> Tensor:
     return a.mT @ a / len(a)
 
 
-def correct(blocks: list[KroneckerBlock], pulls: Pulls, sharing: Sharing) -> None:
-    """Replace the eigenvalues by second moments of per-sample gradients in the eigenbasis."""
+def correct(blocks: list[KroneckerBlock], pulls: Pulls) -> None:
+    """Replace the eigenvalues by second moments of per-sample gradients Σ_r g_r a_rᵀ in the
+    eigenbasis, however positions entered the factors."""
+    if not blocks:
+        return
     rotated = [block.rotated_inputs() for block in blocks]
     sums: list[Tensor | None] = [None] * len(blocks)
-    for rows in pulls:
+    for rows in pulls.passes(masked=True):
         for index, (block, gradient) in enumerate(zip(blocks, rows, strict=True)):
-            g = gradient.sum(dim=1, keepdim=True) if sharing is Sharing.REDUCE else gradient
-            moment = block.second_moment(rotated[index], g)
+            moment = block.second_moment(rotated[index], gradient)
             before = sums[index]
             sums[index] = moment if before is None else before + moment
     for block, total in zip(blocks, sums, strict=True):

@@ -29,7 +29,8 @@ class MetricBatch:
             self.samples = float(weights.sum()) * samples / max(weights.numel(), 1)
         self._multiply = metric.multiply
         self._jacobian = Jacobian(metric.outputs, slots)
-        self.reaches = self._jacobian.reaches
+        self._jacobian.record()
+        self.reached = self._jacobian.reached
 
     def product(self, vector: Tensor) -> Tensor:
         products = self._multiply(self._jacobian.forward(vector))

@@ -35,6 +35,12 @@ class LinearOperator(ABC):
     def _multiply(self, matrix: Tensor) -> Tensor:
         """A V for a detached V (n, k) of the operator's dtype and device."""
 
+    @property
+    def reached(self) -> tuple[Tensor, ...] | None:
+        """The parameters that a model's curvature depends on, the others having zero rows; None for
+        operators that know of no parameters. In chunks, those that a product has met."""
+        return None
+
     def __matmul__(self, vector: Tensor) -> Tensor:
         matrix = self._as_matrix(vector)
         self.products += matrix.shape[1]
@@ -155,6 +161,13 @@ class Sum(LinearOperator):
     def _multiply(self, matrix: Tensor) -> Tensor:
         return (self._left @ matrix) + (self._right @ matrix)
 
+    @property
+    def reached(self) -> tuple[Tensor, ...] | None:
+        left, right = self._left.reached, self._right.reached
+        if left is None or right is None:
+            return None
+        return tuple(dict.fromkeys(left + right))
+
 
 class Scaled(LinearOperator):
     """c A for a finite number c."""
@@ -167,6 +180,10 @@ class Scaled(LinearOperator):
 
     def _multiply(self, matrix: Tensor) -> Tensor:
         return self._factor * (self._operator @ matrix)
+
+    @property
+    def reached(self) -> tuple[Tensor, ...] | None:
+        return self._operator.reached
 
 
 class Damped(LinearOperator):

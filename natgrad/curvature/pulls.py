@@ -24,19 +24,18 @@ class Pulls:
         layers: list[Layer],
         samples: int | None,
         generator: torch.Generator | None,
-        *,
-        masked: bool,
     ) -> None:
-        self._distribution, self._layers, self._masked = distribution, layers, masked
+        self._distribution, self._layers = distribution, layers
         self.samples, self._generator = samples, generator
         self.divisor = float(math.prod(batch_shape(distribution))) * (samples or 1)
 
-    def __iter__(self) -> Iterator[list[Tensor]]:
+    def passes(self, *, masked: bool) -> Iterator[list[Tensor]]:
+        """``masked``: zero where an embedding's word is padding, which has no gradient."""
         scalars = self._exact() if self.samples is None else self.sampled()
         for scalar in scalars:
             found = output_gradients(scalar, self._layers)
             yield [
-                layer.gradients(gradients, masked=self._masked)
+                layer.gradients(gradients, masked=masked)
                 for layer, gradients in zip(self._layers, found, strict=True)
             ]
 

@@ -19,14 +19,15 @@ class Slots:
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = tuple(parameters)
         check_alike(self.parameters)
-        if len(set(map(id, self.parameters))) != len(self.parameters):
+        if len(set(self.parameters)) != len(self.parameters):
             raise ValueError("a parameter is listed twice; list a tied parameter once")
         self.trained = [parameter for parameter in self.parameters if parameter.requires_grad]
-        self._spans: dict[int, slice] = {}
+        # By the tensors themselves, which compare by identity as keys: a copy's are the copies.
+        self._spans: dict[Tensor, slice] = {}
         self.size = 0
         for parameter in self.parameters:
             start, self.size = self.size, self.size + parameter.numel()
-            self._spans[id(parameter)] = slice(start, self.size)
+            self._spans[parameter] = slice(start, self.size)
         self._versions = [parameter._version for parameter in self.parameters]
 
     def check_unchanged(self) -> None:
@@ -39,7 +40,7 @@ class Slots:
 
     def span(self, parameter: Tensor) -> slice:
         """The place of a parameter in a vector (n,)."""
-        return self._spans[id(parameter)]
+        return self._spans[parameter]
 
     def unreached(self) -> ValueError:
         """The error for outputs that depend on no parameter."""
@@ -51,15 +52,19 @@ class Slots:
 
     def pieces(self, vector: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
         """The pieces of a vector (n,) that belong to the ``wanted`` parameters."""
-        cut = unflatten(vector, self.parameters)
-        by_parameter = dict(zip(map(id, self.parameters), cut, strict=True))
-        return [by_parameter[id(parameter)] for parameter in wanted]
+        by_parameter = dict(zip(self.parameters, unflatten(vector, self.parameters), strict=True))
+        return [by_parameter[parameter] for parameter in wanted]
+
+    @staticmethod
+    def vector_of(owners: Sequence[Tensor], pieces: Sequence[Tensor | None]) -> Tensor:
+        """``pieces`` of these owners alone as a vector, zeros for None."""
+        return flatten(
+            torch.zeros_like(owner) if piece is None else piece
+            for owner, piece in zip(owners, pieces, strict=True)
+        )
 
     def vector(self, owners: Sequence[Tensor], pieces: Sequence[Tensor | None]) -> Tensor:
         """The vector (n,) that holds ``pieces`` at their owners' places, zero elsewhere."""
-        by_parameter = dict(zip(map(id, owners), pieces, strict=True))
-        found = [by_parameter.get(id(parameter)) for parameter in self.parameters]
-        return flatten(
-            torch.zeros_like(parameter) if piece is None else piece
-            for parameter, piece in zip(self.parameters, found, strict=True)
-        )
+        by_parameter = dict(zip(owners, pieces, strict=True))
+        found = [by_parameter.get(parameter) for parameter in self.parameters]
+        return self.vector_of(self.parameters, found)

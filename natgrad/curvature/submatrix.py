@@ -26,6 +26,10 @@ class Submatrix(LinearOperator):
         super().__init__(int(kept.sum()), operator.dtype, operator.device)
         self._operator, self._kept = operator, kept
 
+    @property
+    def reached(self) -> tuple[Tensor, ...] | None:
+        return self._operator.reached
+
     def _multiply(self, matrix: Tensor) -> Tensor:
         whole = matrix.new_zeros(self._operator.shape[0], matrix.shape[1])
         whole[self._kept] = matrix

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from natgrad.curvature.convolution import LeanConvolutions
-from natgrad.curvature.differentiation import twice_differentiable
+from natgrad.curvature.differentiation import eager, twice_differentiable
+from natgrad.curvature.hooks import WithoutTensorHooks
 
 
 class RandomState:
@@ -58,7 +59,8 @@ def preserved_buffers() -> Iterator[None]:
 
 
 class Forward:
-    """A forward function to call again and again with the randomness of one moment, without trace.
+    """A forward function to call again and again with the randomness of one moment, without trace:
+    compiled modules run uncompiled, hooks of activations are left out.
 
     ``fallback`` makes it avoid kernels that cannot be differentiated twice.
     """
@@ -76,5 +78,5 @@ class Forward:
 
     def __call__(self, data: Any) -> Any:
         kernels = twice_differentiable() if self.fallback else LeanConvolutions()
-        with torch.enable_grad(), preserved_buffers(), kernels:
+        with torch.enable_grad(), preserved_buffers(), eager(), WithoutTensorHooks(), kernels:
             return self._function(data)

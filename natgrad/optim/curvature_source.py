@@ -53,6 +53,6 @@ def operator_of(
             f"curvature() returned an operator of shape {operator.shape}; the optimizer has "
             f"{sizes[0]} parameters, {sizes[1]} of them with a gradient"
         )
-    wanted = set(map(id, active))
-    kept = [torch.full((p.numel(),), id(p) in wanted, device=p.device) for p in parameters]
+    wanted = set(active)
+    kept = [torch.full((p.numel(),), p in wanted, device=p.device) for p in parameters]
     return Submatrix(operator, torch.cat(kept))

@@ -119,10 +119,10 @@ class KFAC(SecondOrderOptimizer):
         except NonFiniteFactors:
             return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
         # Parameters without a gradient take no part, but have their rows in K.
-        active = set(map(id, start.parameters))
+        active = set(start.parameters)
         pieces = iter(flat.unflatten(start.gradient, start.parameters))
-        g = flat.flatten(next(pieces) if id(p) in active else torch.zeros_like(p) for p in trained)
-        kept = torch.cat([torch.full((p.numel(),), id(p) in active) for p in trained]).to(g.device)
+        g = flat.flatten(next(pieces) if p in active else torch.zeros_like(p) for p in trained)
+        kept = torch.cat([torch.full((p.numel(),), p in active) for p in trained]).to(g.device)
         s = K.solve(g, damping=report.damping, split=self._factors.split)
         before = self._remembered("momentum_buffer", trained)
         move = s if before is None else s + self._per_parameter("momentum", trained) * before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -71,8 +72,7 @@ class RunningFactors:
         """
         if self._kronecker is None:
             self._kronecker = self._restored(state, parameters)
-        known = [] if self._kronecker is None else [id(p) for p in self._kronecker.parameters]
-        if due or known != [id(p) for p in parameters]:
+        if due or self._kronecker is None or not _same(self._kronecker.parameters, parameters):
             refreshes += 1
             self._kronecker = self._refreshed(parameters, refreshes)
             self._store(state, self._kronecker)
@@ -139,10 +139,14 @@ class RunningFactors:
         if not blocks:
             return None
         return Kronecker.restored(
-            self._observed.model, parameters, blocks,
-            sharing=self._sharing, corrected=self._corrected,
-        )  # fmt: skip
+            self._observed.model, parameters, blocks, corrected=self._corrected
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # The operator names parameters by identity; `state` has all that it is made of.
         return {**self.__dict__, "_kronecker": None}
+
+
+def _same(known: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    """Whether these are the very same tensors in the same order."""
+    return len(known) == len(wanted) and all(a is b for a, b in zip(known, wanted, strict=True))

@@ -119,11 +119,11 @@ class SecondOrderOptimizer(Optimizer):
         if len(set(values)) == 1:
             return torch.tensor(values[0], dtype=like.dtype, device=like.device)
         value_of = {
-            id(parameter): value
+            parameter: value
             for group, value in zip(self.param_groups, values, strict=True)
             for parameter in group["params"]
         }
-        return torch.cat([like.new_full((p.numel(),), value_of[id(p)]) for p in parameters])
+        return torch.cat([like.new_full((p.numel(),), value_of[p]) for p in parameters])
 
     def _remembered(self, name: str, parameters: list[Tensor]) -> Tensor | None:
         """A vector (n,) kept parameter by parameter in ``state``, or None: zeros where new."""
