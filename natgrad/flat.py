@@ -102,8 +102,9 @@ def check_alike(tensors: Sequence[Tensor]) -> None:
     for index, tensor in enumerate(tensors):
         if not tensor.dtype.is_floating_point:
             raise TypeError(
-                f"tensor {index} is {tensor.dtype}; expected real floating point. View complex "
-                "parameters with torch.view_as_real"
+                f"tensor {index} is {tensor.dtype}; expected real floating point. Keep a real "
+                "parameter (..., 2) in place of a complex one, and make it complex where it is "
+                "used, by torch.view_as_complex"
             )
         if tensor.layout != torch.strided:
             raise TypeError(

@@ -100,5 +100,5 @@ class NPG(OnPolicyPlugin):
         )  # fmt: skip
         return TrustRegionReport.of(
             g, natural.solution, natural.step, step,
-            max_kl=config.max_kl, entropy=surrogate.entropy(),
+            advantages=surrogate.advantages, max_kl=config.max_kl, entropy=surrogate.entropy(),
         )  # fmt: skip

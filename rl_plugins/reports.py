@@ -60,13 +60,17 @@ class TrustRegionReport(StepReport):
         step: Tensor,
         search: LineSearchResult,
         *,
+        advantages: Tensor,
         max_kl: float,
         entropy: Tensor,
     ) -> TrustRegionReport:
         """From the pieces of the update, read back from the device once, at its end."""
         norm = float(torch.linalg.vector_norm(gradient))
+        status = search.status
+        if status is LineSearchStatus.ZERO_STEP and norm == 0 and bool(advantages.any()):
+            status = LineSearchStatus.ZERO_GRADIENT  # the policy's doing
         return cls(
-            status=search.status,
+            status=status,
             kl=search.constraint,
             max_kl=max_kl,
             entropy=float(entropy),

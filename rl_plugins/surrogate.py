@@ -10,8 +10,10 @@ from typing import Any
 import optree
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution
 from torch.func import functional_call
+
+from natgrad.curvature import metrics
 
 
 class Surrogate:
@@ -85,7 +87,7 @@ class Surrogate:
 
     def kl(self, pi: Distribution) -> Tensor:
         """E[KL(π_old ‖ π)]: the direction of the theory, on all states."""
-        return self.mean(kl_divergence(self.old, pi))
+        return self.mean(metrics.kl_divergence(self.old, pi))
 
     def entropy(self) -> Tensor:
         """E[entropy of π_old]; NaN for families that have no formula, such as squashed normals."""

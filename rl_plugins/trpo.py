@@ -114,5 +114,5 @@ class TRPO(OnPolicyPlugin):
             assign(parameters, theta_new)
         return TrustRegionReport.of(
             g, natural.solution, natural.step, search,
-            max_kl=config.max_kl, entropy=surrogate.entropy(),
+            advantages=surrogate.advantages, max_kl=config.max_kl, entropy=surrogate.entropy(),
         )  # fmt: skip

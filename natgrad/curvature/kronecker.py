@@ -25,6 +25,7 @@ from natgrad.curvature.kronecker_factors import (
     correct,
     layer_factors,
     require_samples,
+    require_samples_drawn,
 )
 from natgrad.curvature.layers import Layer, candidates, recorded_layers, verified
 from natgrad.curvature.metrics import Distributions, batch_shape, output_metric
@@ -99,11 +100,13 @@ class Kronecker(LinearOperator):
         self._slots = Slots(model.parameters() if parameters is None else parameters)
         first = self._slots.parameters[0]
         super().__init__(self._slots.size, first.dtype, first.device)
-        if samples is not None and (samples < 1 or generator is None):
-            raise ValueError(
-                f"samples must be at least 1 and need generator=..., got samples={samples}, "
-                f"generator={generator}"
-            )
+        if samples is not None:
+            require_samples_drawn(samples)
+            if generator is None:
+                raise ValueError(
+                    "drawn labels need generator=torch.Generator().manual_seed(...): which ones "
+                    "are drawn should be the caller's to repeat"
+                )
         chosen = forward or model
         run = Forward(chosen, first.device)
         with run.replayed():

@@ -20,6 +20,15 @@ class Sharing(Enum):
     REDUCE = "positions are summed first: one output for all of them, as in image classifiers"
 
 
+def require_samples_drawn(samples: int) -> None:
+    """Raise ``ValueError`` unless a number of drawn labels is one."""
+    if not isinstance(samples, int) or samples < 1:
+        raise ValueError(
+            f"samples, the labels drawn for a batch element, must be at least 1, or None for exact "
+            f"factors; got {samples}"
+        )
+
+
 def require_samples(layers: list[Layer], samples: int) -> None:
     for layer in layers:
         if len(layer.rows()) != samples:

@@ -76,6 +76,11 @@ class Forward:
         with torch.inference_mode(False), self._state.replayed():
             yield
 
+    def evaluate(self, data: Any) -> Any:
+        """The value without a graph."""
+        with torch.no_grad(), preserved_buffers(), eager(), WithoutTensorHooks():
+            return self._function(data)
+
     def __call__(self, data: Any) -> Any:
         kernels = twice_differentiable() if self.fallback else LeanConvolutions()
         with torch.enable_grad(), preserved_buffers(), eager(), WithoutTensorHooks(), kernels:

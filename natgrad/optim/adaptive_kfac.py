@@ -145,11 +145,12 @@ class AdaptiveKFAC(SecondOrderOptimizer):
             torch.Generator().manual_seed(mixed_seed(self._seed, counters["steps"])),
         )
         d, Fd = self._combined(start, K, F, damping)
+        self._require_reached(F, start)
         rates = self._per_parameter("lr", start.parameters)
         d, Fd = rates * d, rates * Fd
         slope, dFd = inner_products(start.gradient, d), inner_products(d, Fd)
         report = replace(
-            report, products=F.products, kl=float(dFd / 2), step_scale=1.0,
+            report, products=F.products, predicted_kl=float(dFd / 2), step_scale=1.0,
             predicted_reduction=float(-slope - dFd / 2),
         )  # fmt: skip
         if not math.isfinite(report.predicted_reduction):

@@ -122,6 +122,7 @@ class HessianFree(SecondOrderOptimizer):
             stop=relative_progress(self._progress),
             iterate_growth=None if start.loss is None else 1.3,
         )  # fmt: skip
+        self._require_reached(G, start)
         report = StepReport(
             StepStatus.ACCEPTED, iterations=s.iterations, products=G.products, damping=damping,
             solver="cg", solver_status=s.status,
@@ -138,7 +139,7 @@ class HessianFree(SecondOrderOptimizer):
         dGd = inner_products(d, G @ d) if rates.ndim else rates.double().square() * chosen.xAx
         slope = inner_products(start.gradient, d)
         report = replace(
-            report, products=G.products, kl=float(dGd / 2),
+            report, products=G.products, predicted_kl=float(dGd / 2),
             predicted_reduction=float(slope - dGd / 2), step_scale=1.0,
         )  # fmt: skip
         if not bool(torch.isfinite(slope - dGd)):
@@ -196,10 +197,11 @@ class HessianFree(SecondOrderOptimizer):
             status = StepStatus.NO_IMPROVEMENT if finite else StepStatus.NONFINITE_LOSS
             return Outcome(None, replace(report, status=status, step_scale=0.0))
         kept = found.fraction
-        kl = kept**2 * report.kl
+        half_curvature = kept**2 * report.predicted_kl
         report = replace(
-            report, step_scale=kept, kl=kl, actual_reduction=found.improvement,
-            predicted_reduction=kept * float(slope) - kl,
+            report, step_scale=kept, predicted_kl=half_curvature,
+            actual_reduction=found.improvement,
+            predicted_reduction=kept * float(slope) - half_curvature,
         )  # fmt: skip
         return Outcome(found.theta, report)
 

@@ -14,6 +14,7 @@ from natgrad.curvature import Sharing
 from natgrad.curvature.kronecker_block import NonFiniteFactors
 from natgrad.optim.inner_products import inner_products
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
+from natgrad.optim.measured_kl import MeasuredKL
 from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.running_factors import RunningFactors
 from natgrad.optim.second_order import (
@@ -28,9 +29,12 @@ from natgrad.optim.second_order import (
 class KFAC(SecondOrderOptimizer):
     """m ← ν (μ m + s) with (K + λI) s = g, θ ← (1 − lr w) θ − lr m; K ≈ F, the Fisher matrix.
 
-    ν = min(1, √(2δ / (lr² mᵀK m))) bounds the quadratic KL of the whole step, momentum included, by
-    δ, the ``max_kl`` (None: no bound); μ is ``momentum``, w the decoupled ``weight_decay``. Plain
-    ``loss.backward()`` and ``optimizer.step()``; a closure is called once, as Adam would.
+    ν <= min(1, √(2δ / (lr² mᵀK m))) bounds the KL of the whole step, momentum and weight decay
+    included, by δ, the ``max_kl`` (None: no bound): the square root by the forecast of K, and what
+    is below it by E[KL(p_old ‖ p_new)] on the batch, which a forward pass measures
+    (``last_step.kl``; ``measure_kl=False`` trusts the forecast, ``last_step.predicted_kl``). μ is
+    ``momentum``, w the decoupled ``weight_decay``, weaker where the bound leaves no room for it.
+    Plain ``loss.backward()`` and ``optimizer.step()``; a closure is called once, as Adam would.
 
     K is :class:`natgrad.Kronecker` on the batch behind the gradient, computed at the first step and
     every ``refresh_every`` steps after it, as a moving average: an equal share for each refresh at
@@ -40,7 +44,8 @@ class KFAC(SecondOrderOptimizer):
     ``sharing`` says what positions of one sample (pixels, time steps) are. For ``likelihood`` see
     :class:`natgrad.optim.NaturalGradient`.
 
-    Cost: a step, two products with inverse factors a layer; a refresh, one forward pass, some 3
+    Cost: a step, two products with inverse factors a layer, and a forward pass for each KL that is
+    measured, mostly one; a refresh, one forward pass, some 3
     backward passes and two inversions a layer, as for a new damping. Raises ``ValueError`` for
     settings out of range, layers that it does not know (:class:`natgrad.Kronecker`), factors
     singular for want of damping; ``RuntimeError`` where a refresh is due and no batch is known.
@@ -77,13 +82,15 @@ class KFAC(SecondOrderOptimizer):
         sharing: Sharing = Sharing.EXPAND,
         corrected: bool = False,
         seed: int = 0,
+        measure_kl: bool = True,
         maximize: bool = False,
     ) -> None:
         if model is None and not isinstance(params, nn.Module):
             raise ValueError("KFAC needs the model: KFAC(model, ...), or KFAC(groups, model=model)")
         if refresh_every < 1:
             raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
-        self._refresh_every = refresh_every
+        self._refresh_every, self._measure_kl = refresh_every, measure_kl
+        self._likelihood = likelihood_of(likelihood)
         defaults = {
             "lr": lr, "damping": damping, "max_kl": max_kl, "momentum": momentum,
             "weight_decay": weight_decay, "maximize": maximize,
@@ -91,7 +98,7 @@ class KFAC(SecondOrderOptimizer):
         super().__init__(params, defaults, model)
         assert self._observed is not None
         self._factors = RunningFactors(
-            self._observed, likelihood_of(likelihood), decay=decay, samples=samples,
+            self._observed, self._likelihood, decay=decay, samples=samples,
             sharing=sharing, corrected=corrected, seed=seed,
         )  # fmt: skip
 
@@ -118,6 +125,7 @@ class KFAC(SecondOrderOptimizer):
             K, counters["refreshes"] = self._factors.at(self.state, trained, refreshes, due=due)
         except NonFiniteFactors:
             return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
+        self._require_reached(K, start)
         # Parameters without a gradient take no part, but have their rows in K.
         active = set(start.parameters)
         pieces = iter(flat.unflatten(start.gradient, start.parameters))
@@ -128,18 +136,32 @@ class KFAC(SecondOrderOptimizer):
         move = s if before is None else s + self._per_parameter("momentum", trained) * before
         move = torch.where(kept, move, 0.0)
         d = self._per_parameter("lr", trained) * move
-        kl = float(inner_products(d, K @ d) / 2)
+        predicted = float(inner_products(d, K @ d) / 2)
         max_kl = self._setting("max_kl")
-        if not math.isfinite(kl):
+        if not math.isfinite(predicted):
             return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
-        nu = 1.0 if max_kl is None or kl <= max_kl else math.sqrt(max_kl / kl)
+        nu = 1.0 if max_kl is None or predicted <= max_kl else math.sqrt(max_kl / predicted)
         rates, decays = (
             self._per_parameter(name, start.parameters) for name in ("lr", "weight_decay")
         )
-        theta = (1 - rates * decays) * start.theta - nu * d[kept]
-        if not bool(torch.isfinite(theta).all()):
+        step, pull = -nu * d[kept], -rates * decays * start.theta
+        if not bool(torch.isfinite(start.theta + step + pull).all()):
             return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
+        counters["steps"] = counters.get("steps", 0) + 1
+        kl = math.nan
+        if max_kl is not None and self._measure_kl:
+            assert self._observed is not None
+            measured = MeasuredKL(self._observed, self._likelihood, start)
+            fraction, kl = measured.shortened(start.theta, step, max_kl)
+            if not fraction:
+                return Outcome(None, replace(report, status=StepStatus.KL_EXCEEDED, kl=kl))
+            step, nu = fraction * step, fraction * nu
+            # What the bound leaves for it: a group's decay must not shorten another group's step.
+            if bool(pull.any()):
+                decayed = measured.shortened(start.theta + step, pull, max_kl)
+                pull, kl = decayed.fraction * pull, decayed.kl if decayed.fraction else kl
+        theta = start.theta + step + pull
         if bool(self._per_parameter("momentum", start.parameters).any()):
             self._remember("momentum_buffer", start.parameters, nu * move[kept])
-        counters["steps"] = counters.get("steps", 0) + 1
-        return Outcome(theta, replace(report, step_scale=nu, kl=nu**2 * kl))
+        report = replace(report, step_scale=nu, predicted_kl=nu**2 * predicted, kl=kl)
+        return Outcome(theta, report)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -55,6 +56,15 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "bernoulli": _bernoulli,
     "normal": _normal,
 }
+# What to write for a part of the outputs.
+EXAMPLES = {
+    "categorical": "torch.distributions.Categorical(logits={})",
+    "bernoulli": "torch.distributions.Bernoulli(logits={})",
+    "normal": "torch.distributions.Normal({}, 1.0)",
+    "cross_entropy": "natgrad.curvature.metrics.cross_entropy({})",
+    "binary_cross_entropy": "natgrad.curvature.metrics.binary_cross_entropy({})",
+    "squared_error": "natgrad.curvature.metrics.squared_error({})",
+}
 LOSSES: dict[str, Metric] = {
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
@@ -71,14 +81,46 @@ def likelihood_of(likelihood: str | Likelihood | None) -> Likelihood:
     """
     if likelihood is None:
         return _itself
-    return likelihood if callable(likelihood) else _named(likelihood, LIKELIHOODS, "likelihood")
+    if callable(likelihood):
+        return likelihood
+    return _OfTensors("likelihood", likelihood, _named(likelihood, LIKELIHOODS, "likelihood"))
 
 
 def metric_of(loss: str | Metric) -> Metric:
     """The function from outputs to the metric of a loss, with torch's own conventions for means:
     "cross_entropy" (classes along dimension 1), "binary_cross_entropy" (with logits),
     "squared_error". Raises ``ValueError`` for other names."""
-    return loss if callable(loss) else _named(loss, LOSSES, "loss")
+    if callable(loss):
+        return loss
+    return _OfTensors("loss", loss, _named(loss, LOSSES, "loss"))
+
+
+@dataclass(frozen=True)
+class _OfTensors:
+    """``act`` on outputs that are one tensor; for others an error that names the cure."""
+
+    what: str
+    name: str
+    act: Callable[[Tensor], Any]
+
+    def __call__(self, outputs: Any) -> Any:
+        if isinstance(outputs, Tensor):
+            return self.act(outputs)
+        kind, example = type(outputs).__name__, EXAMPLES[self.name].format(_part(outputs))
+        if isinstance(outputs, Mapping):
+            kind = f"{kind} of {sorted(map(str, outputs))}"
+        raise TypeError(
+            f"{self.what}={self.name!r} takes outputs that are one tensor, but the model returned "
+            f"a {kind}; say which part is meant: {self.what}=lambda outputs: {example}"
+        )
+
+
+def _part(outputs: Any) -> str:
+    """How to write the part of a model's outputs that is most likely meant."""
+    if isinstance(outputs, Mapping):
+        tensors = [str(key) for key, value in outputs.items() if isinstance(value, Tensor)]
+        return f"outputs[{'logits' if 'logits' in outputs else (tensors or ['logits'])[0]!r}]"
+    return "outputs[0]" if isinstance(outputs, (tuple, list)) else "outputs.logits"
 
 
 def _named(name: str, known: dict[str, Any], what: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from natgrad import flat
 from natgrad.curvature.traceless import RandomState, preserved_buffers
 
 Closure = Callable[[], Any]
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
 class Objective:
@@ -40,6 +42,7 @@ class Objective:
         self._recorded: RecordedBackward | None = None
         self.returned: Any = None
         self.evaluations = 0
+        self.measures = True  # other θ than the first
 
     def first(self, *, keep_graph: bool = False) -> Any:
         """What the closure returns at the parameters as they are, unchanged. ``keep_graph`` keeps
@@ -70,25 +73,35 @@ class Objective:
         are skipped. A closure that cannot do without their gradients is called whole from then on.
         The parameters are ``start`` before and after.
         """
-        with _moved(parameters, theta, start):
+        with moved(parameters, theta, start):
             if self._forward_suffices:
                 try:
                     with _WithoutBackward():
                         return self.again()
+                except LinAlgError:
+                    raise
                 except Exception:
                     self._forward_suffices = False
             return self.again()
 
     def value(self, parameters: Sequence[Tensor], theta: Tensor, start: Tensor) -> Tensor:
-        """f(θ), 0-d float64, as cheaply as :meth:`at`."""
-        return self._sign * self._loss_of(self.at(parameters, theta, start))
+        """f(θ), 0-d float64, as cheaply as :meth:`at`. Infinite where a matrix could not be
+        factored: f is not defined there, and a search goes on to shorter steps."""
+        try:
+            return self._sign * self._loss_of(self.at(parameters, theta, start))
+        except LinAlgError:
+            return torch.tensor(math.inf, dtype=torch.float64)
 
     def value_and_gradient(
         self, parameters: Sequence[Tensor], theta: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """f(θ) and its gradient (n,), for parameters whose ``.grad`` the closure fills."""
+        """f(θ) and its gradient (n,), for parameters whose ``.grad`` the closure fills. Infinite as
+        :meth:`value` is, and then without a gradient."""
         flat.assign(parameters, theta)
-        loss = self._sign * self._loss_of(self.again())
+        try:
+            loss = self._sign * self._loss_of(self.again())
+        except LinAlgError:
+            return torch.tensor(math.inf, dtype=torch.float64), torch.zeros_like(theta)
         return loss, self._sign * gathered(parameters)
 
 
@@ -114,7 +127,7 @@ def gathered(parameters: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def _moved(parameters: Sequence[Tensor], theta: Tensor, start: Tensor) -> Iterator[None]:
+def moved(parameters: Sequence[Tensor], theta: Tensor, start: Tensor) -> Iterator[None]:
     """Inside, the parameters are θ; then ``start`` again, bit for bit. Autograd counts no change:
     operators which were built at ``start`` stay usable."""
     with ExitStack() as stack:

@@ -29,13 +29,23 @@ from natgrad.curvature.traceless import RandomState
 class Batch:
     """One call of the model. ``random`` is the state of the generators that it drew from,
     ``version`` counts how often the parameters had been changed, ``output_gradient`` is
-    ∂loss/∂output where the output is a tensor."""
+    ∂loss/∂output and ``output`` the output where that is a tensor."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     random: RandomState
     version: int
     output_gradient: Tensor | None = None
+    output: Tensor | None = None
+    output_version: int = 0
+
+    def kept_output(self, dtype: torch.dtype) -> Tensor | None:
+        """What the model returned, detached; None where that was no tensor, in another precision,
+        or has been written to since."""
+        output = self.output
+        if output is None or output.dtype is not dtype or output._version != self.output_version:
+            return None
+        return output
 
     def split(
         self, fraction: float = 1.0, generator: torch.Generator | None = None
@@ -47,7 +57,9 @@ class Batch:
         lengths = [leaf.shape[0] if _has_length(leaf) else None for leaf in leaves]
         first = next((length for length in lengths if length is not None), None)
         cut = [i for i, length in enumerate(lengths) if first is not None and length == first]
-        data = [leaves[index].detach() for index in cut] or [torch.zeros(1)]
+        # Inputs that require gradients do so again: some models make their graph depend on it.
+        data = [leaves[i].detach().requires_grad_(leaves[i].requires_grad) for i in cut]
+        data = data or [torch.zeros(1)]
         if fraction != 1:
             data = take(data, subset(len(data[0]), fraction, generator))
 
@@ -62,7 +74,8 @@ class Batch:
 
 
 class ObservedModel:
-    """``model`` and the batches that its gradients are made of; ``clear()`` forgets them.
+    """``model`` and the batches that its gradients are made of; ``clear()`` forgets them. ``calls``
+    counts all calls of the model.
 
     Copies and pickles of the model carry a hook that does nothing.
     """
@@ -73,7 +86,8 @@ class ObservedModel:
         self._watch()
 
     def _watch(self) -> None:
-        self._paused = False
+        self._paused = self._cleared = False
+        self.calls = 0
         self._parameters = list(self.model.parameters())
         for handle in (
             self.model.register_forward_pre_hook(_Hook(self.begins)),
@@ -91,7 +105,16 @@ class ObservedModel:
     def clear(self) -> None:
         """Forget the batches; not while paused, when a search calls the closure again."""
         if not self._paused:
-            self.batches = []
+            self.batches, self._cleared = [], True
+
+    @contextmanager
+    def renewed(self) -> Iterator[None]:
+        """Inside, new batches take the place of the old ones. Where none came, and no gradient was
+        thrown away, the old ones are still those behind it: ``loss.backward()`` came before."""
+        before, self.batches, self._cleared = self.batches, [], False
+        yield
+        if not self.batches and not self._cleared:
+            self.batches = before
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -109,6 +132,7 @@ class ObservedModel:
         return isinstance(next(self.model.parameters(), None), nn.Parameter)
 
     def begins(self, args: tuple[Any, ...]) -> None:
+        self.calls += 1
         if not self._watches():
             return
         if self.batches and all(parameter.grad is None for parameter in self._parameters):
@@ -121,6 +145,8 @@ class ObservedModel:
         version = sum(parameter._version for parameter in self._parameters)
         batch = Batch(args, kwargs, self._random, version)
         alone = isinstance(output, Tensor)
+        if alone:
+            batch.output, batch.output_version = output.detach(), output._version
 
         # Names neither the output nor a tensor of it: a cycle would keep the graph until gc.
         def count(gradient: Tensor) -> None:
@@ -143,8 +169,10 @@ class ObservedModel:
         """The model's output for the data of a batch, or a chunk of them, in full precision."""
         parameter = next(self.model.parameters())
         args, kwargs = join([_unhalved(piece, parameter.dtype) for piece in pieces])
+        # Of torch.compile's wrapper, what it wraps: it runs uncompiled here, without its warnings.
+        model = getattr(self.model, "_orig_mod", self.model)
         with self.paused(), torch.autocast(parameter.device.type, enabled=False):
-            return self.model(*args, **kwargs)
+            return model(*args, **kwargs)
 
     def required_batches(self) -> list[Batch]:
         """The batches. Raises ``RuntimeError`` where there are none."""

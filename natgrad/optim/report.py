@@ -27,6 +27,14 @@ class StepStatus(Enum):
         "the solver's direction does not descend: the curvature is not positive definite; add "
         "damping, or use TrustRegionNewton"
     )
+    NONPOSITIVE_CURVATURE = (
+        "dᵀK d < 0 along the solver's direction: the curvature is not positive and bounds no step; "
+        "add damping, give a curvature that is positive semidefinite, or use TrustRegionNewton"
+    )
+    KL_EXCEEDED = (
+        "no part of the step that was tried keeps the KL divergence within max_kl: the outputs are "
+        "not finite near the start, or change by leaps"
+    )
     NONFINITE_LOSS = "the loss is NaN or infinite, at the start or at every candidate"
     NONFINITE_GRADIENT = "the gradient holds NaN or infinity"
     NONFINITE_CURVATURE = (
@@ -46,10 +54,12 @@ class StepReport:
     ``loss`` and ``gradient_norm`` belong to the start of the step. ``iterations`` and ``products``
     are the solver's, ``evaluations`` counts calls of the closure, the first included. Reductions
     are of the loss (of its negative with ``maximize``), ``predicted_reduction`` by the quadratic
-    model without damping, ``actual_reduction`` where a closure measured it. ``kl`` is ½ dᵀK d of
-    the step d as taken, to second order the KL divergence where K is a Fisher matrix. ``damping``
-    and ``radius`` are those that the step was computed with. ``step_scale`` is the share of the
-    solver's direction that was taken, ``solver`` what solved, ``solver_status`` how well.
+    model without damping, ``actual_reduction`` where a closure measured it. ``predicted_kl`` is
+    ½ dᵀK d of the step d as taken, to second order the KL divergence where K is a Fisher matrix;
+    ``kl`` is the divergence E[KL(p_old ‖ p_new)] itself, measured on the step's batches.
+    ``damping`` and ``radius`` are those that the step was computed with. ``step_scale`` is the
+    share of the solver's direction that was taken, ``solver`` what solved, ``solver_status`` how
+    well.
     """
 
     status: StepStatus
@@ -60,6 +70,7 @@ class StepReport:
     evaluations: int = 0
     predicted_reduction: float = math.nan
     actual_reduction: float = math.nan
+    predicted_kl: float = math.nan
     kl: float = math.nan
     damping: float = math.nan
     radius: float = math.nan

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from natgrad.curvature import DampingSplit, Kronecker, Sharing
+from natgrad.curvature.kronecker_factors import require_samples_drawn
 from natgrad.curvature.layers import candidates
 from natgrad.optim.likelihoods import Likelihood
 from natgrad.optim.observed_model import Batch, ObservedModel
@@ -49,6 +50,8 @@ class RunningFactors:
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
+        if samples is not None:
+            require_samples_drawn(samples)
         self._observed, self._likelihood = observed, likelihood
         self._decay, self._samples, self._sharing = decay, samples, sharing
         self._corrected, self._seed, self._fraction = corrected, seed, fraction

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from natgrad import flat
+from natgrad.curvature import LinearOperator
 from natgrad.optim.objective import Closure, Objective, as_loss, gathered, kept_gradients
 from natgrad.optim.observed_model import ObservedModel
 from natgrad.optim.report import NonFiniteError, StepReport, StepStatus
@@ -160,7 +161,9 @@ class SecondOrderOptimizer(Optimizer):
         """One step; returns what the first call of ``closure`` returned.
 
         ``closure`` is the standard one: zero_grad(), loss, loss.backward(), return loss; it must
-        give the same loss for the same parameters. ``last_step`` says what happened. Raises
+        give the same loss for the same parameters. Where it raises at a candidate of a search the
+        parameters are as they were; ``torch.linalg.LinAlgError`` there, from a matrix that cannot
+        be factored, counts as an infinite loss. ``last_step`` says what happened. Raises
         :class:`NonFiniteError` at the third step in a row that met NaN or infinity,
         ``RuntimeError`` in a process group of several ranks.
         """
@@ -168,15 +171,17 @@ class SecondOrderOptimizer(Optimizer):
         _require_one_process()
         sign = -1.0 if "maximize" in self.whole and self._setting("maximize") else 1.0
         objective = None if closure is None else self._objective(closure, sign)
-        if objective is not None and self._observed is not None:
-            self._observed.clear()
-        returned = None if objective is None else self._first(objective)
-        start = self._start(returned, objective, sign)
+        returned = None if objective is None else self._called(objective)
+        measures = objective is not None and objective.measures
+        start = self._start(returned if measures else None, objective, sign)
         outcome = self._guarded(start)
         seconds = time.perf_counter() - began
+        loss = start.loss
+        if loss is None and returned is not None:
+            loss = sign * as_loss(returned)
         self._account(replace(
             outcome.report,
-            loss=math.nan if start.loss is None else sign * float(start.loss),
+            loss=math.nan if loss is None else sign * float(loss),
             gradient_norm=float(torch.linalg.vector_norm(start.gradient, dtype=torch.float64)),
             evaluations=0 if objective is None else objective.evaluations,
             seconds=seconds,
@@ -184,6 +189,18 @@ class SecondOrderOptimizer(Optimizer):
         if self._observed is not None:
             self._observed.clear()
         return self._told(returned)
+
+    def _called(self, objective: Objective) -> Any:
+        """What the closure returned at its first call. One that did not call the model, because it
+        tells the loss of the backward pass before it, cannot measure another θ."""
+        observed = self._observed
+        if observed is None:
+            return self._first(objective)
+        calls = observed.calls
+        with observed.renewed():
+            returned = self._first(objective)
+        objective.measures = observed.calls > calls
+        return returned
 
     def _objective(self, closure: Closure, sign: float) -> Objective:
         return Objective(closure, self._parameters()[0].device, sign)
@@ -234,6 +251,28 @@ class SecondOrderOptimizer(Optimizer):
             flat.assign(start.parameters, start.theta if theta is None else theta)
         return outcome
 
+    def _require_reached(self, curvature: LinearOperator, start: Start) -> None:
+        """Raise ``ValueError`` where a gradient is not zero in a parameter that the curvature does
+        not know: its row is zero, and the step there would be the gradient over the damping."""
+        if curvature.reached is None:
+            return
+        known = set(curvature.reached)
+        names: dict[Tensor, str] = {}
+        if self._observed is not None:
+            names = {p: name for name, p in self._observed.model.named_parameters()}
+        missing = [
+            names.get(p, f"a parameter of shape {tuple(p.shape)} outside the model")
+            for p in start.parameters
+            if p not in known and p.grad is not None and bool(p.grad.any())
+        ]
+        if missing:
+            raise ValueError(
+                f"the gradient reaches {', '.join(missing)}, but the curvature does not: the "
+                "outputs that it is taken of do not depend on them (a weight in the loss itself, "
+                "an output that the likelihood leaves out, a layer in a reentrant checkpoint). "
+                "Give them to another optimizer, or give curvature=... that knows them"
+            )
+
     @abstractmethod
     def _find(self, start: Start) -> Outcome:
         """A step from a finite start with a gradient that is not zero."""
@@ -275,7 +314,19 @@ def require_least(
 ) -> None:
     """Raise ``ValueError`` unless the named settings are at least, or above, ``least``."""
     for name in names:
-        value = float(settings[name])
+        value = _number(name, settings[name])
         if not (value > least if exclusive else value >= least):
             relation = "above" if exclusive else "at least"
             raise ValueError(f"{name} must be {relation} {least}, got {settings[name]}")
+
+
+def _number(name: str, value: Any) -> float:
+    """A setting as a float. Raises ``ValueError`` for what is no number."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(
+            f"{name} must be a number or a tensor of one element, got shape {tuple(value.shape)}; "
+            "for a rate of its own for each parameter make parameter groups"
+        )
+    if isinstance(value, (str, bytes)):
+        raise ValueError(f"{name} must be a number, got the text {value!r}")
+    return float(value)

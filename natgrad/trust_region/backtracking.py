@@ -24,6 +24,11 @@ class LineSearchStatus(Enum):
     NO_IMPROVEMENT = "the objective fell by less than asked: is the step a descent direction?"
     NONFINITE = "the objective or the constraint was NaN or infinite"
     ZERO_STEP = "the step is zero or not finite; nothing was evaluated"
+    ZERO_GRADIENT = (
+        "the gradient is exactly zero, so that there is nothing to search along. Of a policy whose "
+        "advantages are not: its log-probabilities do not depend on its parameters, or it is so "
+        "certain of its actions that they do not change in this dtype"
+    )
 
 
 @dataclass(frozen=True)

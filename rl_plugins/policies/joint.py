@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints, kl_divergence, register_kl
+from torch.distributions import Distribution, constraints, register_kl
 
 from natgrad import register_metric
-from natgrad.curvature import OutputMetric, output_metric
+from natgrad.curvature import OutputMetric, metrics, output_metric
 
 
 class Joint(Distribution):
@@ -76,7 +76,7 @@ class Joint(Distribution):
 @register_kl(Joint, Joint)  # type: ignore[no-untyped-call, untyped-decorator]
 def _joint_kl(p: Joint, q: Joint) -> Tensor:
     pairs = zip(p.components, q.components, strict=True)
-    return torch.stack([kl_divergence(a, b) for a, b in pairs]).sum(dim=0)
+    return torch.stack([metrics.kl_divergence(a, b) for a, b in pairs]).sum(dim=0)
 
 
 @register_metric(Joint)

@@ -154,19 +154,37 @@ def test_what_is_not_finite_leaves_the_parameters_bitwise(poison, where, generat
 
 @pytest.mark.parametrize(
     ("max_kl", "status"),
-    [(1e75, LineSearchStatus.NONFINITE), (1e300, LineSearchStatus.ZERO_STEP)],
+    [(1e-2, LineSearchStatus.NONFINITE), (1e300, LineSearchStatus.ZERO_STEP)],
     ids=["the distribution overflows", "the step overflows"],
 )
 def test_a_step_that_is_too_long_is_taken_back_bitwise(max_kl, status, generator):
-    validate = False if status is LineSearchStatus.NONFINITE else None
-    policy = Discrete(generator, validate=validate).float()
+    policy = Discrete(generator, validate=False).float()
     x, actions, advantages = batch(policy.double(), generator)
     policy.float()
-    before = flatten(policy.parameters()).view(torch.int32)
+    theta = flatten(policy.parameters())
+    before = theta.view(torch.int32)
+
+    def overflow_once_moved(module, inputs, pi):
+        moved = not torch.equal(flatten(module.parameters()), theta)
+        return Categorical(logits=pi.logits * math.inf, validate_args=False) if moved else None
+
+    if status is LineSearchStatus.NONFINITE:
+        policy.register_forward_hook(overflow_once_moved)
     report = NPG(policy, max_kl=max_kl).step(x.float(), actions, advantages.float())
     assert report.status is status
     assert report.step_fraction == 0
     assert torch.equal(flatten(policy.parameters()).view(torch.int32), before)
+
+
+def test_a_step_beyond_the_range_of_logits_is_shortened_until_the_policy_is_one(generator):
+    """In float32 half of these logits would be infinite, and the KL of all the rest is finite."""
+    policy = Discrete(generator, validate=False).float()
+    x, actions, advantages = batch(policy.double(), generator)
+    policy.float()
+    report = NPG(policy, max_kl=1e75).step(x.float(), actions, advantages.float())
+    assert report.status is LineSearchStatus.ACCEPTED
+    assert 1 < report.kl <= 2e75
+    assert bool(torch.isfinite(flatten(policy.parameters())).all())
 
 
 def test_an_error_in_the_policy_after_the_step_leaves_no_candidate_behind(policy, generator):

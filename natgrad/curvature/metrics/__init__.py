@@ -1,6 +1,7 @@
 """Curvature in output space: of distributions, of losses, and a registry for anyone's."""
 
 import natgrad.curvature.metrics.families  # noqa: F401  registers the closed forms
+from natgrad.curvature.metrics.kl import kl_divergence, mean_kl
 from natgrad.curvature.metrics.losses import (
     binary_cross_entropy,
     convex_loss,
@@ -23,6 +24,8 @@ __all__ = [
     "binary_cross_entropy",
     "convex_loss",
     "cross_entropy",
+    "kl_divergence",
+    "mean_kl",
     "output_metric",
     "register_metric",
     "root_outputs",

@@ -123,7 +123,7 @@ def test_length_and_momentum_minimise_the_damped_model(damping, corrected, class
         report = training.report
         assert report.status is StepStatus.ACCEPTED
         assert report.predicted_reduction == pytest.approx(-model(d, F_), rel=1e-8)
-        assert report.kl == pytest.approx(float(d @ F_ @ d / 2), rel=1e-8)
+        assert report.predicted_kl == pytest.approx(float(d @ F_ @ d / 2), rel=1e-8)
         assert training.damping == report.damping == damping
         last = d
 

@@ -120,9 +120,11 @@ def test_03_15_float32_goes_to_the_minimum_that_float64_finds(name, scale):
 
 
 # 9. Memory of a batch: BackPACK#238, curvlinops#193
-@pytest.mark.parametrize("name", ["NaturalGradient", "HessianFree"])
-def test_09_chunks_of_the_batch_take_the_same_step(name, train):
-    whole, chunked = (train(name, chunk_size=size, rtol=1e-10) for size in (None, 2))
+# A solution to 1e-10 does not tell how many iterations it took. HessianFree chooses among iterates:
+# loosely, so that both solves pass in the same iteration, their residuals agreeing to many digits.
+@pytest.mark.parametrize(("name", "rtol"), [("NaturalGradient", 1e-10), ("HessianFree", 1e-3)])
+def test_09_chunks_of_the_batch_take_the_same_step(name, rtol, train):
+    whole, chunked = (train(name, chunk_size=size, rtol=rtol) for size in (None, 2))
     for _ in range(3):
         whole.step()
         chunked.step()
@@ -192,6 +194,10 @@ def test_11_19_factors_of_any_kind_give_a_step_or_ask_for_damping(
         if optimizer.last_step.status.nonfinite:  # weights that grow with such inputs overflow
             assert single
             assert case == "inputs of 1e8"
+            assert torch.equal(before, after)
+            break
+        if optimizer.last_step.status.name == "KL_EXCEEDED":  # a step of g / damping
+            assert damping < 1e-3
             assert torch.equal(before, after)
             break
         assert optimizer.last_step.status.name in ("ACCEPTED", "CONVERGED")
@@ -292,7 +298,7 @@ def test_20_the_bound_on_the_kl_is_met_at_every_scale(scale):
     optimizer.step()
     d = x.detach() - before
     assert float(d @ (K * d)) / 2 == pytest.approx(1e-2, rel=1e-3)  # x + d is rounded
-    assert optimizer.last_step.kl == pytest.approx(1e-2, rel=1e-6)
+    assert optimizer.last_step.predicted_kl == pytest.approx(1e-2, rel=1e-6)
 
 
 # 21. A Hessian for every rejected step: scipy#12503

@@ -155,7 +155,10 @@ def test_damping_follows_the_reduction_ratio_by_three_halves_and_two_thirds():
             # ρ is that of the whole direction, of which the search may have taken a part.
             k = report.step_scale
             d = (before - run.theta) / k
-            slope, quadratic = (report.predicted_reduction + report.kl) / k, report.kl / k**2
+            slope, quadratic = (
+                (report.predicted_reduction + report.predicted_kl) / k,
+                report.predicted_kl / k**2,
+            )
             predicted = slope - quadratic
             assert predicted == pytest.approx(float(g @ d - d @ G @ d / 2), rel=1e-7)
             after = run.loss(run.theta if k == 1 else before - d)
@@ -238,7 +241,7 @@ def test_reductions_are_those_of_the_dense_model_and_of_the_loss(seed, damping, 
             continue
         d = before - run.theta
         assert report.predicted_reduction == pytest.approx(float(g @ d - d @ G @ d / 2), rel=1e-7)
-        assert report.kl == pytest.approx(float(d @ G @ d / 2), rel=1e-7)
+        assert report.predicted_kl == pytest.approx(float(d @ G @ d / 2), rel=1e-7)
         measured = run.loss(before) - run.loss(run.theta)
         assert report.actual_reduction == pytest.approx(measured, rel=1e-9, abs=1e-14)
         # The search's own condition, on the slope.
@@ -299,6 +302,6 @@ def test_the_model_of_every_loss_is_that_of_its_hessian_in_the_outputs(loss, gen
     optimizer.step(closure)
     d, report = theta - model.theta.detach(), optimizer.last_step
     assert report.status is StepStatus.ACCEPTED
-    assert report.kl == pytest.approx(float(d @ G @ d / 2), rel=1e-7)
-    predicted = float(model.theta.grad @ d) - report.kl
+    assert report.predicted_kl == pytest.approx(float(d @ G @ d / 2), rel=1e-7)
+    predicted = float(model.theta.grad @ d) - report.predicted_kl
     assert report.predicted_reduction == pytest.approx(predicted, rel=1e-7)

@@ -63,7 +63,7 @@ def test_steps_are_momentum_bound_and_weight_decay_by_hand(
     optimizer = KFAC(
         model, likelihood="categorical", lr=lr, damping=damping, max_kl=max_kl, decay=decay,
         momentum=momentum, weight_decay=weight_decay, refresh_every=refresh_every, samples=None,
-        corrected=corrected,
+        corrected=corrected, measure_kl=False,
     )  # fmt: skip
     split = DampingSplit.EXACT if corrected else DampingSplit.TRACE
     unwatched = copy.deepcopy(model)  # or the passes of our own curvature would count as batches
@@ -87,8 +87,8 @@ def test_steps_are_momentum_bound_and_weight_decay_by_hand(
         expected = (1 - lr * weight_decay) * theta - lr * m
         assert torch.allclose(flatten(model.parameters()), expected, **CLOSE)
         assert optimizer.last_step.step_scale == pytest.approx(nu)
-        assert optimizer.last_step.kl == pytest.approx(nu**2 * kl)
-        assert max_kl is None or optimizer.last_step.kl <= max_kl * (1 + 1e-12)
+        assert optimizer.last_step.predicted_kl == pytest.approx(nu**2 * kl)
+        assert max_kl is None or optimizer.last_step.predicted_kl <= max_kl * (1 + 1e-12)
     assert max_kl != 1e-4 or bounded
 
 
@@ -139,14 +139,18 @@ def test_an_uncorrected_step_damps_each_factor(linear, generator):
     assert torch.allclose(d, torch.cat([S[:, :2].flatten(), S[:, 2]]), **CLOSE)
 
 
+@pytest.mark.parametrize("measured", [False, True])
 @pytest.mark.parametrize("samples", [None, 1, 3])
 @pytest.mark.parametrize("refresh_every", [1, 3, 4])
-def test_a_further_forward_pass_is_made_at_refreshes_only(refresh_every, samples, generator):
+def test_a_further_forward_pass_is_made_at_refreshes_and_for_the_kl(
+    refresh_every, samples, measured, generator
+):
     model, x = make_network("mlp", generator)
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     optimizer = KFAC(
-        model, likelihood="categorical", refresh_every=refresh_every, samples=samples
+        model, likelihood="categorical", refresh_every=refresh_every, samples=samples,
+        measure_kl=measured, max_kl=1e3,
     )  # fmt: skip
     y = labels(x, generator)
     extra = []
@@ -155,7 +159,8 @@ def test_a_further_forward_pass_is_made_at_refreshes_only(refresh_every, samples
         calls.clear()
         optimizer.step()
         extra.append(len(calls))
-    assert extra == [int(step % refresh_every == 0) for step in range(9)]
+    # The outputs before the step are those that the gradient was made of.
+    assert extra == [int(step % refresh_every == 0) + measured for step in range(9)]
 
 
 def test_first_refreshes_have_equal_shares_and_later_ones_what_decay_leaves(linear, generator):

@@ -1,0 +1,106 @@
+"""KL divergences by logarithms of probabilities, in float64.
+
+torch takes that of a Categorical and a Bernoulli from probabilities, and calls it infinite where
+one underflows: in float32 that is a logit of 17 for a Bernoulli, of 104 for a Categorical. Policies
+get there while they learn, and their logits are finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    Normal,
+    OneHotCategorical,
+)
+from torch.distributions import kl_divergence as torch_kl_divergence
+from torch.nn import functional as F
+
+from natgrad.curvature.metrics.output_metric import Distributions
+
+
+def kl_divergence(old: Distributions, new: Distributions) -> Tensor:
+    """KL(old ‖ new) of each batch element, shaped like the batch; independent distributions in a
+    sequence or mapping add up. Differentiable in the parameters of ``new``.
+
+    Categorical, OneHotCategorical, Bernoulli and Normal, and Independent of these, have the closed
+    forms of this module, float64; other families are torch's ``kl_divergence``.
+
+    Raises ``NotImplementedError``, as torch does, where a pair of families has no divergence.
+
+    >>> near = Categorical(logits=torch.tensor([200.0, 0.0]))
+    >>> float(kl_divergence(near, Categorical(logits=torch.tensor([0.0, 200.0]))))
+    200.0
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return _total([kl_divergence(old[name], new[name]) for name in old])
+    if not isinstance(old, Distribution) or not isinstance(new, Distribution):
+        assert not isinstance(old, (Mapping, Distribution))
+        assert not isinstance(new, (Mapping, Distribution))
+        return _total([kl_divergence(p, q) for p, q in zip(old, new, strict=True)])
+    if type(old) is type(new):
+        if isinstance(old, Independent) and isinstance(new, Independent):
+            inner = old.reinterpreted_batch_ndims
+            if inner == new.reinterpreted_batch_ndims:
+                elements = kl_divergence(old.base_dist, new.base_dist)
+                return elements.flatten(elements.ndim - inner).sum(-1) if inner else elements
+        if isinstance(old, Categorical) and isinstance(new, Categorical):
+            return _categorical(old, new)
+        if isinstance(old, OneHotCategorical) and isinstance(new, OneHotCategorical):
+            return _categorical(old._categorical, new._categorical)
+        if isinstance(old, Bernoulli) and isinstance(new, Bernoulli):
+            return _bernoulli(old, new)
+        if isinstance(old, Normal) and isinstance(new, Normal):
+            return _normal(old, new)
+    return torch_kl_divergence(old, new)
+
+
+def mean_kl(old: Distributions, new: Distributions) -> Tensor:
+    """E[KL(old ‖ new)] over the batch, 0-d float64, not below 0, where rounding may take it."""
+    return torch.clamp(kl_divergence(old, new).double().mean(), min=0.0)
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return torch.stack([part.double() for part in parts]).sum(dim=0)
+
+
+def _log_probabilities(distribution: Categorical | Bernoulli) -> tuple[Tensor, bool]:
+    """What the distribution was built from, and whether these are logits: those that torch makes of
+    probabilities are cut off at eps."""
+    given: Tensor = distribution._param
+    return given.double(), given is not distribution.__dict__.get("probs")
+
+
+def _categorical(old: Categorical, new: Categorical) -> Tensor:
+    log_p, log_q = (
+        given.log_softmax(-1) if are_logits else given.log()
+        for given, are_logits in (_log_probabilities(old), _log_probabilities(new))
+    )
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+
+
+def _bernoulli(old: Bernoulli, new: Bernoulli) -> Tensor:
+    (p_yes, p_no), (q_yes, q_no) = (
+        (F.logsigmoid(given), F.logsigmoid(-given))
+        if are_logits
+        else (given.log(), torch.log1p(-given))
+        for given, are_logits in (_log_probabilities(old), _log_probabilities(new))
+    )
+    yes, no = p_yes.exp(), p_no.exp()
+    return torch.where(yes > 0, yes * (p_yes - q_yes), 0.0) + torch.where(
+        no > 0, no * (p_no - q_no), 0.0
+    )
+
+
+def _normal(old: Normal, new: Normal) -> Tensor:
+    scale = new.scale.double()
+    ratio = (old.scale.double() / scale).square()
+    moved = (old.loc.double() - new.loc.double()) / scale
+    return (ratio - 1 - ratio.log() + moved.square()) / 2
