@@ -95,3 +95,29 @@ def gradients(
                 f"with differentiable operations. torch said: {message.splitlines()[0]}"
             ) from error
         raise
+
+
+def many_gradients(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    *,
+    vectorised: bool,
+) -> tuple[Tensor | None, ...]:
+    """:func:`gradients` for k weights, stacked along dimension 0 of ``weights`` and of results.
+
+    ``vectorised`` takes one backward pass over all of them by torch.vmap, which autograd Functions
+    written in Python need not bear: some fail, some end the process.
+    """
+    if vectorised:
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+            outputs, inputs, weights, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )
+        return found
+    rows = [gradients(outputs, inputs, each) for each in zip(*weights, strict=True)]
+    return tuple(
+        None
+        if all(piece is None for piece in pieces)
+        else torch.stack([torch.zeros_like(x) if p is None else p for p in pieces])
+        for x, pieces in zip(inputs, zip(*rows, strict=True), strict=True)
+    )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from natgrad.curvature.batched import bound_to_a_graph
 from natgrad.curvature.differentiation import NotTwiceDifferentiable
-from natgrad.curvature.jacobian import Jacobian, jacobian_rows
+from natgrad.curvature.jacobian import Jacobian
 from natgrad.curvature.layers import Layer, output_gradients, recorded_layers, verified
 from natgrad.curvature.operator import LinearOperator
 from natgrad.curvature.slots import Slots
@@ -109,6 +109,7 @@ class Gram(LinearOperator):
             )
         self._outputs = outputs
         self._jacobian = Jacobian((outputs,), self._slots)
+        self._jacobian.require_transpose()
         if not self._jacobian.reaches:
             raise self._slots.unreached()
 
@@ -157,7 +158,7 @@ class Gram(LinearOperator):
                 if self._layers:
                     dense += self._of_layers()
                 if rest:
-                    rows = jacobian_rows(self._outputs, Slots(rest))
+                    rows = self._jacobian.rows(self._outputs, Slots(rest))
                     dense += rows @ rows.mT
             self._dense = dense
         return self._dense.clone()

@@ -3,12 +3,12 @@
 Curvature trusts a backward pass twice: as the transposed Jacobian, and as a linear function that
 can itself be differentiated. C++ operations of torch keep both promises or raise. What need not
 keep them is found here: by the kinds of nodes, or, where only running it can tell, by one trial
-for a model's structure (:meth:`Graph.due`).
+for a model's structure (:meth:`Graph.once`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,16 +82,16 @@ class Graph:
         """Whether this graph, of a recorded backward pass, cannot be differentiated on purpose."""
         return any(type(node).__name__ == "Error" or node.name() == ONCE for node in self.nodes)
 
-    def due(self, parameter: Tensor) -> bool:
-        """Whether a trial is due for this structure of a model, known by one of its parameters.
-
-        At its first graph, and again at the 2nd, 4th, 8th, …: hooks may be switched on later, and
-        a structure does not show them.
-        """
-        known: dict[int, int] = _TRIED.setdefault(parameter, {})
-        count = known.get(self._structure, 0) + 1
-        known[self._structure] = count
-        return not count & (count - 1)
+    def once(self, parameter: Tensor, trial: Callable[[], None]) -> None:
+        """Run ``trial`` for the first graph of a model's structure, known by one of its parameters,
+        and again for the 2nd, 4th, 8th, …: hooks may be switched on later, and a structure does not
+        show them. A trial that raised is not counted."""
+        known: dict[tuple[str, int], int] = _TRIED.setdefault(parameter, {})
+        key = trial.__name__, self._structure
+        count = known.get(key, 0) + 1
+        if not count & (count - 1):
+            trial()
+        known[key] = count
 
     @contextmanager
     def unhooked(self, parameters: Sequence[Tensor]) -> Iterator[None]:

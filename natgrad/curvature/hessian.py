@@ -78,11 +78,14 @@ class _LossBatch:
                 self._gradient.append(piece)
         if self._graph.custom and Graph(self._gradient).computes_once():
             raise not_linear(self._graph.custom)
-        if self._graph.due(self.reached[0]):
+
+        def hessian() -> None:
             # A gradient without a graph may be that of a linear loss: its Jacobian can tell.
             Jacobian((loss,), slots).verify()
             if self._graph.custom:
                 self._require_symmetry()
+
+        self._graph.once(self.reached[0], hessian)
 
     def product(self, vector: Tensor) -> Tensor:
         if not self._owners:

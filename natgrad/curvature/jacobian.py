@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from natgrad.curvature.differentiation import gradients
+from natgrad.curvature.differentiation import gradients, many_gradients
 from natgrad.curvature.graph import Graph
 from natgrad.curvature.hooks import not_linear, require_linear, require_no_hooks
 from natgrad.curvature.slots import Slots
@@ -45,7 +45,7 @@ class Jacobian:
         self._dual: list[Tensor] = []
         self._owners: list[Tensor] = []
         self._transposed: list[Tensor] | None = None
-        self._untried = self.reaches and self._graph.due(self.reached[0])
+        self._sound = False
 
     @property
     def reaches(self) -> bool:
@@ -64,8 +64,34 @@ class Jacobian:
         """
         if self._transposed is not None or not self.reaches:
             return
-        untried = self._untried
-        self._try()
+        self.require_transpose()
+        self._record()
+        if self._graph.custom:
+            self._graph.once(self.reached[0], self._adjoint)
+
+    def require_transpose(self) -> None:
+        """Raise :class:`NotTwiceDifferentiable` where a hook on an activation, or a Function that
+        is not torch's, makes a backward pass something else than a linear map. Cost: for the first
+        graph of a model's structure three backward passes seen by Python."""
+        if self.reaches and not self._sound:
+            self._graph.once(self.reached[0], self._linear)
+            self._sound = True
+
+    def verify(self) -> None:
+        """Raise as :meth:`record` does, whatever was tried before."""
+        if self.reaches:
+            self._linear()
+            self._record()
+            self._adjoint()
+
+    def _linear(self) -> None:
+        weights = self._weights()
+        with self.unhooked():
+            require_no_hooks(self._live, self.reached, weights, self._graph.nodes)
+            if self._graph.custom:
+                require_linear(self._live, self.reached, weights, self._graph.custom)
+
+    def _record(self) -> None:
         self._dual = [weight.requires_grad_() for weight in self._weights()]
         with torch.enable_grad(), self.unhooked():
             pieces = gradients(self._live, self.reached, self._dual, create_graph=True)
@@ -80,26 +106,6 @@ class Jacobian:
                 raise not_linear(self._graph.custom)
         if self._graph.custom and Graph(self._transposed).computes_once():
             raise not_linear(self._graph.custom)
-        if untried and self._graph.custom:
-            self._require_adjoint()
-
-    def verify(self) -> None:
-        """Raise :class:`NotTwiceDifferentiable` where a hook on an activation, or a Function that
-        is not torch's, makes the backward pass something else than a differentiable Jᵀ. Cost: three
-        backward passes seen by Python; with such Functions, some product pairs."""
-        self._untried = self.reaches
-        self.record()
-
-    def _try(self) -> None:
-        """The part of :meth:`verify` that does not differentiate Jᵀ."""
-        if not self._untried:
-            return
-        self._untried = False
-        weights = self._weights()
-        with self.unhooked():
-            require_no_hooks(self._live, self.reached, weights, self._graph.nodes)
-            if self._graph.custom:
-                require_linear(self._live, self.reached, weights, self._graph.custom)
 
     def _weights(self) -> list[Tensor]:
         # Jᵀz is linear in z, but not every backward formula of torch is written so (that of
@@ -129,7 +135,7 @@ class Jacobian:
         """Jᵀ u, (n,), for one cotangent for each output, of its shape."""
         if not self.reaches:
             return self._slots.vector((), ())
-        self._try()
+        self.require_transpose()
         along = [
             cotangent
             for output, cotangent in zip(self._outputs, cotangents, strict=True)
@@ -138,7 +144,7 @@ class Jacobian:
         with self.unhooked():
             return self._slots.vector(self.reached, gradients(self._live, self.reached, along))
 
-    def _require_adjoint(self) -> None:
+    def _adjoint(self) -> None:
         """Raise unless ⟨J v, u⟩ = ⟨v, Jᵀu⟩ for random v and u: where a Function of its own writes a
         backward pass that loses a part of its graph, the recorded one is not J."""
         like = self.reached[0]
@@ -164,11 +170,10 @@ class Jacobian:
     def to_dense(self) -> Tensor:
         """J (m, n), the outputs flattened and side by side: m backward passes or n products with
         J, whichever are fewer, ``ROWS`` at a time."""
-        self._try()
+        self.require_transpose()
         m, n = sum(output.numel() for output in self._outputs), self._slots.size
         if m <= n:
-            with self.unhooked():
-                return torch.cat([jacobian_rows(output, self._slots) for output in self._outputs])
+            return torch.cat([self.rows(output, self._slots) for output in self._outputs])
         self.record()
         like = self._slots.parameters[0]
         columns = []
@@ -189,10 +194,11 @@ class Jacobian:
         ]
         assert self._transposed is not None
         with self.unhooked():
-            tangents = iter(torch.autograd.grad(
-                self._transposed, self._dual, along, retain_graph=True, allow_unused=True,
-                is_grads_batched=True,
-            ))  # fmt: skip
+            tangents = iter(
+                many_gradients(
+                    self._transposed, self._dual, along, vectorised=not self._graph.custom
+                )
+            )
         found = []
         for output in self._outputs:
             tangent = next(tangents) if output.requires_grad else None
@@ -201,26 +207,27 @@ class Jacobian:
             found.append(tangent.reshape(len(basis), -1))
         return torch.cat(found, dim=1).mT
 
-
-def jacobian_rows(output: Tensor, slots: Slots) -> Tensor:
-    """∂output/∂parameters (m, n), the output flattened: m backward passes, ``ROWS`` at a time."""
-    rows = output.new_zeros(output.numel(), slots.size)
-    if not output.requires_grad:
+    def rows(self, output: Tensor, slots: Slots) -> Tensor:
+        """∂output/∂parameters (m, n) for one of the outputs, flattened, and any of the parameters:
+        m backward passes, ``ROWS`` at a time."""
+        self.require_transpose()
+        rows = output.new_zeros(output.numel(), slots.size)
+        if not output.requires_grad:
+            return rows
+        with torch.enable_grad():
+            flat = output.reshape(-1)
+        for start in range(0, len(flat), ROWS):
+            picked = output.new_zeros(min(ROWS, len(flat) - start), len(flat))
+            picked[:, start:].fill_diagonal_(1)
+            with self.unhooked():
+                found = many_gradients(
+                    [flat], slots.trained, [picked], vectorised=not self._graph.custom
+                )
+            for parameter, piece in zip(slots.trained, found, strict=True):
+                if piece is not None:
+                    span = slots.span(parameter)
+                    rows[start : start + len(picked), span] = piece.reshape(len(picked), -1)
         return rows
-    with torch.enable_grad():
-        flat = output.reshape(-1)
-    for start in range(0, len(flat), ROWS):
-        picked = output.new_zeros(min(ROWS, len(flat) - start), len(flat))
-        picked[:, start:].fill_diagonal_(1)
-        found = torch.autograd.grad(
-            flat, slots.trained, picked, retain_graph=True, allow_unused=True,
-            is_grads_batched=True,
-        )  # fmt: skip
-        for parameter, piece in zip(slots.trained, found, strict=True):
-            if piece is not None:
-                span = slots.span(parameter)
-                rows[start : start + len(picked), span] = piece.reshape(len(picked), -1)
-    return rows
 
 
 def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

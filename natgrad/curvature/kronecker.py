@@ -172,12 +172,15 @@ class Kronecker(LinearOperator):
         reached = [p for p in self._slots.trained if graph.reaches(p)]
         if not reached:
             raise self._slots.unreached()
-        if graph.due(reached[0]):
+
+        def layers() -> None:
             pairs = [(y, w) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
             live, along = zip(*pairs, strict=True)
             require_no_hooks(live, reached, along, graph.nodes)
             if graph.custom:
                 require_linear(live, reached, along, graph.custom)
+
+        graph.once(reached[0], layers)
         with torch.enable_grad():
             scalars = [
                 output.reshape(-1) @ weight.reshape(-1)
