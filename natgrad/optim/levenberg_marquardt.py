@@ -119,6 +119,10 @@ class LevenbergMarquardt(SecondOrderOptimizer):
     def _start(self, returned: Any, objective: Objective | None, sign: float) -> Start:
         if not is_residuals(returned):
             return super()._start(returned, objective, sign)
+        if not returned.numel():
+            raise ValueError(
+                f"no residuals: the closure returned a tensor of shape {tuple(returned.shape)}"
+            )
         if not returned.requires_grad:
             raise ValueError(
                 "the residuals that the closure returned carry no graph; compute them from the "
@@ -192,7 +196,7 @@ class LevenbergMarquardt(SecondOrderOptimizer):
         return search_radius(
             start, solve, radius, rates, linear.multiply, norm=solve.norm,
             accept_ratio=self._accept_ratio, max_attempts=self._max_attempts,
-            bend=self._bend(start, linear, method, solve),
+            decrease=solve.decrease, bend=self._bend(start, linear, method, solve),
         )  # fmt: skip
 
     def _scale(self, linear: Linearised, method: Method, start: Start) -> Tensor:
