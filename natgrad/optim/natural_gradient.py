@@ -24,7 +24,13 @@ from natgrad.optim.second_order import (
     require_least,
 )
 from natgrad.solvers import Solution, Status, cg
-from natgrad.trust_region import LineSearchResult, LineSearchStatus, backtracking, step_size
+from natgrad.trust_region import (
+    LineSearchResult,
+    LineSearchStatus,
+    StepSizeStatus,
+    backtracking,
+    step_size,
+)
 
 Solver = Callable[[LinearOperator, Tensor], Solution[Tensor]]
 Search = Callable[..., LineSearchResult]
@@ -126,9 +132,9 @@ class NaturalGradient(SecondOrderOptimizer):
         )  # fmt: skip
         if s.status is Status.NONFINITE or not bool(torch.isfinite(slope + dKd)):
             return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
-        bound, _ = step_size(dKd, max_kl)
+        bound, sized = step_size(dKd, max_kl)
         alpha = longest.double()
-        if bool(dKd > 0):
+        if sized is StepSizeStatus.OK:  # where not: no curvature, or a bound beyond all numbers
             alpha = torch.minimum(alpha, torch.as_tensor(bound))
         if not bool((slope > 0) & torch.isfinite(alpha)):
             return Outcome(None, replace(report, status=StepStatus.NOT_DESCENT))

@@ -92,9 +92,11 @@ def search_radius(
             status = StepStatus.NONFINITE_CURVATURE
             break
         if abs(predicted) <= (100 * eps) ** 2 * abs(loss):
-            if promised or s.status not in ON_BOUNDARY:
+            share = min(float(rates.amax()), 1.0)
+            small = 0 < share and abs(predicted) <= share * (100 * eps) ** 2 * abs(loss)
+            if promised or not small or s.status not in ON_BOUNDARY:
                 break  # the step itself is rounding: there is no lower point to go to
-            # Of a region that small only: a larger one may hold much more.
+            # Of a region that small, not of a small rate: a larger one may hold much more.
             radius, hidden = min(GROWTH * radius, sys.float_info.max), True
             continue
         if not predicted > 0:

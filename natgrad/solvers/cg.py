@@ -111,9 +111,9 @@ def _iterate(
         answer, kept = unscale(x, b_scale, A_scale)
         product = b_hat - r
         residual_norm = float(norm(b_hat - product) * b_scale.double())
-        if not math.isfinite(residual_norm) or not bool(kept):
-            status = Status.NONFINITE
         Ax = product * b_scale
+        if not math.isfinite(residual_norm) or not bool(kept & torch.isfinite(Ax).all()):
+            status = Status.NONFINITE
         unit = b_scale.double() * (b_scale.double() / A_scale.double())
         iterates = tuple(
             Iterate(unscale(iterate, b_scale, A_scale)[0], unit * curvature)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from natgrad.solvers.problem import check_damping, check_tolerances, require
+from natgrad.solvers.problem import check_damping, check_dense, check_tolerances, require
 from natgrad.solvers.scaling import as_float, length, power_of_two, quotient, rescale, unscale
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.singular_values import singular_values
@@ -22,7 +22,7 @@ def least_squares(J: Tensor) -> LeastSquares:
     Unlike :func:`sample_space` and solves with JᵀJ, which know singular values only by their
     squares, it resolves them down to what rounding of J explains: eps times the largest where
     columns and rows are of one size, far less where they are not, up to min(m, n) = 512. Raises
-    ``ValueError`` where J is no matrix of float32 or float64, or empty.
+    ``ValueError`` where J is no matrix of float32 or float64, or empty, ``TypeError`` where sparse.
 
     Cost: some 2 m n² + 6 n³ operations in float64 for m > n (with m and n exchanged for m < n), m n
     memory; ten times as many where norms of columns, or of rows, differ by 10¹⁰ and more.
@@ -38,6 +38,7 @@ class LeastSquares:
     """What :func:`least_squares` returns; ``singular_values`` are J's, descending."""
 
     def __init__(self, J: Tensor) -> None:
+        check_dense(J, "J")
         require(
             J.ndim == 2 and J.numel() > 0 and J.dtype in (torch.float32, torch.float64),
             f"expected a matrix (m, n) of float32 or float64, got {tuple(J.shape)} of {J.dtype}",
@@ -69,6 +70,7 @@ class LeastSquares:
         Raises ``ValueError`` for r of another shape or dtype, a damping that is negative or not
         finite, a radius that is not positive.
         """
+        check_dense(r, "r")
         if r.shape != self._J.shape[:1] or r.dtype != self._J.dtype:
             raise ValueError(
                 f"r must be ({self._J.shape[0]},) {self._J.dtype}, got {tuple(r.shape)} {r.dtype}"
@@ -109,11 +111,11 @@ class LeastSquares:
         Ax, _ = rescale(product, (self._scale, r_scale), (), self._J.dtype)
         if not usable or not bool(kept & torch.isfinite(Ax).all() & torch.isfinite(residual)):
             status, answer, Ax = Status.NONFINITE, torch.zeros_like(answer), torch.zeros_like(Ax)
-        elif status is Status.CONVERGED:
-            if not bool(length(b) > 0):
-                status = Status.ZERO_RHS
-            elif not bool(residual <= rtol * length(b)):
-                status = Status.STAGNATED
+        elif not bool(b.any()):  # to rounding in the singular vectors, which is not Jᵀr
+            status, answer, Ax = Status.ZERO_RHS, torch.zeros_like(answer), torch.zeros_like(Ax)
+            residual = multiplier = torch.zeros_like(residual)
+        elif status is Status.CONVERGED and not bool(residual <= rtol * length(b)):
+            status = Status.STAGNATED
         return Solution(
             answer, Ax, status, 0, 0, float(residual * self._scale * r_scale), None,
             float(multiplier * self._scale * self._scale),

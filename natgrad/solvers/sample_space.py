@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from natgrad.solvers.problem import check_damping, check_tolerances, require
+from natgrad.solvers.problem import check_damping, check_dense, check_tolerances, require
 from natgrad.solvers.scaling import as_float, length, power_of_two, quotient, rescale
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.solution import Solution, Status
@@ -84,9 +84,10 @@ class SampleSpace:
         rounding = eps if rounding is None else rounding
         noise = math.sqrt(m) * rounding * (self._vectors.square().mT @ rows)
         floor = m * torch.finfo(torch.float64).eps * largest
+        self._rounding = torch.maximum(noise, floor)
         unknown = (eigenvalues <= floor) & (eigenvalues + floor > noise)
         self.lost = bool(unknown.any())
-        self._theta = torch.where(eigenvalues > torch.maximum(noise, floor), eigenvalues, 0.0)
+        self._theta = torch.where(eigenvalues > self._rounding, eigenvalues, 0.0)
         # A claim counts what may be there, and was left out.
         self._possible = torch.where(unknown, eigenvalues.clamp(min=0.0), self._theta)
         self.eigenvalues = self._theta * self._scale
@@ -108,6 +109,7 @@ class SampleSpace:
         Raises ``ValueError`` for r of another shape or dtype, a damping that is negative or not
         finite, a radius that is not positive.
         """
+        check_dense(r, "r")
         m = len(self.eigenvalues)
         if r.shape != (m,) or r.dtype != self._like.dtype or r.device != self._like.device:
             raise ValueError(
@@ -127,7 +129,8 @@ class SampleSpace:
         shift = damping / self._scale
         status, multiplier = Status.CONVERGED, torch.zeros_like(shift)
         # x = Σ √θᵢ cᵢ / (θᵢ + λ) wᵢ in the right singular vectors wᵢ of J.
-        solvable = (theta + shift > 0) & usable
+        # Of one that is rounding a damping below it would make noise.
+        solvable = ((theta > 0) | (shift > self._rounding)) & usable
         root = theta.sqrt()
         projected = torch.where(solvable, root * c, 0.0)
         denominator = torch.where(solvable, theta + shift, 1.0)
@@ -145,7 +148,9 @@ class SampleSpace:
         Ku = self._matrix @ u.double()
         Ax = self._transpose(Ku.to(self._like))
         times, over = [r_scale, u_scale], [self._scale]
-        if status is Status.BOUNDARY:
+        scales = (radius, float(self._scale)), (float(r_scale), float(u_scale))
+        # Rounding may have put one inside outside.
+        if status is Status.BOUNDARY or bool(length(x) > as_float(*quotient(*scales))):
             # In units of the radius, which may be out of the range of those of the scales.
             times, over = [shift.new_tensor(radius)], [length(x)]
         x, kept = rescale(x, times, over)
@@ -163,6 +168,7 @@ class SampleSpace:
                 # Unless squares that left the range, or rounding, hide what is there.
                 zero = not bool(self._transpose(hat.to(self._like)).any())
                 status = Status.ZERO_RHS if zero else Status.STAGNATED
+                x, Ax = torch.zeros_like(x), torch.zeros_like(Ax)
             elif not bool(residual <= rtol * rhs_norm):
                 status = Status.STAGNATED
         residual_norm = float(residual * self._scale.sqrt() * r_scale)
