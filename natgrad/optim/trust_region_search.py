@@ -93,7 +93,7 @@ def search_radius(
             break
         if abs(predicted) <= (100 * eps) ** 2 * abs(loss):
             share = min(float(rates.amax()), 1.0)
-            small = 0 < share and abs(predicted) <= share * (100 * eps) ** 2 * abs(loss)
+            small = share > 0 and abs(predicted) <= share * (100 * eps) ** 2 * abs(loss)
             if promised or not small or s.status not in ON_BOUNDARY:
                 break  # the step itself is rounding: there is no lower point to go to
             # Of a region that small, not of a small rate: a larger one may hold much more.

@@ -91,6 +91,8 @@ def singular_values(J: Tensor, eps: float) -> SingularValues:
         by_entry = eps * max(m, n) ** 0.5 * squares.sum(dim=1).sqrt()
         noise[doubtful] = torch.minimum(noise[doubtful], by_entry)
     values = torch.where(values > torch.maximum(noise, floor), values, 0.0)
+    # What J does not depend on stays as it is, bit for bit.
+    right = torch.where(columns > 0, right, 0.0)
     return SingularValues(values, left, right, reflectors)
 
 

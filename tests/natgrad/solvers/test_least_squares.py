@@ -359,6 +359,17 @@ def test_a_small_column_is_no_rounding():
                                    torch.tensor([1.0, 1e-3], dtype=DOUBLE))  # fmt: skip
 
 
+@pytest.mark.parametrize("ratio", [1.0, 1e-20])
+@pytest.mark.parametrize("shape", [(20, 6), (7, 6), (4, 9)], ids=str)
+def test_what_the_residuals_do_not_depend_on_stays(shape, ratio):
+    J = random_(*shape, seed=3)
+    J[:, 1:4] = 0.0
+    J[:, 0] *= ratio
+    s = least_squares(J).solve(random_(len(J), seed=4))
+    assert not s.x[1:4].any()
+    assert s.x[0] != 0
+
+
 def test_many_columns_of_unlike_norms_are_solved_as_far_as_the_common_algorithm_can():
     scales = torch.logspace(0, -15, 520, dtype=DOUBLE)
     J = random_(530, 520, seed=0) * scales
