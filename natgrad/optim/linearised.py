@@ -31,6 +31,7 @@ class Linearised:
         self._matrix, self._jacobian = matrix, jacobian
         self.given = matrix is not None
         self.products = 0
+        self._norms: Tensor | None = None
 
     def forward(self, v: Tensor) -> Tensor:
         """J v (m,) for v (n,)."""
@@ -60,8 +61,10 @@ class Linearised:
         return self._matrix
 
     def column_norms(self) -> Tensor:
-        """‖J eᵢ‖ (n,), from J."""
-        return norms(self.dense(), 0)
+        """‖J eᵢ‖ (n,), from J, once."""
+        if self._norms is None:
+            self._norms = norms(self.dense(), 0)
+        return self._norms
 
     def scaled(self, scale: Tensor) -> Linearised:
         """J D⁻¹ in place of J, which is formed."""
