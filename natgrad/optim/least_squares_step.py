@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from natgrad.optim.linearised import Linearised
-from natgrad.solvers import Solution, SteihaugPath, cg, least_squares, sample_space
-from natgrad.solvers.scaling import norm
+from natgrad.optim.linearised import Linearised, SampleGram
+from natgrad.solvers import SampleSpace, Solution, Status, SteihaugPath, cg, least_squares
+from natgrad.solvers.scaling import as_float, dot, length, norm, power_of_two, quotient
 
 Method = Literal["dense", "sample_space", "cg"]
 # More backward passes than this for J cost more than conjugate gradients.
 MAX_PASSES = 256
 # Of a J that the caller hands over, a decomposition is all that it costs.
 MAX_GIVEN = 4000
+MOST = sys.float_info.max
 
 
 def cheapest(linear: Linearised) -> Method:
@@ -47,29 +51,52 @@ class LeastSquaresStep:
         max_iterations: int | None = None,
     ) -> None:
         self._linear, self._damping, self._scale, self._prior = linear, damping, scale, prior
-        self._r = linear.r if prior is None else linear.r + linear.forward(prior)
-        self._image = None if prior is None else linear.multiply(prior)
         self._rtol, self._max_iterations = rtol, max_iterations
         self._path: SteihaugPath[Tensor] | None = None
-        if method == "dense":
-            J = linear.dense()
-            self._direct = least_squares(J if scale is None else J / scale).solve
-        elif method == "sample_space":
-            self._direct = sample_space(linear if scale is None else linear.scaled(scale)).solve
+        self._first_product: tuple[Tensor, Tensor] | None = None
+        self._seen: tuple[Tensor, Tensor] | None = None  # the last s and J s
+        if method == "cg":
+            self._image, self._pullback = _in_double(linear.forward), linear.transpose
         else:
+            self._direct = _decomposed(linear if scale is None else linear.scaled(scale), method)
+            self._image, self._pullback = linear.image, linear.pullback
+        self._r = linear.r
+        self._of_prior: tuple[Tensor, Tensor] | None = None  # J s₀ and JᵀJ s₀
+        if prior is not None:
+            image = linear.forward(prior)
+            self._of_prior = image, linear.transpose(image)
+            self._r = linear.r + image
+        self._gradient = self._pullback(self._r)
+        # In coordinates D (s − s₀), in which the radius is a ball's.
+        self._g = self._gradient if scale is None else self._gradient / scale
+        if method == "cg":
             self._path = SteihaugPath(
-                self._multiply, linear.transpose(self._r), rtol=rtol, max_iterations=max_iterations
+                self._multiply, self._gradient, rtol=rtol, max_iterations=max_iterations
             )
 
     def __call__(self, *, radius: float) -> Solution[Tensor]:
-        found = self._from_prior(radius)
-        if self._prior is None or self._image is None:
-            return found
-        return replace(found, x=self._prior + found.x, Ax=self._image + found.Ax)
+        found, image = self._at_least_cauchys(self._from_prior(radius), radius)
+        if self._prior is not None and self._of_prior is not None:
+            prior_image, Ax = self._of_prior
+            found = replace(found, x=self._prior + found.x, Ax=Ax + found.Ax)
+            image = prior_image + image
+        self._seen = found.x, image
+        return found
+
+    def decrease(self, s: Tensor) -> float:
+        """½‖r‖² − ½‖r + J s‖², by J s: at no product where s is the last answer.
+
+        −(gᵀs + ½ sᵀJᵀJ s) would lose it in the rounding of long steps.
+        """
+        if self._seen is not None and torch.equal(s, self._seen[0]):
+            image = self._seen[1]
+        else:
+            image = self._linear.forward(s).double()
+        return -float(dot(self._linear.r, image) + image.square().sum() / 2)
 
     def norm(self, s: Tensor) -> Tensor:
         """‖D s‖, 0-d float64."""
-        return norm(s if self._scale is None else self._scale * s)
+        return length(s if self._scale is None else self._scale.double() * s)
 
     def bend(self, s: Solution[Tensor], second: Tensor, limit: float) -> Tensor:
         """½ a of the path θ + s t + ½ a t² (geodesic acceleration): (JᵀJ + (λ + μ) D²) a = −Jᵀr″,
@@ -88,7 +115,7 @@ class LeastSquaresStep:
                 found = self._path.solve(radius)
             else:
                 found = cg(
-                    self._multiply, -self._linear.transpose(self._r), rtol=self._rtol,
+                    self._multiply, -self._gradient, rtol=self._rtol,
                     max_iterations=self._max_iterations,
                 )  # fmt: skip
             return replace(found, Ax=found.Ax - self._damping * found.x)
@@ -98,7 +125,101 @@ class LeastSquaresStep:
         return replace(found, x=-found.x / self._scale, Ax=-found.Ax * self._scale)
 
     def _multiply(self, v: Tensor) -> Tensor:
-        return self._linear.multiply(v) + self._damping * v
+        image = self._linear.forward(v)
+        if self._first_product is None:
+            self._first_product = v, image
+        return self._linear.transpose(image) + self._damping * v
+
+    def _at_least_cauchys(
+        self, found: Solution[Tensor], radius: float
+    ) -> tuple[Solution[Tensor], Tensor]:
+        """``found``, or the Cauchy step where ``found`` lowers the damped model by less than half
+        as much, with its J s: what a solver truncates or rounds must not end the descent.
+
+        The Cauchy step is −α g / ‖g‖, α at most the radius, in coordinates D (s − s₀). It lowers
+        ½‖r + J s‖² + ½ λ‖s‖² by β² (a c − ½ a²), for β that of r, β c = ‖g‖ / κ, β a = α κ
+        and the curvature κ².
+        """
+        image = self._image(found.x)
+        if self._path is not None and self._first_product is None:  # the gradient is zero
+            return found, image
+        scale = power_of_two(self._r).double()
+        hat, r = image / scale, self._r.double() / scale
+        lower = -(dot(r, hat) + hat.square().sum() / 2) - self._doubt(found.x, scale, r + hat)
+        e, e_image = self._steepest
+        beta, g, curvature, lowered, size = torch.stack(
+            [scale, length(self._g), length(e_image), lower, self.norm(found.x)]
+        ).tolist()
+        root = math.sqrt(self._damping)
+        kappa = math.hypot(curvature, root)
+        if not (math.isfinite(g) and 0 < kappa < math.inf):
+            return found, image
+        c = as_float(*quotient((g,), (beta, kappa)))
+        bound = as_float(*quotient((radius, kappa), (beta,)))
+        a = min(c, bound)
+        # A solution that left the dtype's range lowers nothing.
+        lowered = -1.0 if found.status is Status.NONFINITE else lowered
+        if not a > 0 or lowered - (root * size / beta) ** 2 / 2 >= a * (c - a / 2) / 2:
+            return found, image
+        alpha = radius if a == bound else as_float(*quotient((a, beta), (kappa,)))
+        x, image = (-alpha * e).to(self._r), -alpha * e_image
+        Ax = self._pullback(image.to(self._r)).to(x)
+        if not bool(torch.isfinite(x).all() & torch.isfinite(Ax).all()):
+            return found, image
+        multiplier = min(as_float(*quotient((g,), (alpha,))), MOST) if a == bound else 0.0
+        return replace(
+            found, x=x, Ax=Ax, status=Status.BOUNDARY if multiplier else Status.STAGNATED,
+            residual_norm=math.nan, multiplier=multiplier,
+        ), image  # fmt: skip
+
+    def _doubt(self, s: Tensor, scale: Tensor, rest: Tensor) -> Tensor:
+        """What rounding may do to the decrease along s, where it sums J s of parts that cancel."""
+        if self._path is not None or s.dtype != torch.float64:
+            return scale.new_zeros(())  # that of s, in float32, is in J s; CG's steps cancel less
+        error = torch.finfo(s.dtype).eps * dot(self._column_norms / scale, s.abs())
+        return error * (norm(rest) + error)
+
+    @cached_property
+    def _column_norms(self) -> Tensor:
+        return self._linear.column_norms()
+
+    @cached_property
+    def _steepest(self) -> tuple[Tensor, Tensor]:
+        """g / ‖g‖ = D e, as e, and J e; float64."""
+        if self._path is None:
+            e = self._g / power_of_two(self._g)
+            e = e / norm(e)
+            e = e if self._scale is None else e / self._scale
+            return e, self._image(e)
+        # Both Krylov solvers set out along ±g: no product is taken for it again.
+        assert self._first_product is not None
+        v, image = self._first_product
+        sign = torch.where(dot(v / power_of_two(v), self._gradient) > 0, 1.0, -1.0)
+        return v.double() * (sign / length(v)), image.double() * (sign / length(v))
+
+
+def _decomposed(J: Linearised, method: Method) -> Callable[..., Solution[Tensor]]:
+    if method == "dense":
+        return least_squares(J.dense()).solve
+    # Of J, rounded by eps, J Jᵀ tells squares of singular values down to eps².
+    eps = torch.finfo(J.r.dtype).eps
+    space = SampleSpace(SampleGram(J), rounding=max(eps**2, torch.finfo(torch.float64).eps))
+    if space.lost:
+        return least_squares(J.dense()).solve
+
+    def solve(r: Tensor, **given: float) -> Solution[Tensor]:
+        found = space.solve(r.double(), **given)
+        x, Ax = found.x.to(r), found.Ax.to(r)
+        if bool(torch.isfinite(x).all() & torch.isfinite(Ax).all()):
+            return replace(found, x=x, Ax=Ax)
+        nothing = torch.zeros_like(x)
+        return replace(found, x=nothing, Ax=nothing, status=Status.NONFINITE)
+
+    return solve
+
+
+def _in_double(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda v: product(v).double()
 
 
 def cauchy_length(
@@ -106,11 +227,13 @@ def cauchy_length(
 ) -> float:
     """‖g‖³ / ‖J g‖², how far the model falls along −g; ‖θ‖, or 1, where J g = 0. In the coordinates
     D θ where there is a ``scale``."""
+    g, theta = g.double(), theta.double()
     if scale is not None:
         g, theta = g / scale, scale * theta
-    unit = (g.double() / norm(g)).to(g)
-    image = linear.forward(unit if scale is None else unit / scale)
-    length = norm(g) / norm(image).square()
-    if not bool((length > 0) & torch.isfinite(length)):
-        length = norm(theta)
-    return float(length) or 1.0
+    g_norm = length(g)
+    unit = (g / power_of_two(g)) / norm(g / power_of_two(g))
+    image = length(linear.forward((unit if scale is None else unit / scale).to(linear.r)))
+    found = g_norm / image / image  # the square may leave the range
+    if not bool((found > 0) & torch.isfinite(found)):
+        found = length(theta)
+    return float(found) or 1.0

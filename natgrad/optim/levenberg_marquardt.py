@@ -45,11 +45,13 @@ class LevenbergMarquardt(SecondOrderOptimizer):
     as far as radius and damping allow, and measures nothing.
 
     ``method`` None chooses by the sizes, and ``last_step.solver`` says which: "dense" for m >= n
-    (the singular values of J) and "sample_space" for m < n (the eigenvalues of J Jᵀ), both where
-    min(m, n) <= 256; else "cg" (Steihaug's, from products with J). Where they converge they give
-    the same step. ``jacobian()`` may return J (m, n) at the parameters as they are where something
-    quicker than min(m, n) backward passes is known, ``torch.func.vmap`` over samples for example;
-    then the limit is 4,000.
+    (the singular values of J) and "sample_space" for m < n (the eigenvalues of J Jᵀ, in float64; of
+    J itself where squares have lost some), both where min(m, n) <= 256; else "cg" (Steihaug's, from
+    products with J). Where they converge they give the same step, and none lowers the damped model
+    by less than half of what the Cauchy step inside the radius does: where rounding, or a J beyond
+    a solver, leaves less, that is the step. ``jacobian()`` may return J (m, n) at the parameters as
+    they are where something quicker than min(m, n) backward passes is known, ``torch.func.vmap``
+    over samples for example; then the limit is 4,000.
 
     ``momentum`` μ measures the step from the last one: λ and Δ bound s − μ s_last; where no such
     step is accepted, it is made without. ``scaled`` measures it by D, the largest norm that each
@@ -119,6 +121,10 @@ class LevenbergMarquardt(SecondOrderOptimizer):
     def _start(self, returned: Any, objective: Objective | None, sign: float) -> Start:
         if not is_residuals(returned):
             return super()._start(returned, objective, sign)
+        if not returned.numel():
+            raise ValueError(
+                f"no residuals: the closure returned a tensor of shape {tuple(returned.shape)}"
+            )
         if not returned.requires_grad:
             raise ValueError(
                 "the residuals that the closure returned carry no graph; compute them from the "
@@ -192,7 +198,7 @@ class LevenbergMarquardt(SecondOrderOptimizer):
         return search_radius(
             start, solve, radius, rates, linear.multiply, norm=solve.norm,
             accept_ratio=self._accept_ratio, max_attempts=self._max_attempts,
-            bend=self._bend(start, linear, method, solve),
+            decrease=solve.decrease, bend=self._bend(start, linear, method, solve),
         )  # fmt: skip
 
     def _scale(self, linear: Linearised, method: Method, start: Start) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,11 @@ from natgrad.curvature.slots import Slots
 from natgrad.curvature.traceless import Forward
 from natgrad.optim.observed_model import ObservedModel
 from natgrad.optim.second_order import Start
+from natgrad.solvers.singular_values import norms
 
 # Of a gradient: what a forward pass in bfloat16, or a spectral norm's next iteration, explains.
 MISFIT = 0.1
+CHUNK = 2**20  # elements of J that are converted to float64 at a time
 
 
 class Linearised:
@@ -29,6 +31,7 @@ class Linearised:
         self._matrix, self._jacobian = matrix, jacobian
         self.given = matrix is not None
         self.products = 0
+        self._norms: Tensor | None = None
 
     def forward(self, v: Tensor) -> Tensor:
         """J v (m,) for v (n,)."""
@@ -58,17 +61,49 @@ class Linearised:
         return self._matrix
 
     def column_norms(self) -> Tensor:
-        """‖J eᵢ‖ (n,), from J."""
-        found: Tensor = torch.linalg.vector_norm(self.dense(), dim=0)
-        return found
+        """‖J eᵢ‖ (n,), from J, once."""
+        if self._norms is None:
+            self._norms = norms(self.dense(), 0)
+        return self._norms
 
     def scaled(self, scale: Tensor) -> Linearised:
-        """J D⁻¹ in place of J."""
+        """J D⁻¹ in place of J, which is formed."""
         return Linearised(self.r, self.dense() / scale, None, self.n)
 
-    def to_dense(self) -> Tensor:
-        """J Jᵀ (m, m), which :func:`natgrad.sample_space` asks for."""
-        return self.dense() @ self.dense().mT
+    def image(self, v: Tensor) -> Tensor:
+        """J v summed in float64, from J."""
+        self.products += 1
+        pieces = zip(self._columns(), torch.split(v, self._width), strict=True)
+        return torch.stack([J @ piece.double() for J, piece in pieces]).sum(dim=0)
+
+    def pullback(self, u: Tensor) -> Tensor:
+        """Jᵀu summed in float64, from J."""
+        self.products += 1
+        return torch.cat([J.mT @ u.double() for J in self._columns()])
+
+    def gram(self) -> Tensor:
+        """J Jᵀ (m, m) in float64, whose squares float32 cannot hold."""
+        total = self.r.new_zeros(len(self.r), len(self.r), dtype=torch.float64)
+        for J in self._columns():
+            total.addmm_(J, J.mT)
+        return total
+
+    @property
+    def _width(self) -> int:
+        if self.dense().dtype == torch.float64:
+            return self.n
+        return max(CHUNK // len(self.r), 1)
+
+    def _columns(self) -> Iterator[Tensor]:
+        """J in float64, some columns at a time: a copy of a wide J is more memory than J."""
+        return (piece.double() for piece in torch.split(self.dense(), self._width, dim=1))
+
+
+class SampleGram:
+    """J Jᵀ in float64, as :func:`natgrad.sample_space` asks for it."""
+
+    def __init__(self, linear: Linearised) -> None:
+        self.to_dense, self.transpose = linear.gram, linear.pullback
 
 
 def of_residuals(

@@ -27,7 +27,13 @@ from natgrad.optim.second_order import (
 )
 from natgrad.solvers import Solution, Status, cg
 from natgrad.solvers.scaling import norm
-from natgrad.trust_region import LineSearchResult, LineSearchStatus, backtracking, step_size
+from natgrad.trust_region import (
+    LineSearchResult,
+    LineSearchStatus,
+    StepSizeStatus,
+    backtracking,
+    step_size,
+)
 
 Search = Callable[..., LineSearchResult]
 
@@ -154,9 +160,10 @@ class NaturalGradient(SecondOrderOptimizer):
         if bool(dKd < -rounding):
             return Outcome(None, replace(report, status=StepStatus.NONPOSITIVE_CURVATURE))
         dKd = torch.clamp(dKd, min=0.0)
+        bound, sized = step_size(dKd, max_kl)
         alpha = longest.double()
-        if bool(dKd > 0):
-            alpha = torch.minimum(alpha, torch.as_tensor(step_size(dKd, max_kl).alpha))
+        if sized is StepSizeStatus.OK:  # where not: no curvature, or a bound beyond all numbers
+            alpha = torch.minimum(alpha, torch.as_tensor(bound))
         if not bool((slope > 0) & torch.isfinite(alpha)):
             return Outcome(None, replace(report, status=StepStatus.NOT_DESCENT))
         step = _Step((alpha * d).to(d), alpha * slope)

@@ -21,6 +21,7 @@ from natgrad.optim.second_order import (
 )
 from natgrad.optim.trust_region_search import search_radius
 from natgrad.solvers import Solution, SteihaugPath
+from natgrad.solvers.scaling import length, norm, power_of_two
 
 
 class RadiusSolver(Protocol):
@@ -129,11 +130,13 @@ class TrustRegionNewton(SecondOrderOptimizer):
         return Outcome(found.theta, replace(found.account(report), products=H.products))
 
 
-def _cauchy_length(H: LinearOperator, g: Tensor, theta: Tensor) -> float:
+def _cauchy_length(H: LinearOperator, given: Tensor, theta: Tensor) -> float:
     """‖g‖³ / |gᵀH g|, how far the model falls along −g; ‖θ‖, or 1, where it has no curvature."""
-    unit = (g / torch.linalg.vector_norm(g)).double()
-    curvature = unit @ (H @ unit.to(g)).double()
-    length = torch.linalg.vector_norm(g, dtype=torch.float64) / curvature.abs()
-    if not bool((length > 0) & torch.isfinite(length)):
-        length = torch.linalg.vector_norm(theta, dtype=torch.float64)
-    return float(length) or 1.0
+    size = power_of_two(given).double()
+    g = given.double() / size
+    unit = g / norm(g)
+    curvature = unit @ (H @ unit.to(given)).double()
+    found = norm(g) / curvature.abs() * size
+    if not bool((found > 0) & torch.isfinite(found)):
+        found = length(theta)
+    return float(found) or 1.0

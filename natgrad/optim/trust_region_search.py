@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,10 +15,12 @@ from natgrad.optim.inner_products import inner_products
 from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.second_order import Start
 from natgrad.solvers import Solution, Status
-from natgrad.solvers.scaling import norm
+from natgrad.solvers.scaling import length
 from natgrad.trust_region import reduction_ratio, update_radius
 
 SMALLEST = 2.0**-1000  # of a radius: a float's range ends below it
+ON_BOUNDARY = (Status.BOUNDARY, Status.NEGATIVE_CURVATURE)
+GROWTH = 2.0**100  # of a radius in which nothing can be measured
 
 
 class SolveRadius(Protocol):
@@ -54,20 +57,22 @@ def search_radius(
     *,
     accept_ratio: float,
     max_attempts: int,
-    norm: Callable[[Tensor], Tensor] = norm,
+    norm: Callable[[Tensor], Tensor] = length,
+    decrease: Callable[[Tensor], float] | None = None,
     bend: Callable[[Solution[Tensor]], Tensor] | None = None,
 ) -> RadiusSearch:
     """The first candidate θ + lr s, ‖s‖ <= radius, whose reduction ratio is above ``accept_ratio``.
 
     ``solve`` answers for every radius with s and A s, ``multiply`` is v ↦ A v, taken only where
-    learning rates differ; ``norm`` is the one that the radius bounds. A refused candidate takes the
-    radius to a quarter of its length. ``bend(solution)`` is added to s, beyond what the quadratic
-    model knows.
+    learning rates differ; ``norm`` is the one that the radius bounds. ``decrease(lr s)`` is that of
+    the model, where the caller knows it better than −(gᵀs + ½ sᵀA s) to rounding. A refused
+    candidate takes the radius to a quarter of its length. ``bend(solution)`` is added to s, beyond
+    what the quadratic model knows.
     """
     assert start.loss is not None
     loss = float(start.loss)
     eps = torch.finfo(start.theta.dtype).eps
-    iterations, promised, seen_finite = 0, False, False
+    iterations, promised, hidden, seen_finite = 0, False, False, False
     predicted = actual = math.nan
     status, tried = StepStatus.NO_IMPROVEMENT, radius
     for _ in range(max_attempts):
@@ -77,17 +82,25 @@ def search_radius(
             status = StepStatus.NONFINITE_CURVATURE
             break
         step = rates * s.x
-        image = multiply(step) if rates.ndim else rates * s.Ax
-        slope = inner_products(start.gradient, step)
-        predicted = -float(slope + inner_products(step, image) / 2)
+        if decrease is None:
+            image = multiply(step) if rates.ndim else rates * s.Ax
+            slope = inner_products(start.gradient, step)
+            predicted = -float(slope + inner_products(step, image) / 2)
+        else:
+            predicted = decrease(step)
         if not math.isfinite(predicted):
             status = StepStatus.NONFINITE_CURVATURE
             break
         if abs(predicted) <= (100 * eps) ** 2 * abs(loss):
-            break  # the step itself is rounding: there is no lower point to go to
+            share = min(float(rates.amax()), 1.0)
+            small = share > 0 and abs(predicted) <= share * (100 * eps) ** 2 * abs(loss)
+            if promised or not small or s.status not in ON_BOUNDARY:
+                break  # the step itself is rounding: there is no lower point to go to
+            # Of a region that small, not of a small rate: a larger one may hold much more.
+            radius, hidden = min(GROWTH * radius, sys.float_info.max), True
+            continue
         if not predicted > 0:
-            if -predicted <= 1e3 * eps * abs(loss):
-                break
+            hidden = -predicted <= 1e3 * eps * abs(loss)
             radius = _cut(radius, norm(s.x))  # rounding: of a long step without curvature, say
             continue
         promised = True
@@ -110,9 +123,9 @@ def search_radius(
             )
         radius = _cut(radius, norm(s.x))
     else:
-        if not promised:
+        if not promised and not hidden:
             status = StepStatus.NOT_DESCENT
-        elif not seen_finite:
+        elif promised and not seen_finite:
             status = StepStatus.NONFINITE_LOSS
     return RadiusSearch(None, status, radius, tried, s, iterations, predicted, math.nan)
 

@@ -138,9 +138,7 @@ def _iterate(
         answer, kept = unscale(x, b_scale, scale)
         product = b_hat - r
         residual_norm = float(norm(r if damping else b_hat - product) * b_scale.double())
-        if Ax is not None:
-            product = Ax * ratio
-        product = product * b_scale
+        product = (product if Ax is None else Ax * ratio) * b_scale
         finite = math.isfinite(residual_norm) and bool(kept & torch.isfinite(product).all())
         unit = b_scale.double() * (b_scale.double() / scale.double())
         iterates = tuple(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from natgrad.solvers.linear_map import LinearMap
 from natgrad.solvers.problem import as_kind, check_damping, check_tolerances, pose
-from natgrad.solvers.scaling import norm, power_of_two, unscale
+from natgrad.solvers.scaling import norm, power_of_two, rescale, unscale
 from natgrad.solvers.solution import Solution, Status, V, stack
 
 LADDER = tuple(10.0**power for power in range(0, 8))
@@ -60,7 +60,7 @@ def cholesky(
         )
 
     A_scale = power_of_two(matrix)
-    scaled = (matrix / A_scale).double()
+    scaled = matrix.double() / A_scale
     scaled = (scaled + scaled.mT) / 2
     shift = damping / A_scale.double()
     identity = torch.eye(n, dtype=torch.float64, device=rhs.device)
@@ -73,24 +73,26 @@ def cholesky(
     def solutions(
         x: Tensor, status: Status, tries: int, direction: Tensor | None = None
     ) -> Solution[V]:
-        x = x.to(rhs).double()  # what is returned is what is judged
-        Ax = scaled @ x
-        residual = hat - Ax - shift * x
         found = []
         for column in range(columns.shape[1]):
-            answer, kept = unscale(x[:, column], b_scale[column], A_scale, rhs.dtype)
-            norm_here, b_norm = norm(residual[:, column]), norm(hat[:, column])
+            b, unit = hat[:, column], b_scale[column].double()
+            answer, kept = unscale(x[:, column], unit, A_scale, rhs.dtype)
+            # What is returned is what is judged.
+            back, _ = rescale(answer.double(), (A_scale,), (unit,))
+            product = scaled @ back
+            Ax, _ = rescale(product, (unit,), (), rhs.dtype)
+            norm_here, b_norm = norm(b - product - shift * back), norm(b)
             own = status
-            if not bool(sound[column] & kept & torch.isfinite(norm_here)):
+            finite = torch.isfinite(norm_here) & torch.isfinite(Ax).all()
+            if not bool(sound[column] & kept & finite):
                 own = Status.NONFINITE
             elif not bool(b_norm > 0):
                 own = Status.ZERO_RHS
             elif status is Status.CONVERGED and not bool(norm_here <= rtol * b_norm):
                 own = Status.STAGNATED
-            unit = b_scale[column].double()
             found.append(
                 Solution(
-                    answer, (Ax[:, column] * unit).to(rhs), own, tries,
+                    answer, Ax, own, tries,
                     products if column == 0 else 0, float(norm_here * unit), direction,
                 )
             )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 from natgrad.solvers.linear_map import LinearMap
 from natgrad.solvers.problem import (
     Problem,
+    as_count,
     as_kind,
     as_limit,
     check_damping,
@@ -19,7 +20,7 @@ from natgrad.solvers.problem import (
     pose,
     require,
 )
-from natgrad.solvers.scaling import norm, power_of_two, unscale
+from natgrad.solvers.scaling import as_float, length, norm, power_of_two, quotient, unscale
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.solution import Solution, Status, V
 
@@ -71,7 +72,7 @@ def lanczos(
     limit = min(as_limit(max_iterations, size), size)
     if max_iterations is None:
         limit = min(limit, DEFAULT_LIMIT)
-    require(search is None or search >= 0, f"search must be >= 0 or None, got {search}")
+    search = search if search is None else as_count(search, "search")
     if generator is None:
         generator = torch.Generator(problem.rhs.device).manual_seed(SEED)
     return Krylov(problem, rtol, limit, limit if search is None else search, generator)
@@ -149,7 +150,9 @@ class Krylov(Generic[V]):
         eps = torch.finfo(self._b.dtype).eps
         A_norm = eigenvalues.abs().amax()
         mu, on_boundary, direction = torch.zeros_like(shift), False, None
-        bound = radius * (A_scale / self._b_scale.double())
+        bound = shift.new_tensor(
+            as_float(*quotient((radius, float(A_scale)), (float(self._b_scale),)))
+        )
         if radius < math.inf:
             y, mu, on_boundary = solve_secular(shifted, c, bound)
         else:
@@ -165,9 +168,10 @@ class Krylov(Generic[V]):
             fit = torch.clamp(1 / norm(x / bound), max=1.0)  # rounding may have put x outside
             x, Ax = fit * x, fit * Ax
         residual = self._b - Ax - (shift + mu) * x
-        reference = norm(self._b) + (A_norm * norm(x) if on_boundary else 0.0)
-        margin = eps * (math.sqrt(self.size) * A_norm * norm(y) + norm(self._b))
-        passed = bool(norm(residual) <= self._rtol * reference - margin)
+        reference = norm(self._b) + (A_norm * length(x) if on_boundary else 0.0)
+        margin = eps * (math.sqrt(self.size) * A_norm * length(y) + norm(self._b))
+        tolerance = self._rtol * reference if self._rtol < math.inf else self._rtol
+        passed = bool(norm(residual) <= tolerance - margin)
 
         status: Status | None = None
         unseen = None
@@ -257,7 +261,7 @@ class Krylov(Generic[V]):
         x, kept = unscale(best.x, self._b_scale, self._A_scale, self._b.dtype)
         Ax = (best.Ax * self._b_scale.double()).to(x)
         residual_norm = float(norm(best.residual) * self._b_scale.double())
-        if not (bool(kept) and math.isfinite(residual_norm)):
+        if not (bool(kept & torch.isfinite(Ax).all()) and math.isfinite(residual_norm)):
             status = Status.NONFINITE
         solution = Solution(
             x, Ax, status, products, products, residual_norm, best.direction, float(best.multiplier)

@@ -72,7 +72,7 @@ def as_multiply(
         return product.detach()
 
     def multiply(vector: Tensor) -> Tensor:
-        if by_columns and vector.ndim == 2:
+        if by_columns and vector.ndim == 2 and vector.shape[1]:
             return torch.stack([checked(column) for column in vector.mT.contiguous()], dim=1)
         return checked(vector)
 
@@ -87,6 +87,8 @@ def as_tensor(vector: Tensor | NDArray[Any], name: str, *, columns: bool) -> Ten
         native = vector.dtype.newbyteorder("=")
         tensor = torch.from_numpy(np.array(vector, dtype=native, order="C"))
     elif isinstance(vector, Tensor):
+        if vector.layout != torch.strided:
+            raise TypeError(f"{name} is {vector.layout}; expected a dense tensor: .to_dense()")
         tensor = vector.detach()
     else:
         raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {type(vector)}")

@@ -81,9 +81,9 @@ def _iterate(
         answer, kept = unscale(x, b_scale, A_scale)
         product = b_hat - r
         residual_norm = float(norm(b_hat - product) * b_scale.double())
-        if not math.isfinite(residual_norm) or not bool(kept):
-            status = Status.NONFINITE
         Ax = product * b_scale
+        if not math.isfinite(residual_norm) or not bool(kept & torch.isfinite(Ax).all()):
+            status = Status.NONFINITE
         return Solution(answer, Ax, status, iterations, products, residual_norm, direction)
 
     if not bool(torch.isfinite(rhs).all()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, Generic
@@ -131,13 +132,27 @@ def as_limit(max_iterations: int | None, size: int) -> int:
     """The bound of the loop: 10 n where none is given."""
     if max_iterations is None:
         return 10 * size
-    require(max_iterations >= 0, f"max_iterations must be >= 0, got {max_iterations}")
-    return max_iterations
+    return as_count(max_iterations, "max_iterations")
+
+
+def as_count(number: int, name: str) -> int:
+    try:
+        count = operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {number!r}") from None
+    require(count >= 0, f"{name} must be >= 0, got {number}")
+    return count
 
 
 def check_tolerances(rtol: float, atol: float = 0.0) -> None:
-    require(math.isfinite(rtol) and rtol >= 0, f"rtol must be finite and >= 0, got {rtol}")
-    require(math.isfinite(atol) and atol >= 0, f"atol must be finite and >= 0, got {atol}")
+    """Infinity passes: any answer will do."""
+    require(rtol >= 0, f"rtol must be >= 0, got {rtol}")
+    require(atol >= 0, f"atol must be >= 0, got {atol}")
+
+
+def check_dense(vector: Tensor, name: str) -> None:
+    if vector.layout != torch.strided:
+        raise TypeError(f"{name} is {vector.layout}; expected a dense tensor: .to_dense()")
 
 
 def check_damping(damping: float) -> None:

@@ -8,10 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from natgrad.solvers.problem import check_damping, check_tolerances, require
-from natgrad.solvers.scaling import norm, power_of_two
+from natgrad.solvers.problem import check_damping, check_dense, check_tolerances, require
+from natgrad.solvers.scaling import as_float, length, power_of_two, quotient, rescale
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.solution import Solution, Status
+
+SMALLEST = 2.0**-1000  # of a radius beside the solution without one
 
 
 class GramLike(Protocol):
@@ -28,6 +30,10 @@ def sample_space(gram: GramLike) -> SampleSpace:
     ``transpose(u)``, u ↦ Jᵀu. Raises ``ValueError`` where K is not symmetric positive semidefinite
     to rounding.
 
+    Squares of J's singular values below m eps (float64's) of the largest are lost in K, whatever
+    its dtype: ``lost`` says whether there may be such. Where rows of J differ in size by 10⁷ and
+    more there are; :func:`least_squares` of J itself knows them.
+
     Cost: forming K, 9 m³ operations for its eigenvalues and vectors, in float64: singular values
     of J appear squared in K, so that float32 would lose half its digits twice.
 
@@ -38,36 +44,53 @@ def sample_space(gram: GramLike) -> SampleSpace:
 
 
 class SampleSpace:
-    """What :func:`sample_space` returns; ``eigenvalues`` (m,) are those of K, ascending."""
+    """What :func:`sample_space` returns; ``eigenvalues`` (m,) are those of K, ascending, 0 where
+    rounding explains them.
 
-    def __init__(self, gram: GramLike) -> None:
+    ``rounding`` is that of K's entries, eps of its dtype unless they are better known; ``lost``
+    whether an eigenvalue that counts as 0 may be more than that, of ``eigh``'s making.
+    """
+
+    def __init__(self, gram: GramLike, *, rounding: float | None = None) -> None:
         matrix = gram.to_dense().detach()
         require(
             matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0,
             f"expected a square matrix J Jᵀ, not empty, got shape {tuple(matrix.shape)}",
         )
+        m, eps = len(matrix), torch.finfo(matrix.dtype).eps
         self._transpose = gram.transpose
         self._like = matrix.new_empty(0)
         self._scale = power_of_two(matrix).double()
-        wide = (matrix / self._scale).double()
+        wide = matrix.double() / self._scale
         self._finite = bool(torch.isfinite(wide).all())
         if not self._finite:
             wide = torch.zeros_like(wide)
         self._matrix = (wide + wide.mT) / 2
         eigenvalues, self._vectors = torch.linalg.eigh(self._matrix)
-        rounding = len(wide) * torch.finfo(matrix.dtype).eps * eigenvalues.abs().amax()
+        largest = eigenvalues.abs().amax()
         asymmetry = (wide - wide.mT).abs().amax()
-        if bool(asymmetry > math.sqrt(torch.finfo(matrix.dtype).eps) * wide.abs().amax()):
+        if bool(asymmetry > math.sqrt(eps) * wide.abs().amax()):
             raise ValueError(
                 "expected a symmetric matrix J Jᵀ; its antisymmetric part is not rounding"
             )
-        if bool(eigenvalues[0] < -10 * rounding):
+        if bool(eigenvalues[0] < -10 * m * eps * largest):
             raise ValueError(
                 "expected a positive semidefinite matrix J Jᵀ, got one whose lowest eigenvalue is "
-                f"{float(eigenvalues[0] / eigenvalues.abs().amax()):.3g} of the largest"
+                f"{float(eigenvalues[0] / largest):.3g} of the largest"
             )
-        # What rounding alone explains is zero: its inverse would be noise.
-        self.eigenvalues = torch.where(eigenvalues > rounding, eigenvalues, 0.0) * self._scale
+        # What rounding alone explains is zero: its inverse would be noise. Rounding of K_jk is
+        # relative to √(K_jj K_kk), so that a row of J that is small beside others has a small one.
+        rows = self._matrix.diagonal().clamp(min=0.0)
+        rounding = eps if rounding is None else rounding
+        noise = math.sqrt(m) * rounding * (self._vectors.square().mT @ rows)
+        floor = m * torch.finfo(torch.float64).eps * largest
+        self._rounding = torch.maximum(noise, floor)
+        unknown = (eigenvalues <= floor) & (eigenvalues + floor > noise)
+        self.lost = bool(unknown.any())
+        self._theta = torch.where(eigenvalues > self._rounding, eigenvalues, 0.0)
+        # A claim counts what may be there, and was left out.
+        self._possible = torch.where(unknown, eigenvalues.clamp(min=0.0), self._theta)
+        self.eigenvalues = self._theta * self._scale
 
     def solve(
         self, r: Tensor, *, damping: float = 0.0, radius: float = math.inf, rtol: float = 1e-5
@@ -78,13 +101,15 @@ class SampleSpace:
         longer (status BOUNDARY). With λ = 0 this is the least-squares solution of least norm.
         ``Ax`` is JᵀJ x, ``residual_norm`` that of the system solved, with K as given and its
         solution as rounded to its dtype. CONVERGED says that it is at most ``rtol`` ‖Jᵀr‖,
-        STAGNATED that rounding left more. NONFINITE where J or r are.
+        STAGNATED that rounding left more. NONFINITE, and x = 0, where J or r are not finite or x or
+        ``Ax`` leave the dtype's range.
 
         Cost: m² operations and 2 products with Jᵀ, which ``products`` counts, for every call.
 
         Raises ``ValueError`` for r of another shape or dtype, a damping that is negative or not
         finite, a radius that is not positive.
         """
+        check_dense(r, "r")
         m = len(self.eigenvalues)
         if r.shape != (m,) or r.dtype != self._like.dtype or r.device != self._like.device:
             raise ValueError(
@@ -94,38 +119,57 @@ class SampleSpace:
         check_damping(damping)
         require(radius > 0, f"radius must be positive, got {radius}")
         check_tolerances(rtol)
-        c = self._vectors.mT @ r.detach().double()
-        theta = self.eigenvalues
+        r = r.detach()
+        # In units of the scales: K = σ K̂, r = β r̂, Jᵀu = (β / σ) Jᵀû.
+        r_scale = power_of_two(r).double()
+        hat = r.double() / r_scale
+        c = self._vectors.mT @ hat
+        theta = self._theta
         usable = self._finite and bool(torch.isfinite(c).all())
-        shift = theta.new_tensor(damping)
-        status = Status.CONVERGED if usable else Status.NONFINITE
-        multiplier = torch.zeros_like(shift)
+        shift = damping / self._scale
+        status, multiplier = Status.CONVERGED, torch.zeros_like(shift)
         # x = Σ √θᵢ cᵢ / (θᵢ + λ) wᵢ in the right singular vectors wᵢ of J.
-        solvable = (theta + shift > 0) & usable
-        projected = torch.where(solvable, theta.sqrt() * c, 0.0)
+        # Of one that is rounding a damping below it would make noise.
+        solvable = ((theta > 0) | (shift > self._rounding)) & usable
+        root = theta.sqrt()
+        projected = torch.where(solvable, root * c, 0.0)
         denominator = torch.where(solvable, theta + shift, 1.0)
-        if bool(norm(projected / denominator) > radius):
-            bound = theta.new_tensor(radius)
-            multiplier = solve_secular(theta + shift, projected, bound).multiplier
-            status, shift = Status.BOUNDARY, shift + multiplier
-            denominator = torch.where(solvable, theta + shift, 1.0)
+        bound = as_float(*quotient((radius, math.sqrt(self._scale)), (float(r_scale),)))
+        bound = max(bound, SMALLEST)
+        if bool(length(projected / denominator) > bound):
+            multiplier = solve_secular(theta + shift, projected, theta.new_tensor(bound)).multiplier
+            status = Status.BOUNDARY
+            denominator = torch.where(solvable, theta + shift + multiplier, 1.0)
         u = torch.where(solvable, c / denominator, 0.0)
-        u = (self._vectors @ u).to(self._like)
+        u_scale = power_of_two(u)
+        # Of unit size in their dtype, which Jᵀu and K u leave later than u and r do.
+        u = (self._vectors @ (u / u_scale)).to(self._like)
         x = self._transpose(u)
-        if radius < math.inf:
-            fit = torch.clamp(radius / norm(x), max=1.0)  # rounding may have put x outside
-            x, u = fit * x, fit * u
-        Ku = self._scale * (self._matrix @ u.double())
+        Ku = self._matrix @ u.double()
         Ax = self._transpose(Ku.to(self._like))
+        times, over = [r_scale, u_scale], [self._scale]
+        scales = (radius, float(self._scale)), (float(r_scale), float(u_scale))
+        # Rounding may have put one inside outside.
+        if status is Status.BOUNDARY or bool(length(x) > as_float(*quotient(*scales))):
+            # In units of the radius, which may be out of the range of those of the scales.
+            times, over = [shift.new_tensor(radius)], [length(x)]
+        x, kept = rescale(x, times, over)
+        Ax, _ = rescale(Ax, (*times, self._scale), over)
         # ‖Jᵀρ‖ of the residual ρ in sample space.
-        rho = c - self._vectors.mT @ (Ku + shift * u.double())
-        residual = norm(theta.sqrt() * rho)
-        if not bool(torch.isfinite(norm(x)) & torch.isfinite(norm(Ax))):
+        factor, _ = rescale(theta.new_ones(1), (*times, self._scale), (*over, r_scale))
+        rho = c - factor * (self._vectors.mT @ (Ku + (shift + multiplier) * u.double()))
+        residual = length(self._possible.sqrt() * rho)
+        finite = kept & torch.isfinite(Ax).all() & torch.isfinite(residual)
+        if not usable or not bool(finite):
             status, x, Ax = Status.NONFINITE, torch.zeros_like(x), torch.zeros_like(Ax)
         elif status is Status.CONVERGED:
-            rhs_norm = norm(theta.sqrt() * c)
+            rhs_norm = length(self._possible.sqrt() * c)
             if not bool(rhs_norm > 0):
-                status = Status.ZERO_RHS
+                # Unless squares that left the range, or rounding, hide what is there.
+                zero = not bool(self._transpose(hat.to(self._like)).any())
+                status = Status.ZERO_RHS if zero else Status.STAGNATED
+                x, Ax = torch.zeros_like(x), torch.zeros_like(Ax)
             elif not bool(residual <= rtol * rhs_norm):
                 status = Status.STAGNATED
-        return Solution(x, Ax, status, 0, 2, float(residual), None, float(multiplier))
+        residual_norm = float(residual * self._scale.sqrt() * r_scale)
+        return Solution(x, Ax, status, 0, 2, residual_norm, None, float(multiplier * self._scale))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,12 @@ def norm(x: Tensor) -> Tensor:
     """‖x‖₂ summed in float64, a 0-d tensor."""
     value: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
     return value
+
+
+def length(x: Tensor) -> Tensor:
+    """‖x‖₂ as :func:`norm`, where squares may leave the range: in units of the largest entry."""
+    size = power_of_two(x).double()
+    return norm(x.double() / size) * size
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
@@ -29,12 +38,53 @@ def unscale(
     x: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     """x · numerator / denominator in ``dtype``, x's where none is given, and whether it kept inside
-    the dtype's range.
+    the dtype's range; zeros where it did not.
 
-    Scaling by powers of two loses nothing else; the product is float64's, so that factors outside
-    the dtype's range do not matter.
+    Scaling by powers of two loses nothing else. Neither the quotient of the two nor the norms that
+    judge the answer need to be within the range of float64.
     """
-    factor = numerator.double() / denominator.double()
-    answer = (x.double() * factor).to(dtype or x.dtype)
-    lost = norm(answer.double() / factor - x)
-    return answer, lost <= 2 * torch.finfo(answer.dtype).eps * norm(x)
+    answer, kept = rescale(x, (numerator,), (denominator,), dtype)
+    return torch.where(kept, answer, 0.0), kept
+
+
+def rescale(
+    x: Tensor, times: Sequence[Tensor], over: Sequence[Tensor], dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """As :func:`unscale`, for the product of several factors over that of others, and with what
+    left the range as it is: infinite, or 0."""
+    dtype = dtype or x.dtype
+    size = power_of_two(x)
+    unit = x.double() / size
+    # One read-back; in Python's numbers the rest is free.
+    numbers = torch.stack([factor.double() for factor in (size, *times, *over)]).tolist()
+    mantissa, exponent = quotient(numbers[: 1 + len(times)], numbers[1 + len(times) :])
+    answer = _shifted(unit * mantissa, exponent).to(dtype)
+    back = _shifted(answer.double(), -exponent) / mantissa
+    kept = norm(back - unit) <= 2 * torch.finfo(dtype).eps * norm(unit)
+    return answer, kept
+
+
+def quotient(times: Sequence[float], over: Sequence[float]) -> tuple[float, int]:
+    """The product of numbers over that of others as (mantissa, exponent), which has every range."""
+    mantissa, exponent = 1.0, 0
+    for numbers, sign in ((times, 1), (over, -1)):
+        for number in numbers:
+            m, e = math.frexp(number)
+            m = m if sign > 0 else 1 / m if m else math.inf
+            mantissa, extra = math.frexp(mantissa * m)
+            exponent += extra + sign * e
+    return mantissa, exponent
+
+
+def as_float(mantissa: float, exponent: int) -> float:
+    """mantissa · 2^exponent, 0 or infinite where it leaves the range."""
+    return math.copysign(math.inf, mantissa) if exponent > 1024 else math.ldexp(mantissa, exponent)
+
+
+def _shifted(x: Tensor, exponent: int) -> Tensor:
+    """x · 2^exponent, in parts that are numbers of their own and exact but for the last."""
+    parts = 1 if abs(exponent) < 1000 else 4
+    exponent = max(-2400, min(exponent, 2400))
+    for _ in range(parts - 1):
+        x = x * 2.0 ** int(exponent / parts)
+    return x * 2.0 ** (exponent - (parts - 1) * int(exponent / parts))

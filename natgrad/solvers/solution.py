@@ -33,8 +33,8 @@ class Status(Enum):
         "rtol is below what this dtype can reach at this condition; use float64 or loosen rtol"
     )
     NONFINITE = (
-        "NaN or infinity in A, b, x0 or the preconditioner, or a solution outside the dtype's "
-        "range; x is the last iterate before it"
+        "NaN or infinity in A, b, x0 or the preconditioner, or a solution, or A x, outside the "
+        "dtype's range; x is the last sound iterate before it, 0 where that left the range"
     )
     ZERO_RHS = "b is exactly zero, and so is x"
     STOPPED = (

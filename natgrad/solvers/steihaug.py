@@ -13,8 +13,11 @@ from torch import Tensor
 
 from natgrad.solvers.linear_map import LinearMap
 from natgrad.solvers.problem import as_kind, as_limit, check_tolerances, pose, require
-from natgrad.solvers.scaling import dot, norm, power_of_two, unscale
+from natgrad.solvers.scaling import as_float, dot, norm, power_of_two, quotient, unscale
 from natgrad.solvers.solution import Solution, Status, V
+
+# Of a radius beside a model of unit size, as a power of two.
+LIMIT = 500
 
 
 def steihaug(
@@ -122,11 +125,11 @@ class SteihaugPath(Generic[V]):
         before = self._products
         for iterations, leg in enumerate(legs):
             # The model is that of (A/α, g/β), its steps are s α/β.
-            unit = self._g_scale.double() / self._A_scale.double()
+            unit = self._g_scale.double(), self._A_scale.double()
             if isinstance(leg, _End):
                 products = self._products - before
                 return self._solution(leg.s, unit, leg.r, leg.status, iterations, products, None)
-            bound = radius / unit
+            bound = unit[0].new_tensor(self._bound(radius))
             if leg.ends_inside(bound):
                 continue
             tau = leg.to_boundary(bound)
@@ -139,25 +142,32 @@ class SteihaugPath(Generic[V]):
             if not leg.positive:
                 status, direction = Status.NEGATIVE_CURVATURE, leg.p
             products = self._products - before
-            unit = torch.full_like(unit, radius)
+            unit = torch.full_like(unit[0], radius), torch.ones_like(unit[0])
             return self._solution(s, unit, r, status, iterations + 1, products, direction)
         raise AssertionError("a path ends with its end")
+
+    def _bound(self, radius: float) -> float:
+        """The radius in the model's units; within a range that no path of unit size leaves, since
+        the answer is taken in units of the radius itself."""
+        scales = float(self._A_scale), float(self._g_scale)
+        bound = as_float(*quotient((radius, scales[0]), (scales[1],)))
+        return min(max(bound, 2.0**-LIMIT), 2.0**LIMIT)
 
     def _solution(
         self,
         s: Tensor,
-        unit: Tensor,
+        unit: tuple[Tensor, Tensor],
         r: Tensor,
         status: Status,
         iterations: int,
         products: int,
         direction: Tensor | None,
     ) -> Solution[V]:
-        answer, kept = unscale(s, unit, torch.ones_like(unit), self._g.dtype)
+        answer, kept = unscale(s, *unit, self._g.dtype)
         product = r - self._g_hat
         residual_norm = float(norm(self._g_hat + product) * self._g_scale.double())
         product = product * self._g_scale
-        if not math.isfinite(residual_norm) or not bool(kept):
+        if not math.isfinite(residual_norm) or not bool(kept & torch.isfinite(product).all()):
             status = Status.NONFINITE
         solution = Solution(answer, product, status, iterations, products, residual_norm, direction)
         return as_kind(solution, in_numpy=self._in_numpy)

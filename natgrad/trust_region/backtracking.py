@@ -22,7 +22,7 @@ class LineSearchStatus(Enum):
         "the constraint exceeded its bound: lower the step or allow more backtracks"
     )
     NO_IMPROVEMENT = "the objective fell by less than asked: is the step a descent direction?"
-    NONFINITE = "the objective or the constraint was NaN or infinite"
+    NONFINITE = "the objective, the constraint or the point itself was NaN or infinite"
     ZERO_STEP = "the step is zero or not finite; nothing was evaluated"
     ZERO_GRADIENT = (
         "the gradient is exactly zero, so that there is nothing to search along. Of a policy whose "
@@ -70,8 +70,8 @@ def backtracking(
     """The first of start + shrinkʲ · step, j = 0 … max_backtracks, that is good enough.
 
     ``evaluate(theta)`` returns (objective, constraint) at a vector theta (n,), as numbers or 0-d
-    tensors; the objective is *minimised*. A candidate is accepted where both values are finite,
-    constraint <= ``bound``, and the objective falls below ``start_objective`` (evaluated at
+    tensors; the objective is *minimised*. A candidate is accepted where it and both values are
+    finite, constraint <= ``bound``, and the objective falls below ``start_objective`` (evaluated at
     ``start`` where None): by ``accept_ratio`` times the improvement expected of that candidate if
     ``expected_improvement`` (that of the whole step, to first order −gᵀstep) is given, by anything
     more than 0 if not.
@@ -111,6 +111,10 @@ def backtracking(
         for backtrack in range(max_backtracks + 1):
             fraction = shrink**backtrack
             theta = torch.add(start, step, alpha=fraction)
+            if not bool(torch.isfinite(theta).all()):  # a sum that overflowed; half may not
+                objective = constraint = improvement = nan
+                status = LineSearchStatus.NONFINITE
+                continue
             objective, constraint = map(_number, evaluate(theta))
             evaluations += 1
             improvement = base - objective

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 
 def update_radius(
@@ -35,7 +36,7 @@ def update_radius(
             f"low={low}, high={high}, shrink={shrink}, growth={growth}"
         )
     if not ratio >= low:
-        return shrink * radius
+        return max(shrink * radius, math.ulp(0.0))
     if ratio > high and at_boundary:
-        return min(growth * radius, maximum)
+        return min(growth * radius, maximum, sys.float_info.max)
     return radius

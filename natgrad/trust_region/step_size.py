@@ -18,7 +18,10 @@ class StepSizeStatus(Enum):
         "sᵀK s <= 0: the metric is not positive along s (or s is zero); add damping to the solve, "
         "or build K so that it is positive semidefinite"
     )
-    NONFINITE = "sᵀK s is NaN or infinite: the gradient or the metric overflowed"
+    NONFINITE = (
+        "sᵀK s is NaN or infinite: the gradient or the metric overflowed; or it is so small that "
+        "α itself leaves float64: s is next to nothing, scale it up"
+    )
 
 
 class StepSize(NamedTuple):
@@ -47,15 +50,14 @@ def step_size(sKs: Tensor | float, delta: float) -> StepSize:
     curvature = torch.as_tensor(sKs, dtype=torch.float64)
     if curvature.ndim:
         raise ValueError(f"sKs must be a scalar, got shape {tuple(curvature.shape)}")
+    # 2 √(δ/2) is √(2δ) to the last bit, without the overflow of 2δ.
+    alpha = 2 * math.sqrt(delta / 2) / curvature.sqrt()
     status = StepSizeStatus.OK
     if not bool(torch.isfinite(curvature)):
         status = StepSizeStatus.NONFINITE
     elif not bool(curvature > 0):
         status = StepSizeStatus.NONPOSITIVE_CURVATURE
-    # 2 √(δ/2) is √(2δ) to the last bit, without the overflow of 2δ.
-    alpha = (
-        2 * math.sqrt(delta / 2) / curvature.sqrt()
-        if status is StepSizeStatus.OK
-        else torch.zeros_like(curvature)
-    )
+    elif not bool(torch.isfinite(alpha)):
+        status = StepSizeStatus.NONFINITE
+    alpha = alpha if status is StepSizeStatus.OK else torch.zeros_like(curvature)
     return StepSize(alpha if isinstance(sKs, Tensor) else alpha.item(), status)

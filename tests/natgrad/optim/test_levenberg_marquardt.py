@@ -637,3 +637,98 @@ def test_powers_of_two_in_the_residuals_change_no_bit(settings, power):
             # That of D s where D, the columns' norms, measures it.
             assert right.radius == left.radius * (2.0**power if "scaled" in settings else 1.0)
             assert torch.equal(plain.theta, scaled.theta)
+
+
+# --- no optimum where the loss descends
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("points", "top"), [(1_000, 1e3), (10_000, 1e3), (10_000, 1e4)])
+def test_a_line_through_many_points_is_fitted_in_float32(points, top, method):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.linspace(0, top, points)
+    y = 5 + 0.01 * x + 0.1 * torch.randn(points, generator=generator)
+    if method == "sample_space" and points > 1_000:
+        pytest.skip("its matrix is (m, m)")
+    run = Minimisation(lambda p: p[0] + p[1] * x - y, [0.0, 0.0], torch.float32, method=method)
+    for _ in range(20):
+        run.step()
+    A = torch.stack([torch.ones(points), x], dim=1).double()
+    best = torch.linalg.lstsq(A, y.double().unsqueeze(1)).solution[:, 0]
+
+    def loss(p):
+        return float((A @ p.double() - y.double()).square().sum()) / 2
+
+    # θ as float32 holds it: eps θᵢ ‖Aᵢ‖ for each, and what the residuals' own rounding moves it by.
+    eps = torch.finfo(torch.float32).eps
+    rounding = eps * float((best.abs() * A.norm(dim=0)).sum() + y.double().norm())
+    assert loss(run.theta) <= loss(best) + rounding**2
+
+
+def weighted_half(dtype, weight):
+    A, x = random_(20, 40, seed=0), random_(40, seed=1)
+    A[10:] *= weight
+    return A.to(dtype), (A @ x).to(dtype)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("dtype", "weight"),
+    [(torch.float32, 1e-2), (torch.float32, 1e-3), (DOUBLE, 1e-6), (DOUBLE, 1e-8)],
+)
+def test_residuals_of_small_weight_are_fitted_where_parameters_suffice(dtype, weight, method):
+    A, b = weighted_half(dtype, weight)
+    run = Minimisation(lambda p: A @ p - b, torch.zeros(40), dtype, method=method)
+    run.run(60)
+    rest = (A @ run.theta - b)[10:]
+    assert float(rest.norm()) <= 1e-3 * float(b[10:].norm())
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(SHAPES), SEEDS, st.sampled_from(METHODS),
+    st.sampled_from([torch.float32, DOUBLE]), st.floats(0, 8), st.floats(0, 8), st.floats(-30, 10),
+)  # fmt: skip
+def test_no_optimum_is_claimed_where_a_gradient_step_halves_the_loss(
+    shape, seed, method, dtype, columns, rows, log10_radius
+):
+    m, n = shape
+    C = torch.logspace(-rows, rows, m, dtype=DOUBLE).unsqueeze(1) * random_(m, n, seed=seed)
+    A = (C * torch.logspace(-columns, columns, n, dtype=DOUBLE)).to(dtype)
+    if method == "cg" and dtype == torch.float32:
+        A = A / A.abs().amax()
+    b = random_(m, seed=seed + 1).to(dtype)
+    run = Minimisation(
+        lambda p: A @ p - b, torch.zeros(n), dtype, method=method, radius=10.0**log10_radius
+    )
+    report = run.run(30)
+    if report.status is StepStatus.NO_IMPROVEMENT:
+        r = (A @ run.theta - b).double()
+        g = A.double().mT @ r
+        image = A.double() @ (g / g.norm())
+        best = float((g.norm() / image.norm()).square()) / 2  # of the exact Cauchy step
+        # r itself, and what another θ of the dtype can make of it, are rounded.
+        parts = A.double().abs() @ run.theta.double().abs() + b.double().abs()
+        rounding = 2 * torch.finfo(dtype).eps * float(parts.norm())
+        assert best <= 0.5 * float(r @ r) / 2 + rounding**2
+
+
+@pytest.mark.parametrize("ratio", [1e8, 1e13, 1e15])
+@pytest.mark.parametrize("method", DIRECT)
+def test_columns_of_unlike_norms_are_both_fitted(method, ratio):
+    Q, _ = torch.linalg.qr(random_(20, 3, seed=0))
+    A, b = Q[:, :2] * torch.tensor([ratio, 1.0], dtype=DOUBLE), Q[:, 0] + 2 * Q[:, 1] + Q[:, 2]
+    run = Minimisation(lambda p: A @ p - b, [0.0, 0.0], method=method)
+    run.run(80)
+    assert float((A @ run.theta - b).square().sum()) / 2 == pytest.approx(0.5, rel=1e-9)
+
+
+def test_a_radius_too_small_to_measure_in_is_no_optimum():
+    run = Minimisation(rosenbrock, [-1.2, 1.0], radius=1e-40)
+    assert run.step().status is StepStatus.ACCEPTED
+
+
+def test_without_residuals_there_is_nothing_to_do():
+    run = Minimisation(lambda x: x[:0], [1.0])
+    with pytest.raises(ValueError, match=r"no residuals: .* \(0,\)"):
+        run.step()

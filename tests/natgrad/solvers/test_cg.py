@@ -374,7 +374,6 @@ def test_b_is_left_alone():
         (lambda: cg(lambda v: v[:1], torch.ones(2)), ValueError, "expected the same shape"),
         (lambda: cg(torch.eye(2), torch.ones(2), rtol=-1.0), ValueError, "rtol .* got -1.0"),
         (lambda: cg(torch.eye(2), torch.ones(2), atol=np.nan), ValueError, "atol .* got nan"),
-        (lambda: cg(torch.eye(2), torch.ones(2), atol=np.inf), ValueError, "atol .* got inf"),
         (lambda: cg(torch.eye(2), torch.ones(2), atol=-1.0), ValueError, "atol .* got -1.0"),
         (lambda: cg(torch.eye(2), torch.ones(2), max_iterations=-1), ValueError, "got -1"),
         (lambda: cg(torch.eye(2), torch.ones(2), check_every=0), ValueError, "got 0"),

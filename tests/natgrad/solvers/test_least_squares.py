@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given, settings
@@ -299,11 +300,82 @@ def test_tolerance_radius_and_rounding_include_their_bounds():
     s = least_squares(torch.eye(2, dtype=DOUBLE)).solve(r, radius=5.0, rtol=0.0)
     assert (s.status, s.multiplier, s.residual_norm) == (Status.CONVERGED, 0.0, 0.0)
     assert torch.equal(s.x, r)
-    at_rounding = torch.tensor([1.0, 2 * torch.finfo(DOUBLE).eps], dtype=DOUBLE)
-    assert least_squares(at_rounding.diag()).singular_values.tolist() == [1.0, 0.0]
-    assert least_squares((2 * at_rounding).diag()).singular_values.tolist() == [2.0, 0.0]
-    kept = torch.tensor([1.0, 3 * torch.finfo(DOUBLE).eps], dtype=DOUBLE)
-    assert torch.equal(least_squares(kept.diag()).singular_values, kept)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(9, 6), (6, 6), (4, 9)], ids=str)
+def test_what_rounding_of_the_entries_explains_is_zero(shape, dtype):
+    """Directions in which J, of rank 2 before it was rounded, is rounding alone."""
+    m, n = shape
+    for seed in range(20):
+        # A product of numbers of float32 is exact, and powers of two scale its rounding with it.
+        left, right = random_(m, 2, seed=seed).float(), random_(2, n, seed=seed + 100).float()
+        J = (left.double() @ right.double()).to(dtype)
+        for rows in (0, 5):
+            for columns in (0, 5):
+                D = 2.0 ** (rows * torch.arange(m, dtype=DOUBLE)).unsqueeze(1)
+                E = 2.0 ** (columns * torch.arange(n, dtype=DOUBLE))
+                found = least_squares((D * J * E).to(dtype)).singular_values
+                assert int((found > 0).sum()) == 2
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(SHAPES[:5]),
+    SEEDS,
+    st.sampled_from([0, 8, 12, 15]),
+    st.sampled_from([0, 8, 12, 15]),
+)
+def test_small_columns_and_rows_keep_their_singular_values(shape, seed, row_power, column_power):
+    """D C E for well-conditioned C: three digits at least, against 120 digits' arithmetic."""
+    m, n = shape
+    C = random_(m, n, seed=seed)
+    rows = 10 ** torch.linspace(-row_power, row_power, m, dtype=DOUBLE)
+    columns = 10 ** torch.linspace(column_power, -column_power, n, dtype=DOUBLE)
+    condition = float(torch.linalg.cond(C))
+    if condition > 1e3:
+        return
+    J = rows.unsqueeze(1) * C * columns
+    with mpmath.workdps(120):
+        tall = mpmath.matrix((J if m >= n else J.mT).tolist())
+        exact = sorted(map(float, mpmath.svd_r(tall, compute_uv=False)), reverse=True)
+    found = sorted(least_squares(J).singular_values.tolist(), reverse=True)
+    if row_power and column_power:  # where both are small it may be rounding of what is not
+        exact = [value if other else 0.0 for value, other in zip(exact, found, strict=True)]
+        assert sum(value > 0 for value in found) >= 2
+    assert found == pytest.approx(exact, rel=1e-3, abs=0.0)
+
+
+def test_a_small_column_is_no_rounding():
+    """Column norms 1 and 100 eps of float32, which a bound by ‖J‖ and m would take for noise."""
+    J = torch.zeros(10_000, 2)
+    J[:5_000, 0], J[5_000:, 1] = 1.0, 1e-5
+    s = least_squares(J).solve(torch.ones(10_000))
+    torch.testing.assert_close(s.x, torch.tensor([1.0, 1e5]))
+    for ratio in (1e-20, 1e-100, 1e-200, 1e-300):
+        J = torch.tensor([[1.0, 0.0], [1.0, ratio], [0.0, 2 * ratio]], dtype=DOUBLE)
+        s = least_squares(J).solve(J @ torch.tensor([1.0, 1e-3 / ratio], dtype=DOUBLE))
+        torch.testing.assert_close(s.x * torch.tensor([1.0, ratio], dtype=DOUBLE),
+                                   torch.tensor([1.0, 1e-3], dtype=DOUBLE))  # fmt: skip
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e-20])
+@pytest.mark.parametrize("shape", [(20, 6), (7, 6), (4, 9)], ids=str)
+def test_what_the_residuals_do_not_depend_on_stays(shape, ratio):
+    J = random_(*shape, seed=3)
+    J[:, 1:4] = 0.0
+    J[:, 0] *= ratio
+    s = least_squares(J).solve(random_(len(J), seed=4))
+    assert not s.x[1:4].any()
+    assert s.x[0] != 0
+
+
+def test_many_columns_of_unlike_norms_are_solved_as_far_as_the_common_algorithm_can():
+    scales = torch.logspace(0, -15, 520, dtype=DOUBLE)
+    J = random_(530, 520, seed=0) * scales
+    values = least_squares(J).singular_values
+    assert torch.isfinite(values).all()
+    assert 300 < int((values > 0).sum()) < 520
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (5, 2), (2, 5)], ids=str)

@@ -231,6 +231,32 @@ def test_the_tolerance_and_what_counts_as_rounding_include_their_bounds():
     assert sample_space(Wrong(slanted)).eigenvalues == pytest.approx([1.9, 1.9])
 
 
+def test_small_rows_are_no_rounding_and_what_squares_cannot_hold_is_told():
+    """Rows of J of norms 1 : w: K, in float32 even, has their squares to its last digit."""
+    J = jacobian(6, 20, 6, 0.0, 0, torch.float64)
+    for dtype, w, lost in ((torch.float32, 1e-3, False), (torch.float64, 1e-7, False),
+                           (torch.float64, 1e-9, True)):  # fmt: skip
+        weights = torch.tensor([1.0, 1.0, 1.0, w, w, w], dtype=torch.float64)
+        space = sample_space(Gram((weights.unsqueeze(1) * J).to(dtype)))
+        assert space.lost is lost
+        kept = int((space.eigenvalues > 0).sum())
+        assert kept == (3 if lost else 6)
+
+
+def test_a_claim_counts_what_was_left_out():
+    s = sample_space(Gram(torch.tensor([1e-150, 1.0], dtype=torch.float64).diag())).solve(
+        torch.tensor([1e200, 1.0], dtype=torch.float64)
+    )
+    assert s.status is Status.STAGNATED  # x is (0, 1) and Jᵀr (1e50, 1)
+    assert s.residual_norm == pytest.approx(1e50)
+
+
+def test_squares_that_left_the_range_are_no_zero_right_hand_side():
+    J = 1e-200 * torch.eye(2, dtype=torch.float64)
+    s = sample_space(Gram(J)).solve(torch.ones(2, dtype=torch.float64))
+    assert s.status is Status.STAGNATED
+
+
 def test_rounding_grows_with_the_largest_eigenvalue():
     space = sample_space(Gram(torch.ones(100, 1, dtype=torch.float64)))
     assert float(space.eigenvalues[-1]) == pytest.approx(100)

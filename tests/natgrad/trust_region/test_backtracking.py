@@ -171,3 +171,20 @@ def test_settings_out_of_range_are_refused(settings, message):
 def test_a_step_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="alike"):
         backtracking(lambda x: (0.0, 0.0), torch.ones(2), torch.ones(3))
+
+
+def test_a_point_beyond_the_range_is_never_accepted():
+    most = torch.finfo(torch.float64).max
+    start = torch.tensor([most, 0.0], dtype=torch.float64)
+    step = torch.tensor([most, 1.0], dtype=torch.float64)
+    seen = []
+
+    def evaluate(theta):
+        seen.append(theta)
+        return -theta[0] / 2, 0.0
+
+    result = backtracking(evaluate, start, step, max_backtracks=3)
+    assert result.status is LineSearchStatus.NONFINITE
+    assert result.theta is start
+    assert result.evaluations == 1
+    assert all(torch.isfinite(theta).all() for theta in seen)

@@ -105,3 +105,8 @@ def test_settings_at_the_ends_of_their_ranges_are_taken():
 def test_settings_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_radius_stays_a_positive_number():
+    assert 0 < update_radius(5e-324, 0.0) < 1e-300
+    assert update_radius(1e308, 1.0) < math.inf

@@ -33,6 +33,11 @@ def test_nonfinite_curvature_gives_no_step(sKs):
         assert alpha == 0
 
 
+def test_a_length_beyond_all_numbers_is_no_step():
+    assert step_size(5e-324, 1e308) == (0.0, StepSizeStatus.NONFINITE)
+    assert step_size(5e-324, 1.0).status is StepSizeStatus.OK
+
+
 def test_a_tensor_gives_a_tensor_in_float64():
     alpha, _ = step_size(torch.tensor(8.0), 0.01)
     assert isinstance(alpha, torch.Tensor)
