@@ -11,7 +11,7 @@ from torch import Tensor
 from natgrad.curvature.batched import BatchedOperator
 from natgrad.curvature.differentiation import gradients
 from natgrad.curvature.graph import Graph
-from natgrad.curvature.hooks import not_linear
+from natgrad.curvature.hooks import ROUNDING, not_linear
 from natgrad.curvature.jacobian import Jacobian
 from natgrad.curvature.slots import Slots
 
@@ -103,6 +103,9 @@ class _LossBatch:
             2, self._slots.size, generator=generator, dtype=like.dtype, device=like.device
         )
         Hu, Hv = self.product(u).double(), self.product(v).double()
+        # Of sums that cancel rounding is left, of a size that three times u tells.
+        rounding = (self.product(3 * u).double() / 3 - Hu).norm()
         allowed = torch.finfo(like.dtype).eps ** 0.5 * torch.maximum(Hu.norm(), Hv.norm())
+        allowed = allowed + ROUNDING * rounding
         if bool((u.double() @ Hv - Hu @ v.double()).abs() > allowed):
             raise not_linear(self._graph.custom)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from natgrad import flat
+from natgrad.curvature.graph import Graph
 from natgrad.optim.least_squares_step import LeastSquaresStep, Method, cauchy_length, cheapest
 from natgrad.optim.linearised import Linearised, is_residuals, of_model, of_residuals
 from natgrad.optim.objective import Closure, Objective, as_loss
@@ -34,7 +36,7 @@ class LevenbergMarquardt(SecondOrderOptimizer):
     ``step(closure)`` takes either of two closures:
 
     - one that returns the residuals, a tensor (m,) with its graph, and calls no backward; the loss,
-      which ``step`` returns, is ½‖r‖²;
+      which ``step`` returns, is ½‖r‖². Complex residuals count as their real and imaginary parts;
     - the standard one, for ``LevenbergMarquardt(model)`` and a loss that is a sum or a mean of
       squared errors of the model's outputs, such as ``F.mse_loss(model(x), y)``.
 
@@ -116,7 +118,10 @@ class LevenbergMarquardt(SecondOrderOptimizer):
             require_least(group, 0, "radius", exclusive=True)
 
     def _objective(self, closure: Closure, sign: float) -> Objective:
-        return Objective(closure, self._parameters()[0].device, sign, loss_of=_loss_of)
+        return Objective(
+            partial(_called, closure), self._parameters()[0].device, sign, loss_of=_loss_of,
+            uncompiled=True,
+        )  # fmt: skip
 
     def _start(self, returned: Any, objective: Objective | None, sign: float) -> Start:
         if not is_residuals(returned):
@@ -134,7 +139,9 @@ class LevenbergMarquardt(SecondOrderOptimizer):
         with torch.enable_grad():
             # Not ½‖r‖² with its float32 sum: the same gradient from the residuals themselves.
             scalar = returned.reshape(-1) @ returned.detach().reshape(-1)
-        gradient = flat.gradient(scalar, parameters, retain_graph=True)
+        # Jᵀr as it is: a hook that clips gradients would part it from J.
+        with Graph([returned]).unhooked(parameters):
+            gradient = flat.gradient(scalar, parameters, retain_graph=True)
         return Start(parameters, flat.flatten(parameters), gradient, _loss_of(returned), objective)
 
     def _told(self, returned: Any) -> Any:
@@ -149,6 +156,8 @@ class LevenbergMarquardt(SecondOrderOptimizer):
         linear = self._linearised(start)
         damping, momentum = float(self._setting("damping")), float(self._setting("momentum"))
         method = self._method or cheapest(linear)
+        if method != "cg":
+            linear.dense()  # before anything asks for products, which need second derivatives
         scale = self._scale(linear, method, start) if self._scaled else None
         last = self._remembered("last_step", start.parameters) if momentum else None
         radius = self._setting("radius")
@@ -236,6 +245,14 @@ class LevenbergMarquardt(SecondOrderOptimizer):
             return solve.bend(s, torch.where(finite, second, 0.0), limit)
 
         return bend
+
+
+def _called(closure: Closure) -> Any:
+    """What a closure returns, complex residuals as twice as many real ones."""
+    returned = closure()
+    if is_residuals(returned) and returned.is_complex():
+        return torch.view_as_real(returned)
+    return returned
 
 
 def _loss_of(returned: Any) -> Tensor:

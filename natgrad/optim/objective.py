@@ -13,6 +13,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.overrides import TorchFunctionMode
 
 from natgrad import flat
+from natgrad.curvature.differentiation import eager
 from natgrad.curvature.traceless import RandomState, preserved_buffers
 
 Closure = Callable[[], Any]
@@ -25,6 +26,8 @@ class Objective:
     The first call is the user's own: it draws random numbers and updates buffers as any forward
     pass does. Further ones see the same randomness (dropout masks) and leave no trace, so that
     their values can be compared. ``returned`` is what the first gave, ``evaluations`` counts all.
+    ``uncompiled`` is for those whose graph of the first call is differentiated again, which that of
+    torch.compile's code cannot be.
     """
 
     def __init__(
@@ -34,8 +37,10 @@ class Objective:
         sign: float = 1.0,
         *,
         loss_of: Callable[[Any], Tensor] | None = None,
+        uncompiled: bool = False,
     ) -> None:
         self._closure, self._loss_of = closure, loss_of or as_loss
+        self._uncompiled = uncompiled
         self._state = RandomState(device)
         self._sign = sign
         self._forward_suffices = True
@@ -50,6 +55,8 @@ class Objective:
         self.evaluations += 1
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
+            if self._uncompiled:
+                stack.enter_context(eager())
             if keep_graph:
                 self._recorded = stack.enter_context(RecordedBackward())
             self.returned = self._closure()

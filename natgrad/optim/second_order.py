@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -21,6 +22,8 @@ from natgrad.optim.observed_model import ObservedModel
 from natgrad.optim.report import NonFiniteError, StepReport, StepStatus
 
 MAX_NONFINITE = 3
+# Of the gradient's norm from one step to the next, and in how many steps in a row.
+GROWTH, GROWING = 4.0, 3
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
@@ -62,6 +65,7 @@ class SecondOrderOptimizer(Optimizer):
     """
 
     last_step: StepReport | None = None
+    _growth: tuple[float, int] = (0.0, 0)
     whole: tuple[str, ...] = ()
 
     def __init__(
@@ -175,6 +179,8 @@ class SecondOrderOptimizer(Optimizer):
         measures = objective is not None and objective.measures
         start = self._start(returned if measures else None, objective, sign)
         outcome = self._guarded(start)
+        if not measures and outcome.report.status is StepStatus.ACCEPTED:
+            self._watch_growth(start)
         seconds = time.perf_counter() - began
         loss = start.loss
         if loss is None and returned is not None:
@@ -189,6 +195,22 @@ class SecondOrderOptimizer(Optimizer):
         if self._observed is not None:
             self._observed.clear()
         return self._told(returned)
+
+    def _watch_growth(self, start: Start) -> None:
+        """Warn, once, where steps that nothing measures keep on making the gradient larger."""
+        norm = float(torch.linalg.vector_norm(start.gradient, dtype=torch.float64))
+        before, count = self._growth
+        count = count + 1 if before and norm > GROWTH * before else 0
+        self._growth = norm, count
+        if count == GROWING:
+            warnings.warn(
+                f"{GROWING} steps in a row made the gradient more than {GROWTH:g} times as large, "
+                f"to a norm of {norm:.3g}: the steps are too long, and without a closure that "
+                "computes the loss nothing measures them. Is the loss a sum, where the curvature "
+                'is that of a mean? Use reduction="mean", or lr=1/N; or the curvature another '
+                "loss's? step(closure) goes back where the loss rises",
+                stacklevel=5,
+            )
 
     def _called(self, objective: Objective) -> Any:
         """What the closure returned at its first call. One that did not call the model, because it

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from natgrad.curvature import Hessian, LinearOperator
-from natgrad.optim.objective import Objective
+from natgrad.optim.objective import Closure, Objective
 from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.second_order import (
     Outcome,
@@ -96,6 +96,9 @@ class TrustRegionNewton(SecondOrderOptimizer):
         super()._check(group)
         if group["radius"] is not None:
             require_least(group, 0, "radius", exclusive=True)
+
+    def _objective(self, closure: Closure, sign: float) -> Objective:
+        return Objective(closure, self._parameters()[0].device, sign, uncompiled=True)
 
     def _first(self, objective: Objective) -> Any:
         return objective.first(keep_graph=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from natgrad.solvers.linear_map import LinearMap, Multiply
 from natgrad.solvers.problem import (
     Iteration,
+    as_count,
     as_limit,
     check_damping,
     check_tolerances,
@@ -81,6 +82,7 @@ def cg(
     limit = as_limit(max_iterations, len(problem.rhs))
     check_tolerances(rtol, atol)
     check_damping(damping)
+    check_every = as_count(check_every, "check_every")
     require(check_every >= 1, f"check_every must be at least 1, got {check_every}")
     growth = math.inf if iterate_growth is None else iterate_growth
     require(growth > 1, f"iterate_growth must be above 1, got {growth}")
