@@ -1,5 +1,7 @@
 """K-FAC and E-KFAC where theory says they are exact, and their algebra everywhere."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -253,3 +255,129 @@ def test_errors_say_what_came_and_what_was_wanted(make, message, generator):
     network, x = make_network("mlp", generator)
     with pytest.raises(ValueError, match=message):
         make(network, x)
+
+
+class Convolutional(nn.Module):
+    """Pixels that do not merely average: where the two ways to form second moments part."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 3, 2, dtype=DOUBLE)
+        self.head = nn.Linear(27, 4, dtype=DOUBLE)
+
+    def forward(self, x):
+        return self.head(self.convolution(x).relu().flatten(1))
+
+
+class Text(nn.Module):
+    """Repeated words, and padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3, padding_idx=0, dtype=DOUBLE)
+        self.head = nn.Linear(12, 4, dtype=DOUBLE)
+
+    def forward(self, words):
+        return self.head(self.embedding(words).tanh().flatten(1))
+
+
+@pytest.mark.parametrize("sharing", Sharing)
+@pytest.mark.parametrize("kind", [Convolutional, Text])
+def test_corrected_eigenvalues_are_second_moments_of_per_sample_gradients(kind, sharing, generator):
+    """The diagonal of F in the eigenbasis: of its trace, and no matrix of that basis is nearer."""
+    with torch.random.fork_rng():
+        network = random_(kind(), generator)
+    if kind is Text:
+        x = torch.randint(0, 5, (7, 4), generator=generator)
+        with torch.no_grad():
+            network.embedding.weight[0] = 0
+        owners = [network.embedding.weight]
+    else:
+        x = torch.rand(7, 1, 4, 4, generator=generator, dtype=DOUBLE)
+        owners = [network.convolution.weight, network.convolution.bias]
+    given = {"forward": categorical(network), "parameters": owners, "sharing": sharing}
+    plain = Kronecker(network, x, **given)
+    fisher = Fisher(categorical(network), owners, data=x).to_dense()
+    corrected = Kronecker(network, x, corrected=True, **given).to_dense()
+    torch.testing.assert_close(corrected.trace(), fisher.trace(), **CLOSE)
+    ((_, (A, G)),) = plain.factors()
+    U_A = torch.eye(len(A), dtype=DOUBLE) if A.ndim == 1 else torch.linalg.eigh(A)[1]
+    basis = torch.kron(torch.linalg.eigh(G)[1].contiguous(), U_A.contiguous())
+    # The vector holds a weight (d_out, d_in) and then the bias, an embedding (words, d_out).
+    order = torch.arange(len(G) * len(A)).view(len(G), len(A))
+    if kind is Text:
+        order = order.mT.flatten()
+    else:
+        order = torch.cat([order[:, :-1].flatten(), order[:, -1]])
+    basis = basis[order]
+    best = basis @ (basis.mT @ fisher @ basis).diagonal().diag() @ basis.mT
+    distance = (best - fisher).norm()
+    assert (corrected - fisher).norm() <= distance * (1 + 1e-9)
+    if len(G) * len(A) == len(torch.linalg.eigvalsh(fisher).unique()):  # the basis is the only one
+        torch.testing.assert_close(corrected, best, rtol=1e-7, atol=1e-9)
+    assert distance <= (plain.to_dense() - fisher).norm()
+
+
+class KeyProjection(nn.Module):
+    """Softmax ignores what all keys have in common: the gradient of their bias is rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(4, 4) for _ in range(3))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        scores = self.query(x) @ self.key(x).mT / 2
+        return self.head((scores.softmax(-1) @ self.value(x)).mean(1))
+
+
+class BeforeNorm(nn.Module):
+    """A BatchNorm takes off what a bias before it adds."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(self.convolution(x)).tanh().mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
+@pytest.mark.parametrize("kind", [KeyProjection, BeforeNorm])
+def test_layers_whose_bias_has_no_gradient_keep_their_factors(kind, dtype, generator):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = kind().to(dtype)
+    shape = (9, 6, 4) if kind is KeyProjection else (9, 1, 8, 8)
+    x = torch.randn(shape, generator=generator, dtype=dtype)
+    K = Kronecker(network, x, forward=categorical(network))
+    own = [owners for owners, factors in K.factors() if len(factors) == 2]
+    layer = network.key if kind is KeyProjection else network.convolution
+    assert any(owners[0] is layer.weight and owners[1] is layer.bias for owners in own)
+
+
+def test_without_a_layer_of_its_own_all_is_one_dense_block(generator):
+    """Biases alone, as BitFit trains: the exact matrix, as it would be beside other layers."""
+    network, x = make_network("mlp", generator)
+    biases = [network.first.bias, network.second.bias]
+    K = Kronecker(network, x, forward=categorical(network), parameters=biases)
+    fisher = Fisher(categorical(network), biases, data=x).to_dense()
+    torch.testing.assert_close(K.to_dense(), fisher, **CLOSE)
+    b = torch.ones(len(fisher), dtype=DOUBLE)
+    expected = torch.linalg.solve(fisher + 0.1 * torch.eye(len(fisher), dtype=DOUBLE), b)
+    torch.testing.assert_close(K.solve(b, damping=0.1), expected)
+
+
+@pytest.mark.parametrize("split", DampingSplit)
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
+def test_one_sample_many_times_asks_for_damping_on_any_machine(split, dtype, generator):
+    """A factor of rank one: what its factorisation leaves behind is the kernel's affair."""
+    network, x = make_network("mlp", generator)
+    network, x = network.to(dtype), x[:1].expand(7, -1).to(dtype)
+    K = Kronecker(network, x, forward=categorical(network))
+    b = torch.ones(K.shape[0], dtype=dtype)
+    for damping in (1e-300, 1e-30, 1e-12):
+        with contextlib.suppress(ValueError):  # "give a larger damping"
+            assert bool(torch.isfinite(K.solve(b, damping=damping, split=split)).all())
+    assert bool(torch.isfinite(K.solve(b, damping=1e-3, split=split)).all())
