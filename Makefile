@@ -36,6 +36,7 @@ bench: .venv/.bench
 	$(BIN)/pytest bench --override-ini=addopts= --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name \
 		--benchmark-json=bench/results/primitives.json
 	$(BIN)/python bench/solver_honesty.py
+	$(BIN)/python bench/accounts.py
 	$(BIN)/python bench/cg_overhead.py
 	$(BIN)/python bench/curvature.py --threads 1
 	$(BIN)/python bench/curvature.py --threads 2

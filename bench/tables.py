@@ -50,6 +50,21 @@ def curvature() -> str:
     )
 
 
+def accounts() -> str:
+    record = json.loads((RESULTS / "accounts.json").read_text())
+    header = ["", *next(iter(record["rows"].values()))]
+    rows = [
+        [
+            name,
+            *(f"{value:,}" if isinstance(value, int) else f"{value:.3g}" for value in row.values()),
+        ]
+        for name, row in record["rows"].items()
+    ]
+    return markdown(header, rows) + (
+        f"\n\n`{record['command']}`, {record['machine']}, torch {record['torch']}."
+    )
+
+
 def honesty() -> str:
     record = json.loads((RESULTS / "solver_honesty.json").read_text())
     solvers = list(next(iter(record["rows"].values())))
@@ -247,6 +262,7 @@ def survivors() -> str:
 
 def main() -> None:
     for page, name, table in (
+        ("accounts.md", "accounts", accounts),
         ("curvature.md", "curvature", curvature),
         ("solvers.md", "honesty", honesty),
         ("solvers.md", "solvers", solvers),
