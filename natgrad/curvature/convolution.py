@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from natgrad.curvature.hooks import WithoutTensorHooks
 
 _DIMENSIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 
-class LeanConvolutions(TorchFunctionMode):
-    """Inside, F.conv1d, conv2d and conv3d have a lean double backward pass, and are equal else."""
+class LeanConvolutions(WithoutTensorHooks):
+    """Inside, F.conv1d, conv2d and conv3d have a lean double backward pass, and are equal else.
+    Tensors have no hooks here: one mode costs half of two."""
 
     def __torch_function__(
         self,
@@ -34,9 +36,11 @@ class LeanConvolutions(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        given = dict(kwargs or {})
         dimensions = _DIMENSIONS.get(func)
-        if dimensions is None or not torch.is_grad_enabled():
+        if dimensions is None:
+            return super().__torch_function__(func, types, args, kwargs)
+        given = dict(kwargs or {})
+        if not torch.is_grad_enabled():
             return func(*args, **given)
         named = dict(zip(_ARGUMENTS, args, strict=False)) | given
         x, weight = named["input"], named["weight"]

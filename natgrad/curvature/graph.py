@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
@@ -27,6 +28,9 @@ REENTRANT = "CheckpointFunctionBackward"
 ONCE = "torch::autograd::Error"
 # Structures that were tried, and how often each was built, by a parameter of their model.
 _TRIED: Any = WeakIdKeyDictionary()
+AccumulateGrad = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+# Types of torch's own operations, met before.
+_PLAIN: set[type] = set()
 
 
 class Graph:
@@ -38,27 +42,32 @@ class Graph:
     """
 
     def __init__(self, outputs: Sequence[Tensor]) -> None:
-        self.nodes: list[Node] = []
         self.custom: list[str] = []
         self._leaves = {output for output in outputs if output.grad_fn is None}
-        kinds: list[str] = []
+        self._seen: set[Node] = set()
+        kinds: list[object] = []
         module_hooks: list[Node] = []
-        seen: set[Node] = set()
-        stack: list[Any] = [output.grad_fn for output in outputs]
+        stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
+        # Each operator comes through here, so that the loop asks no more of a common node than its
+        # type: a microsecond a node is what small networks notice.
+        seen, plain = self._seen, _PLAIN
         while stack:
-            node = stack.pop()
-            if node is None or node in seen:
+            node: Any = stack.pop()
+            if node in seen:
                 continue
             seen.add(node)
             kind = type(node)
-            name = kind.__name__
-            if name == "AccumulateGrad":
+            if kind is AccumulateGrad:
                 self._leaves.add(node.variable)
                 continue
-            if name == "CppFunction":  # torch makes no type of its own for these
-                name = node.name()
+            for following, _ in node.next_functions:
+                if following is not None:
+                    stack.append(following)
+            if kind in plain:
+                kinds.append(kind)
+                continue
+            name = node.name()
             kinds.append(name)
-            stack.extend([following for following, _ in node.next_functions])
             if name == MODULE_HOOK:
                 module_hooks.append(node)
             elif name == REENTRANT:
@@ -67,12 +76,20 @@ class Graph:
                     "the graph of the outputs ends there, and their curvature would be zero. Pass "
                     "use_reentrant=False"
                 )
-            elif _is_custom(kind, name):
+            elif issubclass(kind, BackwardCFunction):
+                if getattr(kind, "_forward_cls", None) not in LEAN_FUNCTIONS:
+                    self.custom.append(name)
+            elif "CppNode" in name:
                 self.custom.append(name)
-        self._seen = seen
-        self.nodes = list(seen)
+            elif kind.__name__ != "CppFunction":  # the type of all that have none of their own
+                plain.add(kind)
         self._structure = hash(tuple(kinds))
         self._hooks = [hooks for node in module_hooks for hooks in _hooks_of(node)]
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All nodes but those of leaves."""
+        return [node for node in self._seen if type(node) is not AccumulateGrad]
 
     def reaches(self, parameter: Tensor) -> bool:
         """Whether the outputs depend on a parameter, a leaf or not."""
@@ -80,7 +97,7 @@ class Graph:
 
     def computes_once(self) -> bool:
         """Whether this graph, of a recorded backward pass, cannot be differentiated on purpose."""
-        return any(type(node).__name__ == "Error" or node.name() == ONCE for node in self.nodes)
+        return any(node.name() == ONCE for node in self.nodes)
 
     def once(self, parameter: Tensor, trial: Callable[[], None]) -> None:
         """Run ``trial`` for the first graph of a model's structure, known by one of its parameters,
@@ -111,12 +128,6 @@ class Graph:
         finally:
             for hooks, copy in zip(held, copies, strict=True):
                 hooks.update(copy)
-
-
-def _is_custom(kind: type, name: str) -> bool:
-    if issubclass(kind, BackwardCFunction):
-        return getattr(kind, "_forward_cls", None) not in LEAN_FUNCTIONS
-    return "CppNode" in name
 
 
 def _hooks_of(node: Node) -> Iterator[dict[int, Any]]:

@@ -82,6 +82,9 @@ class Forward:
             return self._function(data)
 
     def __call__(self, data: Any) -> Any:
-        kernels = twice_differentiable() if self.fallback else LeanConvolutions()
-        with torch.enable_grad(), preserved_buffers(), eager(), WithoutTensorHooks(), kernels:
-            return self._function(data)
+        with torch.enable_grad(), preserved_buffers(), eager():
+            if self.fallback:
+                with WithoutTensorHooks(), twice_differentiable():
+                    return self._function(data)
+            with LeanConvolutions():
+                return self._function(data)

@@ -86,10 +86,8 @@ class NaturalGradient(SecondOrderOptimizer):
     >>> optimizer = NaturalGradient(model, likelihood="categorical", max_kl=1e-2)
     >>> torch.nn.functional.cross_entropy(model(x), torch.tensor([0, 2])).backward()
     >>> optimizer.step()
-    >>> optimizer.last_step.status.name, round(optimizer.last_step.predicted_kl, 3)
-    ('ACCEPTED', 0.01)
-    >>> optimizer.last_step.kl <= 0.01          # to second order the same, and measured
-    True
+    >>> optimizer.last_step.status.name, 0.005 < optimizer.last_step.kl <= 0.01
+    ('ACCEPTED', True)
     """
 
     whole = ("max_kl", "damping", "maximize")
