@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from natgrad.curvature.differentiation import NotTwiceDifferentiable, gradients
 
@@ -100,7 +101,8 @@ def require_linear(
             kind = torch.finfo(one.dtype)
             allowed = kind.eps**0.5 * one.abs().amax() + kind.tiny / scale
             # Values that are not finite are not this comparison's to judge.
-            if bool(((one - other).abs() > allowed).any()):
+            difference = (one - other).abs()
+            if bool(((difference > allowed) & torch.isfinite(difference)).any()):
                 raise not_linear(custom)
 
 
@@ -122,8 +124,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, seeds: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # Sets of tensors go by identity, and keep them alive: no identity is used twice.
-        self._own, self._foreign = set(seeds), set[Tensor]()
+        # By identity, and weakly: a pass that kept all gradients would need their memory at once.
+        self._own, self._foreign = WeakIdKeyDictionary(), WeakIdKeyDictionary()
+        for seed in seeds:
+            self._own[seed] = True
         self._inside = False
         self.changed = False
 
@@ -134,7 +138,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._inside = False
 
     def use(self, tensors: Iterable[Any]) -> None:
-        self.changed = self.changed or any(tensor in self._foreign for tensor in tensors)
+        self.changed = self.changed or any(
+            tensor in self._foreign for tensor in tensors if isinstance(tensor, Tensor)
+        )
 
     def __torch_dispatch__(
         self,
@@ -155,5 +161,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # In place, on its first argument.
             self.changed = self.changed or (func._schema.is_mutable and own[:1] == [True])
             into = self._foreign
-        into.update(leaf for leaf in tree_iter(outcome) if isinstance(leaf, Tensor))
+        for leaf in tree_iter(outcome):
+            if isinstance(leaf, Tensor):
+                into[leaf] = True
         return outcome

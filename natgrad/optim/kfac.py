@@ -97,6 +97,7 @@ class KFAC(SecondOrderOptimizer):
         }  # fmt: skip
         super().__init__(params, defaults, model)
         assert self._observed is not None
+        self._observed.keeps_outputs = max_kl is not None and measure_kl
         self._factors = RunningFactors(
             self._observed, self._likelihood, decay=decay, samples=samples,
             sharing=sharing, corrected=corrected, seed=seed,

@@ -120,6 +120,8 @@ class NaturalGradient(SecondOrderOptimizer):
         self._search, self._chunk_size = search, chunk_size
         defaults = {"lr": lr, "max_kl": max_kl, "damping": damping, "maximize": maximize}
         super().__init__(params, defaults, model)
+        if self._observed is not None:
+            self._observed.keeps_outputs = measure_kl
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)

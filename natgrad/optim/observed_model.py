@@ -74,8 +74,10 @@ class Batch:
 
 
 class ObservedModel:
-    """``model`` and the batches that its gradients are made of; ``clear()`` forgets them. ``calls``
-    counts all calls of the model.
+    """``model`` and the batches that its gradients are made of; ``clear()`` forgets them.
+
+    ``called`` is set by any call of the model; with ``keeps_outputs`` a batch holds what the model
+    returned.
 
     Copies and pickles of the model carry a hook that does nothing.
     """
@@ -83,11 +85,11 @@ class ObservedModel:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.batches: list[Batch] = []
+        self.keeps_outputs = False
         self._watch()
 
     def _watch(self) -> None:
-        self._paused = self._cleared = False
-        self.calls = 0
+        self._paused = self._cleared = self.called = False
         self._parameters = list(self.model.parameters())
         for handle in (
             self.model.register_forward_pre_hook(_Hook(self.begins)),
@@ -96,10 +98,11 @@ class ObservedModel:
             weakref.finalize(self, handle.remove)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model}
+        return {"model": self.model, "keeps_outputs": self.keeps_outputs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.model, self.batches = state["model"], []
+        self.keeps_outputs = state["keeps_outputs"]
         self._watch()
 
     def clear(self) -> None:
@@ -112,9 +115,11 @@ class ObservedModel:
         """Inside, new batches take the place of the old ones. Where none came, and no gradient was
         thrown away, the old ones are still those behind it: ``loss.backward()`` came before."""
         before, self.batches, self._cleared = self.batches, [], False
-        yield
-        if not self.batches and not self._cleared:
-            self.batches = before
+        try:
+            yield
+        finally:
+            if not self.batches and not self._cleared:
+                self.batches = before
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -132,7 +137,7 @@ class ObservedModel:
         return isinstance(next(self.model.parameters(), None), nn.Parameter)
 
     def begins(self, args: tuple[Any, ...]) -> None:
-        self.calls += 1
+        self.called = True  # only written: torch.compile would guard what is read
         if not self._watches():
             return
         if self.batches and all(parameter.grad is None for parameter in self._parameters):
@@ -145,7 +150,7 @@ class ObservedModel:
         version = sum(parameter._version for parameter in self._parameters)
         batch = Batch(args, kwargs, self._random, version)
         alone = isinstance(output, Tensor)
-        if alone:
+        if alone and self.keeps_outputs:
             batch.output, batch.output_version = output.detach(), output._version
 
         # Names neither the output nor a tensor of it: a cycle would keep the graph until gc.

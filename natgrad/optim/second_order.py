@@ -218,10 +218,10 @@ class SecondOrderOptimizer(Optimizer):
         observed = self._observed
         if observed is None:
             return self._first(objective)
-        calls = observed.calls
+        observed.called = False
         with observed.renewed():
             returned = self._first(objective)
-        objective.measures = observed.calls > calls
+        objective.measures = observed.called
         return returned
 
     def _objective(self, closure: Closure, sign: float) -> Objective:
