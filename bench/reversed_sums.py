@@ -1,7 +1,7 @@
 """Another machine's rounding, emulated: torch's products and sums taken from their other end.
 
 A processor, a BLAS and a count of threads each choose an order of summation, and a LAPACK the signs
-of vectors, and the basis of a degenerate space. What holds in one order only is no property of ours.
+of vectors, and the basis of a degenerate space. What holds in one order only is not our property.
 """
 
 from __future__ import annotations
