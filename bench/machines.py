@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "bench" / "results" / "machines.json"
 CORES = 2  # what the suite is sized for; `make test` uses as many
 SEED = "20240229"  # of the order, printed by pytest in its header
+LIMIT = 3600  # seconds a row: a loop that another version does not end must not take the others
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium")
 
 
@@ -168,9 +169,13 @@ def run(name: str, tests: list[str]) -> dict[str, object]:
             *row.arguments, *tests,
         ]  # fmt: skip
         start = perf_counter()
-        finished = subprocess.run(
-            [python, "-m", "pytest", *arguments], cwd=ROOT, env=environment, check=False
-        )
+        try:
+            finished = subprocess.run(
+                [python, "-m", "pytest", *arguments],
+                cwd=ROOT, env=environment, check=False, timeout=LIMIT,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return {"error": f"no end within {LIMIT} s"}
         seconds = round(perf_counter() - start)
         if not report.exists():
             return {"error": f"pytest ended with {finished.returncode} and no report"}

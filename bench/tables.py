@@ -9,6 +9,7 @@ import json
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 import autoencoders as autoencoders_race
 import classification as classification_race
@@ -245,6 +246,46 @@ def survivors() -> str:
     )
 
 
+def machines() -> str:
+    rows = json.loads((RESULTS / "machines.json").read_text(encoding="utf-8"))["rows"]
+    plain = rows["plain"]["bits"]
+
+    def other(bits: dict[str, str]) -> str:
+        """The operations of which a row's answers end in other bits."""
+        found: dict[str, list[str]] = {}
+        for name, digest in bits.items():
+            operation, _, dtype = name.partition(" ")
+            if digest != plain[name]:
+                found.setdefault(operation, []).append(dtype)
+        if len(found) == len({name.partition(" ")[0] for name in bits}):
+            return "all"
+        return ", ".join(
+            operation if len(dtypes) == 2 else f"{operation} ({dtypes[0]})"
+            for operation, dtypes in found.items()
+        )
+
+    def row(name: str, result: dict[str, Any]) -> list[str]:
+        if "error" in result:
+            return [f"`{name}`", result["changes"], result["error"], "", "", "", ""]
+        counts = [str(result[key]) for key in ("passed", "failed", "skipped", "seconds")]
+        differs = "" if name == "plain" else other(result["bits"]) or "nothing here"
+        return [f"`{name}`", result["changes"], *counts, differs]
+
+    header = ["row", "what it changes", "passed", "failed", "skipped", "s", "other last bits in"]
+    told = [rows["plain"]] + ([rows["oldest"]] if "bits" in rows.get("oldest", {}) else [])
+    notes = [
+        f"- {'all others' if result is rows['plain'] else '`oldest`'}: Python {result['python']}, "
+        + ", ".join(f"{package} {number}" for package, number in result["versions"].items())
+        + f"; kernels {result['capability']}, MKL {result['mkl']}, oneDNN {result['onednn']}"
+        for result in told
+    ]
+    return (
+        markdown(header, [row(name, result) for name, result in rows.items()])
+        + "\n\n"
+        + "\n".join(notes)
+    )
+
+
 def main() -> None:
     for page, name, table in (
         ("curvature.md", "curvature", curvature),
@@ -258,6 +299,7 @@ def main() -> None:
         ("verification.md", "verdicts", verdicts),
         ("verification.md", "checks", checks),
         ("counterexamples.md", "counterexamples", counterexamples),
+        ("machines.md", "machines", machines),
         ("mutation.md", "mutation", mutation),
         ("mutation.md", "survivors", survivors),
     ):
