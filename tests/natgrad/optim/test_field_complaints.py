@@ -122,7 +122,9 @@ def test_03_15_float32_goes_to_the_minimum_that_float64_finds(name, scale):
 # 9. Memory of a batch: BackPACK#238, curvlinops#193
 @pytest.mark.parametrize("name", ["NaturalGradient", "HessianFree"])
 def test_09_chunks_of_the_batch_take_the_same_step(name, train):
-    whole, chunked = (train(name, chunk_size=size, rtol=1e-10) for size in (None, 2))
+    # At a damping of 1 the quadratic is near enough to the loss that the last iterate is the best.
+    # At 0.1 HessianFree walks back from it, led by differences of rtol in the loss.
+    whole, chunked = (train(name, chunk_size=size, rtol=1e-10, damping=1.0) for size in (None, 2))
     for _ in range(3):
         whole.step()
         chunked.step()
