@@ -248,17 +248,12 @@ def survivors() -> str:
 
 def machines() -> str:
     rows = json.loads((RESULTS / "machines.json").read_text(encoding="utf-8"))["rows"]
-    plain = rows["plain"]["bits"]
 
-    def other(bits: dict[str, str]) -> str:
-        """The operations of which a row's answers end in other bits."""
+    def other(names: list[str]) -> str:
         found: dict[str, list[str]] = {}
-        for name, digest in bits.items():
+        for name in names:
             operation, _, dtype = name.partition(" ")
-            if digest != plain[name]:
-                found.setdefault(operation, []).append(dtype)
-        if len(found) == len({name.partition(" ")[0] for name in bits}):
-            return "all"
+            found.setdefault(operation, []).append(dtype)
         return ", ".join(
             operation if len(dtypes) == 2 else f"{operation} ({dtypes[0]})"
             for operation, dtypes in found.items()
@@ -268,17 +263,21 @@ def machines() -> str:
         if "error" in result:
             return [f"`{name}`", result["changes"], result["error"], "", "", "", ""]
         counts = [str(result[key]) for key in ("passed", "failed", "skipped", "seconds")]
-        differs = "" if name == "plain" else other(result["bits"]) or "nothing here"
+        differs = "" if name == "plain" else other(result["other bits"]) or "nothing here"
         return [f"`{name}`", result["changes"], *counts, differs]
 
-    header = ["row", "what it changes", "passed", "failed", "skipped", "s", "other last bits in"]
-    told = [rows["plain"]] + ([rows["oldest"]] if "bits" in rows.get("oldest", {}) else [])
-    notes = [
-        f"- {'all others' if result is rows['plain'] else '`oldest`'}: Python {result['python']}, "
-        + ", ".join(f"{package} {number}" for package, number in result["versions"].items())
-        + f"; kernels {result['capability']}, MKL {result['mkl']}, oneDNN {result['onednn']}"
-        for result in told
-    ]
+    header = [
+        "row", "what it changes", "passed", "failed", "skipped, or failing as expected", "s",
+        "other last bits in",
+    ]  # fmt: skip
+    by_versions: dict[str, list[str]] = {}
+    for name, result in rows.items():
+        if "error" not in result:
+            versions = ", ".join(f"{each} {number}" for each, number in result["versions"].items())
+            note = f"Python {result['python']}, {versions}; kernels {result['capability']}, MKL "
+            note += f"{result['mkl'].removeprefix('Version ')}, oneDNN {result['onednn']}"
+            by_versions.setdefault(note, []).append(f"`{name}`")
+    notes = [f"- {', '.join(names)}: {note}" for note, names in by_versions.items()]
     return (
         markdown(header, [row(name, result) for name, result in rows.items()])
         + "\n\n"
