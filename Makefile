@@ -1,6 +1,7 @@
 # make train   trains TRPO on CartPole-v1; ALGO=, TASK=, STEPS=, SEED= and ARGS= choose otherwise
 # make test    lints, type-checks and tests
 # Each installs what it needs into .venv the first time, and nothing after that.
+# make test-machines runs the tests as other machines would; ROW= and TESTS= choose among bench/machines.py's rows.
 
 PYTHON ?= python3
 ALGO ?= trpo
@@ -9,8 +10,9 @@ SEED ?= 0
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+OLDEST := .venv-oldest/bin/python -m pip install -qq --disable-pip-version-check -c constraints-oldest.txt
 
-.PHONY: train test test-slow mutation bench bench-optimizers docs clean
+.PHONY: train test test-machines test-slow mutation bench bench-optimizers docs clean
 
 train: .venv/.rl
 	@$(BIN)/rl-plugins train $(ALGO) $(TASK) --seed $(SEED) $(if $(STEPS),--total-steps $(STEPS)) $(ARGS)
@@ -21,6 +23,10 @@ test: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile
+
+# Five minutes a row. The row `oldest` makes an environment of its own: torch of that day is gigabytes.
+test-machines: .venv/.dev
+	$(BIN)/python bench/machines.py $(ROW) $(if $(TESTS),--tests $(TESTS))
 
 test-slow: .venv/.dev
 	$(BIN)/pytest -m slow
@@ -59,7 +65,7 @@ docs: .venv/.dev
 	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis site mutants
+	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis site mutants
 
 .venv/.created:
 	$(PYTHON) -m venv .venv
@@ -83,4 +89,13 @@ clean:
 .venv/.mutation: .venv/.bench
 	@echo "installing into .venv, once: mutmut"
 	$(INSTALL) --editable '.[rl,testing,dev,bench,mutation]'
+	@touch $@
+
+# Box2D of that day has no wheel for every Python: SWIG builds it, found only outside pip's isolation.
+.venv-oldest/.dev: pyproject.toml constraints-oldest.txt
+	@echo "installing into .venv-oldest, once: the oldest versions that pyproject.toml allows"
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST) setuptools swig
+	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" $(OLDEST) --no-build-isolation box2d-py
+	$(OLDEST) --editable '.[rl,testing,dev]'
 	@touch $@

@@ -9,6 +9,7 @@ import json
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 import autoencoders as autoencoders_race
 import classification as classification_race
@@ -260,6 +261,45 @@ def survivors() -> str:
     )
 
 
+def machines() -> str:
+    rows = json.loads((RESULTS / "machines.json").read_text(encoding="utf-8"))["rows"]
+
+    def other(names: list[str]) -> str:
+        found: dict[str, list[str]] = {}
+        for name in names:
+            operation, _, dtype = name.partition(" ")
+            found.setdefault(operation, []).append(dtype)
+        return ", ".join(
+            operation if len(dtypes) == 2 else f"{operation} ({dtypes[0]})"
+            for operation, dtypes in found.items()
+        )
+
+    def row(name: str, result: dict[str, Any]) -> list[str]:
+        if "error" in result:
+            return [f"`{name}`", result["changes"], result["error"], "", "", "", ""]
+        counts = [str(result[key]) for key in ("passed", "failed", "skipped", "seconds")]
+        differs = "" if name == "plain" else other(result["other bits"]) or "nothing here"
+        return [f"`{name}`", result["changes"], *counts, differs]
+
+    header = [
+        "row", "what it changes", "passed", "failed", "skipped, or failing as expected", "s",
+        "other last bits in",
+    ]  # fmt: skip
+    by_versions: dict[str, list[str]] = {}
+    for name, result in rows.items():
+        if "error" not in result:
+            versions = ", ".join(f"{each} {number}" for each, number in result["versions"].items())
+            note = f"Python {result['python']}, {versions}; kernels {result['capability']}, MKL "
+            note += f"{result['mkl'].removeprefix('Version ')}, oneDNN {result['onednn']}"
+            by_versions.setdefault(note, []).append(f"`{name}`")
+    notes = [f"- {', '.join(names)}: {note}" for note, names in by_versions.items()]
+    return (
+        markdown(header, [row(name, result) for name, result in rows.items()])
+        + "\n\n"
+        + "\n".join(notes)
+    )
+
+
 def main() -> None:
     for page, name, table in (
         ("accounts.md", "accounts", accounts),
@@ -274,6 +314,7 @@ def main() -> None:
         ("verification.md", "verdicts", verdicts),
         ("verification.md", "checks", checks),
         ("counterexamples.md", "counterexamples", counterexamples),
+        ("machines.md", "machines", machines),
         ("mutation.md", "mutation", mutation),
         ("mutation.md", "survivors", survivors),
     ):

@@ -17,6 +17,12 @@ settings.register_profile(
     max_examples=15,
     phases=[Phase.explicit, Phase.generate],
 )
+# Small networks are faster with one; `make test-machines` asks what two change.
+THREADS = int(os.environ.get("NATGRAD_TEST_THREADS", "1"))
+if os.environ.get("NATGRAD_TEST_SUMS") == "reversed":
+    from bench import reversed_sums  # not where mutmut copies the tests to
+
+    reversed_sums.install()
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "local")
 settings.load_profile(PROFILE)
 
@@ -30,9 +36,9 @@ if PROFILE == "mutation":
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_no_trace_in_the_global_generator():
-    """Small networks are faster with one thread; nothing of ours may use the global generator."""
-    torch.set_num_threads(1)
+def _fixed_threads_and_no_trace_in_the_global_generator():
+    """The count of threads is no test's choice; nothing of ours may use the global generator."""
+    torch.set_num_threads(THREADS)
     before = torch.get_rng_state()
     yield
     assert torch.equal(torch.get_rng_state(), before), "the global random state was advanced"

@@ -75,7 +75,8 @@ def export_policy(policy: Any, action_map: Any, observation_space: Any, out: Pat
             torch.onnx.export(
                 model, tuple(leaves), str(out), dynamo=True, verbose=False,
                 input_names=names, output_names=outputs,
-                dynamic_shapes={"leaves": tuple({0: batch} for _ in leaves)},
+                # By place: torch 2.6 looks for names among `input_names` where there is one input.
+                dynamic_shapes=(tuple({0: batch} for _ in leaves),),
             )  # fmt: skip
         except OSError as error:
             raise UsageError(f"cannot write {out}: {error.strerror}") from error

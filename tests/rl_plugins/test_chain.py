@@ -415,7 +415,7 @@ TUNED = {
     "npg": {"max_kl": 0.02},
     "trpo": {"max_kl": 0.05},
     "ppo": {"learning_rate": 1e-2, "epochs": 4},
-    "a2c": {"learning_rate": 2e-2},
+    "a2c": {"learning_rate": 1e-2},
     "acktr": {"max_kl": 0.02},
 }
 
@@ -423,7 +423,9 @@ TUNED = {
 @pytest.mark.parametrize("algorithm", TUNED)
 def test_every_algorithm_finds_the_optimal_policy_of_the_chain_and_its_values(algorithm, tmp_path):
     settings = {
-        "total_steps": 8_000, "environments": 8, "rollout_length": 32, "hidden_sizes": (16,),
+        # With 8,000, or A2C at twice the rate, a seed in eight or ten ends at the bonus on the left
+        # or 0.03 short, and another rounding is another seed. With these none of twelve did.
+        "total_steps": 12_000, "environments": 8, "rollout_length": 32, "hidden_sizes": (16,),
         "discount": 0.9, "evaluations": 0, "evaluation_episodes": 5, **TUNED[algorithm],
     }  # fmt: skip
     run = train(algorithm, "test/Chain-v0", run_dir=tmp_path / "run", **settings)

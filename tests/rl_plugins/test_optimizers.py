@@ -56,11 +56,11 @@ def test_any_first_order_optimizer_of_torch_climbs(algorithm, name, generator):
 
 def test_an_optimizer_takes_the_step_that_torch_takes_down_the_negated_objective(generator):
     first, second = Discrete(generator), Discrete(generator)
-    second.load_state_dict(first.state_dict())
     x, actions, advantages = batch(generator)
     ours = make_optimizer("Adam", list(first.parameters()), 1e-2)
     theirs = torch.optim.Adam(second.parameters(), lr=1e-2)
     for _ in range(3):
+        second.load_state_dict(first.state_dict())  # rounding is not to grow from step to step
         norm = ascend(
             (first(x).log_prob(actions) * advantages).mean(), list(first.parameters()), ours, 0.1
         )
@@ -70,8 +70,9 @@ def test_an_optimizer_takes_the_step_that_torch_takes_down_the_negated_objective
         theirs.step()
         assert torch.allclose(norm, expected, rtol=1e-9)
         assert float(norm) > 0.1
-    pair = flatten(first.parameters()), flatten(second.parameters())
-    assert torch.allclose(*pair, rtol=1e-6, atol=1e-9)
+        # An entry near 0 has its rounding, 1e-17 where the norm is 0.1, times lr / ε = 1e6.
+        pair = flatten(first.parameters()), flatten(second.parameters())
+        assert torch.allclose(*pair, rtol=0, atol=1e-9)
     assert all(p.grad is None for p in first.parameters())
 
 
@@ -168,7 +169,11 @@ def test_an_optimizer_of_ones_own_is_found_by_module_and_class(monkeypatch, gene
         ("no_such_package:Adam", "cannot import 'no_such_package'"),
         ("..relative:Adam", "cannot import '..relative'"),
         ("LBFGS", "'LBFGS' evaluates the objective anew; take a first-order one"),
-        ("Muon", "'Muon': Muon only supports 2D parameters"),
+        pytest.param(
+            "Muon",
+            "'Muon': Muon only supports 2D parameters",
+            marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has none yet"),
+        ),
     ],
 )
 @pytest.mark.parametrize("algorithm", [PPO, A2C])

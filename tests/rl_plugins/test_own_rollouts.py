@@ -108,15 +108,18 @@ class Causal(nn.Module):
         return Categorical(logits=self.outputs(mixed))
 
 
+# Of the first-order ones SGD: two layouts sum a gradient in two orders, δ ~ 1e-16 apart, and a step
+# of Adam or RMSprop makes of δ up to lr δ / ε where an entry is near 0, one of SGD lr δ everywhere.
+FIRST_ORDER = {"optimizer": "SGD", "learning_rate": 0.1}
 LEARNERS = {
     "NPG": NPG,
     "NPG, strided": lambda policy: NPG(policy, fisher_stride=3),
     "TRPO": TRPO,
     "TRPO, in chunks": lambda policy: TRPO(policy, fisher_chunk_size=4),
-    "A2C": lambda policy: A2C(policy, entropy_coefficient=0.1),
-    "PPO": lambda policy: PPO(policy, batch_size=16, entropy_coefficient=0.1),
-    "PPO, penalised": lambda policy: PPO(policy, batch_size=16, objective="penalty"),
-    "PPO, bounded": lambda policy: PPO(policy, learning_rate=0.1, max_kl=0.01),
+    "A2C": lambda policy: A2C(policy, entropy_coefficient=0.1, **FIRST_ORDER),
+    "PPO": lambda policy: PPO(policy, batch_size=16, entropy_coefficient=0.1, **FIRST_ORDER),
+    "PPO, penalised": lambda policy: PPO(policy, batch_size=16, objective="penalty", **FIRST_ORDER),
+    "PPO, bounded": lambda policy: PPO(policy, max_kl=1e-3, **FIRST_ORDER),
 }
 
 

@@ -18,8 +18,6 @@ from rl_plugins import A2C, NPG, PPO, TRPO
 from rl_plugins.policies import mlp
 from rl_plugins.surrogate import Surrogate
 
-ALGORITHMS = [NPG, TRPO, PPO, A2C]
-
 
 class Discrete(nn.Module):
     """Works on states (B, 3) and on sequences of them (B, T, 3)."""
@@ -235,9 +233,13 @@ def test_what_does_not_fit_is_refused_by_name(change, message, generator):
         Surrogate(policy, x, **arguments)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    ("algorithm", "settings"),
+    # SGD: Adam and RMSprop would divide what atanh has rounded by √v + ε.
+    [(NPG, {}), (TRPO, {}), (PPO, {"optimizer": "SGD"}), (A2C, {"optimizer": "SGD"})],
+)
 def test_a_distribution_without_a_formula_for_its_entropy_is_learnt_from_all_the_same(
-    algorithm, generator
+    algorithm, settings, generator
 ):
     """Squashed normals: their entropy is reported as NaN, and the step is that of any other."""
 
@@ -253,10 +255,10 @@ def test_a_distribution_without_a_formula_for_its_entropy_is_learnt_from_all_the
     before = flatten(policy.parameters())
     plain = Gaussian(generator)
     plain.load_state_dict(policy.state_dict())
-    report = algorithm(policy).step(x, actions, actions[:, 0])
+    report = algorithm(policy, **settings).step(x, actions, actions[:, 0])
     assert math.isnan(report.entropy)
     # The squashing cancels from ratios, KL and Fisher matrix alike.
-    algorithm(plain).step(x, torch.atanh(actions), actions[:, 0])
+    algorithm(plain, **settings).step(x, torch.atanh(actions), actions[:, 0])
     assert not torch.equal(flatten(policy.parameters()), before)
     assert torch.allclose(
         flatten(policy.parameters()), flatten(plain.parameters()), rtol=1e-6, atol=1e-9

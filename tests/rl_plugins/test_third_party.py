@@ -45,7 +45,7 @@ def test_it_is_listed_with_ours(command):
 
 def test_its_settings_are_options_and_it_learns(command, tmp_path):
     done = command(
-        "train", "vpg", "CartPole-v1", "--total-steps", 15_000, "--environments", 8,
+        "train", "vpg", "CartPole-v1", "--total-steps", 30_000, "--environments", 8,
         "--rollout-length", 100, "--hidden-sizes", 16, "--label", "mine", "--evaluations", 0,
         "--run-dir", tmp_path / "run",
     )  # fmt: skip
@@ -54,7 +54,8 @@ def test_its_settings_are_options_and_it_learns(command, tmp_path):
     assert config["config"] == {
         "learning_rate": 0.01, "discount": 0.99, "hidden_sizes": [16], "label": "mine",
     }  # fmt: skip
-    # A random policy balances for 20 steps.
+    # A random policy balances for 20 steps. With half the steps one seed in five is below 100, and
+    # another rounding is another seed; with these the least of three seeds in two versions is 171.
     assert json.loads((tmp_path / "run" / "outcome.json").read_text())["mean_return"] > 100
     evaluated = command("evaluate", tmp_path / "run", "--episodes", 3, "--json")
     assert json.loads(evaluated.stdout)["mean_return"] > 60

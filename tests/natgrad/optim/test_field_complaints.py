@@ -120,11 +120,11 @@ def test_03_15_float32_goes_to_the_minimum_that_float64_finds(name, scale):
 
 
 # 9. Memory of a batch: BackPACK#238, curvlinops#193
-# A solution to 1e-10 does not tell how many iterations it took. HessianFree chooses among iterates:
-# loosely, so that both solves pass in the same iteration, their residuals agreeing to many digits.
-@pytest.mark.parametrize(("name", "rtol"), [("NaturalGradient", 1e-10), ("HessianFree", 1e-3)])
-def test_09_chunks_of_the_batch_take_the_same_step(name, rtol, train):
-    whole, chunked = (train(name, chunk_size=size, rtol=rtol) for size in (None, 2))
+@pytest.mark.parametrize("name", ["NaturalGradient", "HessianFree"])
+def test_09_chunks_of_the_batch_take_the_same_step(name, train):
+    # At a damping of 1 the quadratic is near enough to the loss that the last iterate is the best.
+    # At 0.1 HessianFree walks back from it, led by differences of rtol in the loss.
+    whole, chunked = (train(name, chunk_size=size, rtol=1e-10, damping=1.0) for size in (None, 2))
     for _ in range(3):
         whole.step()
         chunked.step()

@@ -147,7 +147,9 @@ def test_affine_coordinates_of_the_weights_change_nothing(lr, solver, searching)
 
     plain = path(Plain(task.theta))
     assert difference(plain[0], plain[-1]) > 1e-2
-    assert difference(plain, path(InCoordinates(task.theta, A, b))) < 1e-8
+    # Aᵀ F A has a condition of up to 1e3 · (1e2)², by which a residual of 1e-13, the solvers' rtol,
+    # is multiplied in the step: 1e-6 of the way.
+    assert difference(plain, path(InCoordinates(task.theta, A, b))) < 1e-6
 
 
 def test_they_change_the_path_of_adam():

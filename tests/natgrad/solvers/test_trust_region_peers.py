@@ -208,8 +208,12 @@ def by(
         reason = MEASURED[measured].get((solver, row))
         errors = (AssertionError, UnboundLocalError)
         xfail = pytest.mark.xfail(strict=True, raises=errors, reason=reason)
+        marks = [xfail] if reason else []
+        if solver is scipy_exact and not hasattr(IterativeSubproblem, "MAXITER_DEFAULT"):
+            # Before SciPy had a limit there, its loop did not end where this one gives up.
+            marks = [pytest.mark.skip(reason="SciPy's loop has no limit in this version")]
         name = f"{row}, {solver.__name__}"
-        cases.append(pytest.param(rows[row], solver, id=name, marks=xfail if reason else ()))
+        cases.append(pytest.param(rows[row], solver, id=name, marks=marks))
     return pytest.mark.parametrize(("make", "solver"), cases)
 
 

@@ -1,5 +1,6 @@
 """Every observation space -> features, against encodings written out by hand."""
 
+import inspect
 from itertools import chain
 
 import numpy as np
@@ -15,6 +16,8 @@ from rl_plugins.data.autoreset import tensors
 from rl_plugins.policies import Perception, cnn, feature_network
 from rl_plugins.policies.spaces import observation_features
 
+# Gymnasium's first versions with the rest of this know one type of a Discrete.
+BYTES = {"dtype": np.uint8} if "dtype" in inspect.signature(spaces.Discrete).parameters else {}
 NUMBERS = spaces.Box(-1, 1, (2, 2), np.float64)
 SPACES = {
     "a number": spaces.Box(-1, 1, (), np.float32),
@@ -22,7 +25,7 @@ SPACES = {
     "bytes": spaces.Box(0, 255, (5,), np.uint8),
     "integers": spaces.Box(-9, 9, (3,), np.int64),
     "discrete": spaces.Discrete(4, start=-2),
-    "discrete of bytes": spaces.Discrete(4, start=3, dtype=np.uint8),
+    "discrete of bytes": spaces.Discrete(4, start=3, **BYTES),
     "multidiscrete": spaces.MultiDiscrete([3, 2], start=[5, -1]),
     "multidiscrete of two dimensions": spaces.MultiDiscrete([[3, 2], [1, 4]]),
     "multidiscrete of unsigned": spaces.MultiDiscrete([3, 2], start=[5, 1], dtype=np.uint16),

@@ -1,5 +1,6 @@
 """From a policy's actions to the task's: never outside a space, and in its own units inside."""
 
+import inspect
 import itertools
 
 import gymnasium as gym
@@ -19,9 +20,11 @@ from rl_plugins.policies.spaces import (
 )
 
 INF = np.inf
+# Gymnasium's first versions with the rest of this know one type of a Discrete.
+BYTES = {"dtype": np.uint8} if "dtype" in inspect.signature(spaces.Discrete).parameters else {}
 SPACES = {
     "discrete": spaces.Discrete(3, start=-4),
-    "discrete of bytes": spaces.Discrete(3, start=253, dtype=np.uint8),
+    "discrete of bytes": spaces.Discrete(3, start=253, **BYTES),
     "one choice": spaces.Discrete(1),
     "multidiscrete": spaces.MultiDiscrete([3, 1, 2], start=[5, 0, -1]),
     "multidiscrete of 32 bits": spaces.MultiDiscrete([3, 2], dtype=np.int32),
