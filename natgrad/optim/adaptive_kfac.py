@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, Kronecker, LinearOperator, Sharing
 from natgrad.curvature.kronecker_block import NonFiniteFactors
+from natgrad.optim.curvature_source import require_reached
 from natgrad.optim.inner_products import inner_products
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.report import StepReport, StepStatus
@@ -21,8 +22,8 @@ from natgrad.optim.second_order import (
     Parameters,
     SecondOrderOptimizer,
     Start,
-    require_least,
 )
+from natgrad.optim.settings import require_least
 from natgrad.trust_region import reduction_ratio, update_damping
 
 
@@ -145,7 +146,7 @@ class AdaptiveKFAC(SecondOrderOptimizer):
             torch.Generator().manual_seed(mixed_seed(self._seed, counters["steps"])),
         )
         d, Fd = self._combined(start, K, F, damping)
-        self._require_reached(F, start)
+        require_reached(F, start, self._observed)
         rates = self._per_parameter("lr", start.parameters)
         d, Fd = rates * d, rates * Fd
         slope, dFd = inner_products(start.gradient, d), inner_products(d, Fd)

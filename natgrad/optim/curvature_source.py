@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from natgrad.curvature import LinearOperator, Submatrix
 from natgrad.optim.observed_model import ObservedModel
-from natgrad.optim.second_order import Parameters
+from natgrad.optim.second_order import Parameters, Start
 
 Curvature = Callable[[], LinearOperator]
 # (forward, data, parameters) -> operator, as the constructors in natgrad.curvature take them.
@@ -56,3 +56,28 @@ def operator_of(
     wanted = set(active)
     kept = [torch.full((p.numel(),), p in wanted, device=p.device) for p in parameters]
     return Submatrix(operator, torch.cat(kept))
+
+
+def require_reached(
+    curvature: LinearOperator, start: Start, observed: ObservedModel | None
+) -> None:
+    """Raise ``ValueError`` where a gradient is not zero in a parameter that the curvature does not
+    know: its row is zero, and the step there would be the gradient over the damping."""
+    if curvature.reached is None:
+        return
+    known = set(curvature.reached)
+    names: dict[Tensor, str] = {}
+    if observed is not None:
+        names = {parameter: name for name, parameter in observed.model.named_parameters()}
+    missing = [
+        names.get(p, f"a parameter of shape {tuple(p.shape)} outside the model")
+        for p in start.parameters
+        if p not in known and p.grad is not None and bool(p.grad.any())
+    ]
+    if missing:
+        raise ValueError(
+            f"the gradient reaches {', '.join(missing)}, but the curvature does not: the outputs "
+            "that it is taken of do not depend on them (a weight in the loss itself, an output "
+            "that the likelihood leaves out, a layer in a reentrant checkpoint). Give them to "
+            "another optimizer, or give curvature=... that knows them"
+        )

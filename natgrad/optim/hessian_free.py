@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.curvature import GaussNewton, LinearOperator
-from natgrad.optim.curvature_source import Curvature, operator_of, require_one_source
+from natgrad.optim.curvature_source import (
+    Curvature,
+    operator_of,
+    require_one_source,
+    require_reached,
+)
 from natgrad.optim.inner_products import inner_products
 from natgrad.optim.likelihoods import Metric, metric_of
 from natgrad.optim.report import StepReport, StepStatus
@@ -20,8 +25,8 @@ from natgrad.optim.second_order import (
     Parameters,
     SecondOrderOptimizer,
     Start,
-    require_least,
 )
+from natgrad.optim.settings import require_least
 from natgrad.solvers import Iterate, Solution, Status, cg, relative_progress
 from natgrad.solvers.linear_map import LinearMap
 from natgrad.trust_region import backtracking, reduction_ratio, update_damping
@@ -122,7 +127,7 @@ class HessianFree(SecondOrderOptimizer):
             stop=relative_progress(self._progress),
             iterate_growth=None if start.loss is None else 1.3,
         )  # fmt: skip
-        self._require_reached(G, start)
+        require_reached(G, start, self._observed)
         report = StepReport(
             StepStatus.ACCEPTED, iterations=s.iterations, products=G.products, damping=damping,
             solver="cg", solver_status=s.status,

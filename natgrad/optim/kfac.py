@@ -12,6 +12,7 @@ from torch import nn
 from natgrad import flat
 from natgrad.curvature import Sharing
 from natgrad.curvature.kronecker_block import NonFiniteFactors
+from natgrad.optim.curvature_source import require_reached
 from natgrad.optim.inner_products import inner_products
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.measured_kl import MeasuredKL
@@ -22,8 +23,8 @@ from natgrad.optim.second_order import (
     Parameters,
     SecondOrderOptimizer,
     Start,
-    require_least,
 )
+from natgrad.optim.settings import require_least
 
 
 class KFAC(SecondOrderOptimizer):
@@ -126,7 +127,7 @@ class KFAC(SecondOrderOptimizer):
             K, counters["refreshes"] = self._factors.at(self.state, trained, refreshes, due=due)
         except NonFiniteFactors:
             return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
-        self._require_reached(K, start)
+        require_reached(K, start, self._observed)
         # Parameters without a gradient take no part, but have their rows in K.
         active = set(start.parameters)
         pieces = iter(flat.unflatten(start.gradient, start.parameters))

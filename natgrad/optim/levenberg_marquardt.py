@@ -22,8 +22,8 @@ from natgrad.optim.second_order import (
     Parameters,
     SecondOrderOptimizer,
     Start,
-    require_least,
 )
+from natgrad.optim.settings import require_least
 from natgrad.optim.trust_region_search import RadiusSearch, search_radius
 from natgrad.solvers import Solution, Status
 

@@ -13,7 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, LinearOperator
-from natgrad.optim.curvature_source import Curvature, operator_of, require_one_source
+from natgrad.optim.curvature_source import (
+    Curvature,
+    operator_of,
+    require_one_source,
+    require_reached,
+)
 from natgrad.optim.inner_products import inner_products
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.measured_kl import MeasuredKL
@@ -23,8 +28,8 @@ from natgrad.optim.second_order import (
     Parameters,
     SecondOrderOptimizer,
     Start,
-    require_least,
 )
+from natgrad.optim.settings import require_least
 from natgrad.solvers import Solution, Status, cg
 from natgrad.solvers.scaling import norm
 from natgrad.trust_region import (
@@ -142,7 +147,7 @@ class NaturalGradient(SecondOrderOptimizer):
             self._curvature, self._observed, self._fisher, self._parameters(), start.parameters
         )
         s = self._solver(K, start.gradient, damping=damping)
-        self._require_reached(K, start)
+        require_reached(K, start, self._observed)
         rates = self._per_parameter("lr", start.parameters)
         d, longest, Kd = s.x, rates, s.Ax
         if rates.ndim:  # K D s, with D the rates, is no multiple of K s

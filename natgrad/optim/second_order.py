@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -16,14 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from natgrad import flat
-from natgrad.curvature import LinearOperator
+from natgrad.optim.growth import Growth
 from natgrad.optim.objective import Closure, Objective, as_loss, gathered, kept_gradients
 from natgrad.optim.observed_model import ObservedModel
 from natgrad.optim.report import NonFiniteError, StepReport, StepStatus
+from natgrad.optim.settings import require_least
 
 MAX_NONFINITE = 3
-# Of the gradient's norm from one step to the next, and in how many steps in a row.
-GROWTH, GROWING = 4.0, 3
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
@@ -65,7 +63,6 @@ class SecondOrderOptimizer(Optimizer):
     """
 
     last_step: StepReport | None = None
-    _growth: tuple[float, int] = (0.0, 0)
     whole: tuple[str, ...] = ()
 
     def __init__(
@@ -75,6 +72,7 @@ class SecondOrderOptimizer(Optimizer):
             model = parameters if model is None else model
             parameters = parameters.parameters()
         self._observed = None if model is None else ObservedModel(model)
+        self._growth = Growth()
         super().__init__(parameters, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -180,7 +178,7 @@ class SecondOrderOptimizer(Optimizer):
         start = self._start(returned if measures else None, objective, sign)
         outcome = self._guarded(start)
         if not measures and outcome.report.status is StepStatus.ACCEPTED:
-            self._watch_growth(start)
+            self._growth.see(start.gradient)
         seconds = time.perf_counter() - began
         loss = start.loss
         if loss is None and returned is not None:
@@ -195,22 +193,6 @@ class SecondOrderOptimizer(Optimizer):
         if self._observed is not None:
             self._observed.clear()
         return self._told(returned)
-
-    def _watch_growth(self, start: Start) -> None:
-        """Warn, once, where steps that nothing measures keep on making the gradient larger."""
-        norm = float(torch.linalg.vector_norm(start.gradient, dtype=torch.float64))
-        before, count = self._growth
-        count = count + 1 if before and norm > GROWTH * before else 0
-        self._growth = norm, count
-        if count == GROWING:
-            warnings.warn(
-                f"{GROWING} steps in a row made the gradient more than {GROWTH:g} times as large, "
-                f"to a norm of {norm:.3g}: the steps are too long, and without a closure that "
-                "computes the loss nothing measures them. Is the loss a sum, where the curvature "
-                'is that of a mean? Use reduction="mean", or lr=1/N; or the curvature another '
-                "loss's? step(closure) goes back where the loss rises",
-                stacklevel=5,
-            )
 
     def _called(self, objective: Objective) -> Any:
         """What the closure returned at its first call. One that did not call the model, because it
@@ -273,28 +255,6 @@ class SecondOrderOptimizer(Optimizer):
             flat.assign(start.parameters, start.theta if theta is None else theta)
         return outcome
 
-    def _require_reached(self, curvature: LinearOperator, start: Start) -> None:
-        """Raise ``ValueError`` where a gradient is not zero in a parameter that the curvature does
-        not know: its row is zero, and the step there would be the gradient over the damping."""
-        if curvature.reached is None:
-            return
-        known = set(curvature.reached)
-        names: dict[Tensor, str] = {}
-        if self._observed is not None:
-            names = {p: name for name, p in self._observed.model.named_parameters()}
-        missing = [
-            names.get(p, f"a parameter of shape {tuple(p.shape)} outside the model")
-            for p in start.parameters
-            if p not in known and p.grad is not None and bool(p.grad.any())
-        ]
-        if missing:
-            raise ValueError(
-                f"the gradient reaches {', '.join(missing)}, but the curvature does not: the "
-                "outputs that it is taken of do not depend on them (a weight in the loss itself, "
-                "an output that the likelihood leaves out, a layer in a reentrant checkpoint). "
-                "Give them to another optimizer, or give curvature=... that knows them"
-            )
-
     @abstractmethod
     def _find(self, start: Start) -> Outcome:
         """A step from a finite start with a gradient that is not zero."""
@@ -329,26 +289,3 @@ def _require_one_process() -> None:
                 f"{ranks} ranks: gradients are averaged over them, losses and curvature are not "
                 "yet, so that each rank would take a step of its own. Train in one process"
             )
-
-
-def require_least(
-    settings: dict[str, Any], least: float, *names: str, exclusive: bool = False
-) -> None:
-    """Raise ``ValueError`` unless the named settings are at least, or above, ``least``."""
-    for name in names:
-        value = _number(name, settings[name])
-        if not (value > least if exclusive else value >= least):
-            relation = "above" if exclusive else "at least"
-            raise ValueError(f"{name} must be {relation} {least}, got {settings[name]}")
-
-
-def _number(name: str, value: Any) -> float:
-    """A setting as a float. Raises ``ValueError`` for what is no number."""
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(
-            f"{name} must be a number or a tensor of one element, got shape {tuple(value.shape)}; "
-            "for a rate of its own for each parameter make parameter groups"
-        )
-    if isinstance(value, (str, bytes)):
-        raise ValueError(f"{name} must be a number, got the text {value!r}")
-    return float(value)

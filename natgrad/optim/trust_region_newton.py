@@ -17,8 +17,8 @@ from natgrad.optim.second_order import (
     Parameters,
     SecondOrderOptimizer,
     Start,
-    require_least,
 )
+from natgrad.optim.settings import require_least
 from natgrad.optim.trust_region_search import search_radius
 from natgrad.solvers import Solution, SteihaugPath
 from natgrad.solvers.scaling import length, norm, power_of_two
