@@ -140,7 +140,10 @@ class ObservedModel:
         self.called = True  # only written: torch.compile would guard what is read
         if not self._watches():
             return
-        if self.batches and all(parameter.grad is None for parameter in self._parameters):
+        # A model in a checkpoint is called again by the backward pass that its batch comes from.
+        in_backward = torch._C._current_graph_task_id() != -1
+        unused = all(parameter.grad is None for parameter in self._parameters)
+        if self.batches and unused and not in_backward:
             self.batches = []  # the zero_grad() of the model, or of another optimizer
         self._random = RandomState(self._parameters[0].device)
 

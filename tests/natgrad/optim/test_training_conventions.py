@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from natgrad.optim import KFAC, NaturalGradient
+from natgrad.flat import flatten
+from natgrad.optim import KFAC, NaturalGradient, StepStatus
 from natgrad.solvers import cholesky
 
 DOUBLE = torch.float64
@@ -501,3 +503,27 @@ def test_several_ranks_are_refused(watching, train, monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(RuntimeError, match="2 ranks"):
         training.step()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("make", [NaturalGradient, KFAC])
+def test_the_whole_model_may_be_in_a_checkpoint(make, reentrant, built, generator):
+    """Whose second run, in the backward pass, is no batch of its own and ends no other."""
+    x = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (12,), generator=generator)
+    paths = []
+    for wrapped in (False, True):
+        model = built(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+        optimizer = make(model, likelihood="categorical")
+        for _ in range(3):
+            optimizer.zero_grad()
+            given = x.clone().requires_grad_()
+            if wrapped:
+                outputs = checkpoint(model, given, use_reentrant=reentrant)
+            else:
+                outputs = model(given)
+            F.cross_entropy(outputs, y).backward()
+            optimizer.step()
+            assert optimizer.last_step.status is StepStatus.ACCEPTED
+        paths.append(flatten(model.parameters()))
+    torch.testing.assert_close(*paths, rtol=1e-9, atol=1e-12)
