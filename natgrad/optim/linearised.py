@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from natgrad.curvature.hooks import ROUNDING
 from natgrad.curvature.jacobian import Jacobian
 from natgrad.curvature.slots import Slots
 from natgrad.curvature.traceless import Forward
 from natgrad.optim.observed_model import ObservedModel
 from natgrad.optim.second_order import Start
+from natgrad.solvers.scaling import norm
 from natgrad.solvers.singular_values import norms
 
 # Of a gradient: what a forward pass in bfloat16, or a spectral norm's next iteration, explains.
@@ -163,11 +165,14 @@ def _factor(linear: Linearised, gradient: Tensor) -> Tensor:
     """The k of gradient = k Jᵀr, which is 1 but for a GradScaler, clipping and the like."""
     mine, g = linear.transpose(linear.r).double(), gradient.double()
     k = mine @ g / (mine @ mine)
-    if bool(torch.isfinite(mine).all()) and not bool(
-        torch.linalg.vector_norm(g - k * mine) <= MISFIT * torch.linalg.vector_norm(g)
-    ):
+    misfit, size = norm(g - k * mine), norm(g)
+    if bool(misfit <= MISFIT * size) or not bool(torch.isfinite(mine).all()):
+        return k.to(gradient)
+    # At an optimum both are the rounding of 0: what three times r makes of it tells how much.
+    rounding = ROUNDING * norm(linear.transpose(3 * linear.r).double() / 3 - mine)
+    if bool(misfit > MISFIT * size + rounding * torch.clamp(size / norm(mine), min=1.0)):
         raise _not_squared_errors("gradient")
-    return k.to(gradient)
+    return torch.ones_like(k).to(gradient)
 
 
 def _weights(loss: Tensor | None, gradients: list[Tensor], outputs: list[Tensor]) -> list[float]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from natgrad.curvature.graph import Graph
+from natgrad.curvature.hessian import Hessian
 from natgrad.curvature.metrics.output_metric import OutputMetric, Tensors
 
 
@@ -47,7 +49,8 @@ def convex_loss(loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], OutputMe
 
     A mean is over the first dimension of the outputs. Positive semidefinite where the loss is
     convex in the outputs, which is the caller's promise. Cost: a double backward pass through the
-    loss alone for every product.
+    loss alone for every product. Raises :class:`natgrad.curvature.NotTwiceDifferentiable` for an
+    autograd Function in it whose backward pass cannot be differentiated.
 
     >>> metric = convex_loss(lambda y: y.exp().sum())(torch.zeros(2))
     >>> metric.multiply((torch.tensor([1.0, 2.0]),))[0].tolist()
@@ -63,6 +66,8 @@ def convex_loss(loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], OutputMe
                     f"the loss must be a scalar, a sum over the batch, got {tuple(value.shape)}"
                 )
             (gradient,) = torch.autograd.grad(value, point, create_graph=True)
+            if value.requires_grad and Graph([value]).custom:
+                Hessian(value, [point])  # which raises unless these can be differentiated twice
 
         def multiply(tangents: Tensors) -> Tensors:
             if not gradient.requires_grad:  # linear in the outputs

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from natgrad import EmpiricalFisher, Fisher, GaussNewton, Gram, Hessian, Kronecker, LinearOperator
 from natgrad.curvature import NotTwiceDifferentiable
-from natgrad.curvature.metrics import cross_entropy
+from natgrad.curvature.metrics import convex_loss, cross_entropy
 from natgrad.optim import LevenbergMarquardt, TrustRegionNewton
 
 DOUBLE = torch.float64
@@ -461,3 +461,15 @@ def test_operators_know_the_parameters_that_they_reach(operator, x):
         assert all(any(p is q for q in operator_.reached) for p in reached)
     assert math.isfinite(float((K @ torch.ones(K.shape[0], dtype=DOUBLE)).norm()))
     assert K.damped(1.0).reached is None  # with a damping every parameter has a row
+
+
+@pytest.mark.parametrize("backward", WRONG)
+def test_losses_in_output_space_are_held_to_the_same(backward):
+    y = torch.linspace(-1, 1, 6, dtype=DOUBLE).reshape(2, 3)
+    with pytest.raises(NotTwiceDifferentiable, match="Custom"):
+        convex_loss(lambda y: WRONG[backward](y).square().sum())(y)
+    (expected,), (found,) = (
+        convex_loss(lambda y, act=act: act(y).square().sum())(y).multiply((torch.ones_like(y),))
+        for act in (torch.tanh, RIGHT["differentiable"])
+    )
+    torch.testing.assert_close(found, expected, **CLOSE)

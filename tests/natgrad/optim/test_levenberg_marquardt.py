@@ -732,3 +732,28 @@ def test_without_residuals_there_is_nothing_to_do():
     run = Minimisation(lambda x: x[:0], [1.0])
     with pytest.raises(ValueError, match=r"no residuals: .* \(0,\)"):
         run.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_at_the_optimum_of_a_model_the_rounding_of_a_zero_gradient_is_no_other_loss(seed, dtype):
+    """Two sums that cancel leave roundings that have nothing to do with each other."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = torch.nn.Linear(3, 2).to(dtype)
+    x, t = (torch.randn(200, n, generator=generator, dtype=dtype) for n in (3, 2))
+    optimizer = LevenbergMarquardt(model)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(model(x), t)
+        loss.backward()
+        return loss
+
+    for _ in range(25):
+        loss = float(optimizer.step(closure).detach())
+    A = torch.cat([x, torch.ones(200, 1, dtype=dtype)], dim=1).double()
+    best = A @ torch.linalg.lstsq(A, t.double()).solution
+    least = float((best - t).square().mean())
+    assert loss <= least * (1 + 200 * torch.finfo(dtype).eps)

@@ -515,14 +515,10 @@ def test_the_whole_model_may_be_in_a_checkpoint(make, reentrant, built, generato
     for wrapped in (False, True):
         model = built(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
         optimizer = make(model, likelihood="categorical")
+        call = partial(checkpoint, model, use_reentrant=reentrant) if wrapped else model
         for _ in range(3):
             optimizer.zero_grad()
-            given = x.clone().requires_grad_()
-            if wrapped:
-                outputs = checkpoint(model, given, use_reentrant=reentrant)
-            else:
-                outputs = model(given)
-            F.cross_entropy(outputs, y).backward()
+            F.cross_entropy(call(x.clone().requires_grad_()), y).backward()
             optimizer.step()
             assert optimizer.last_step.status is StepStatus.ACCEPTED
         paths.append(flatten(model.parameters()))
