@@ -65,9 +65,13 @@ class Jacobian:
         if self._transposed is not None or not self.reaches:
             return
         self.require_transpose()
-        self._record()
-        if self._graph.custom:
-            self._graph.once(self.reached[0], self._adjoint)
+        try:
+            self._record()
+            if self._graph.custom:
+                self._graph.once(self.reached[0], self._adjoint)
+        except NotTwiceDifferentiable:  # nobody may go on with half a record
+            self._transposed, self._owners = None, []
+            raise
 
     def require_transpose(self) -> None:
         """Raise :class:`NotTwiceDifferentiable` where a hook on an activation, or a Function that

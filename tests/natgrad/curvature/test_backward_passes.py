@@ -473,3 +473,14 @@ def test_losses_in_output_space_are_held_to_the_same(backward):
         for act in (torch.tanh, RIGHT["differentiable"])
     )
     torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("backward", ["once_differentiable", "detach", "one of two paths"])
+def test_who_was_refused_once_is_refused_again(backward, x):
+    """An operator does not go on with what its failed attempt left behind."""
+    model = Network(WRONG[backward])
+    K = Gram(model(x), model.parameters())
+    for _ in range(2):
+        with pytest.raises(NotTwiceDifferentiable):
+            K @ torch.ones(K.shape[0], dtype=DOUBLE)
+    torch.testing.assert_close(K.to_dense(), truth(ONCE["Gram"], x), **CLOSE)

@@ -381,3 +381,19 @@ def test_one_sample_many_times_asks_for_damping_on_any_machine(split, dtype, gen
         with contextlib.suppress(ValueError):  # "give a larger damping"
             assert bool(torch.isfinite(K.solve(b, damping=damping, split=split)).all())
     assert bool(torch.isfinite(K.solve(b, damping=1e-3, split=split)).all())
+
+
+def test_a_factor_that_failed_is_never_handed_on_to_be_inverted(generator, monkeypatch):
+    """On some processors MKL raises for it, on others it makes an infinity of it."""
+    invert = torch.cholesky_inverse
+
+    def strict(factor):
+        if not bool((factor.diagonal() > 0).all() & torch.isfinite(factor).all()):
+            raise torch.linalg.LinAlgError("the input matrix is singular")
+        return invert(factor)
+
+    monkeypatch.setattr(torch, "cholesky_inverse", strict)
+    network, x = make_network("mlp", generator)
+    K = Kronecker(network.float(), x[:1].expand(7, -1).float(), forward=categorical(network))
+    with pytest.raises(ValueError, match="give a larger damping"):
+        K.solve(torch.ones(K.shape[0]), damping=1e-300, split=DampingSplit.TRACE)
