@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # What torch says of fused kernels, and of cuDNN's RNNs.
 _NO_SECOND_DERIVATIVE = ("is not implemented", "double backward")
+# What it says of checkpoints that keep some results (context_fn=...).
+_SELECTIVE = ("backward an extra time", "not found in storage")
 # What it says of the backward passes of torch.compile.
 _COMPILED = ("donated buffers", "aot_autograd does not currently support double backward")
 
@@ -80,6 +82,12 @@ def gradients(
                 "the graph of these outputs was freed by an earlier backward pass; pass "
                 "retain_graph=True to that one, or build the operator from a fresh forward pass"
             ) from error
+        if any(part in message for part in _SELECTIVE):
+            raise NotTwiceDifferentiable(
+                "a selective checkpoint (context_fn=...) of this graph can be run backward only "
+                "once; use torch.utils.checkpoint without context_fn, or none, where curvature is "
+                f"taken. torch said: {message.splitlines()[0]}"
+            ) from error
         if any(part in message for part in _COMPILED):
             raise NotTwiceDifferentiable(
                 "this graph comes from torch.compile, whose backward pass can be run only once. "
@@ -110,10 +118,13 @@ def many_gradients(
     written in Python need not bear: some fail, some end the process.
     """
     if vectorised:
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            outputs, inputs, weights, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
-        return found
+        # What vmap has no rule for (sparse products, hooks that read a number) goes row by row.
+        with suppress(RuntimeError):
+            found: tuple[Tensor | None, ...] = torch.autograd.grad(
+                outputs, inputs, weights, retain_graph=True, allow_unused=True,
+                is_grads_batched=True,
+            )  # fmt: skip
+            return found
     rows = [gradients(outputs, inputs, each) for each in zip(*weights, strict=True)]
     return tuple(
         None

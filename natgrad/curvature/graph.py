@@ -67,7 +67,8 @@ class Graph:
                 kinds.append(kind)
                 continue
             name = node.name()
-            kinds.append(name)
+            # Functions of one name may be others; torch's nodes without a type have only a name.
+            kinds.append(kind if issubclass(kind, BackwardCFunction) else name)
             if name == MODULE_HOOK:
                 module_hooks.append(node)
             elif name == REENTRANT:

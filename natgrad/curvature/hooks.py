@@ -23,8 +23,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from natgrad.curvature.differentiation import NotTwiceDifferentiable, gradients
 
-# A hook may act on large gradients only, or on small ones.
-SCALES = (1.0, 2.0**40, 2.0**-40)
+# A hook may act on large gradients only, on small ones, or on those of one sign.
+SCALES = (1.0, -1.0, 2.0**40, 2.0**-40)
 # How many times the rounding that was seen once the rounding of another sum may be.
 ROUNDING = 1e3
 _SUMS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
@@ -53,25 +53,31 @@ def require_no_hooks(
 ) -> None:
     """Raise :class:`NotTwiceDifferentiable` where a hook changes a gradient between the nodes.
 
-    What a hook computes shows as an operation between two nodes, whatever the gradient's value, and
-    that it changes the gradient as a node's use of the result. Hooks that only look are no matter.
-    Cost: three backward passes with each operation seen by Python.
+    What a node is handed must be what other nodes returned, or the engine's sum of that, whatever
+    its value, and nothing may write to it in between. Hooks that only look are no matter. A write
+    through NumPy's view of the memory is not seen. Cost: four backward passes with each operation
+    seen by Python.
     """
+    twins = sum(len(edges) - len(set(edges)) for edges in (node.next_functions for node in nodes))
     for scale in SCALES:
         seeds = [(scale * weight).detach() for weight in weights]
         with ExitStack() as stack:
-            watch = _Watch(seeds)
+            watch = _Watch(seeds, twins)
             for node in nodes:
                 # Hooks of tensors run before all these, so ours must be the last and the first.
                 before = node.register_prehook(watch.enter)
                 after = node.register_hook(watch.leave)
                 following: Any = after.hooks_dict_ref()
-                following.move_to_end(after.id, last=False)
+                others = [(key, hook) for key, hook in following.items() if key != after.id]
+                if others:  # torch runs them in the order of insertion
+                    following.clear()
+                    following[after.id] = watch.leave
+                    following.update(others)
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             with watch:
                 found = gradients(outputs, inputs, seeds)
-        watch.use(found)
+        watch.enter(found)
         if watch.changed:
             raise NotTwiceDifferentiable(
                 "a hook on an activation, registered by tensor.register_hook or on a node of the "
@@ -119,28 +125,36 @@ def not_linear(custom: Sequence[str]) -> NotTwiceDifferentiable:
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees the operations of a backward pass; ``changed`` where the result of one between two nodes
-    was used by a node, or one between two nodes wrote to a gradient."""
+    """Sees a backward pass; ``changed`` where a node was handed what no node returned, or where
+    something between two nodes wrote to a gradient. ``twins`` is how often a node returns the same
+    gradient twice to another one, which the engine adds to itself."""
 
-    def __init__(self, seeds: Sequence[Tensor]) -> None:
+    def __init__(self, seeds: Sequence[Tensor], twins: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # By identity, and weakly: a pass that kept all gradients would need their memory at once.
-        self._own, self._foreign = WeakIdKeyDictionary(), WeakIdKeyDictionary()
-        for seed in seeds:
-            self._own[seed] = True
-        self._inside = False
+        # With the address of each: `gradient.data = ...` is no operation.
+        self._own = WeakIdKeyDictionary()
+        self._inside, self._twins = False, twins
         self.changed = False
+        self._keep(seeds)
 
-    def enter(self, *_: Any) -> None:
+    def _keep(self, tensors: Iterable[Any]) -> None:
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                self._own[tensor] = _address(tensor)
+
+    def enter(self, gradients: Sequence[Any]) -> None:
+        """What a node is handed."""
         self._inside = True
+        for gradient in gradients:
+            if isinstance(gradient, Tensor):
+                known = self._own.get(gradient, "none of ours")  # type: ignore[no-untyped-call]
+                self.changed = self.changed or known != _address(gradient)
 
-    def leave(self, *_: Any) -> None:
+    def leave(self, returned: Sequence[Any], _: Sequence[Any]) -> None:
+        """What it returned; a saved tensor as it is, maybe."""
         self._inside = False
-
-    def use(self, tensors: Iterable[Any]) -> None:
-        self.changed = self.changed or any(
-            tensor in self._foreign for tensor in tensors if isinstance(tensor, Tensor)
-        )
+        self._keep(returned)
 
     def __torch_dispatch__(
         self,
@@ -151,17 +165,20 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         given = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
         outcome = func(*args, **(kwargs or {}))
-        own = [tensor in self._own for tensor in given]
+        if self._inside:
+            self._keep(tree_iter(outcome))
+            return outcome
         # Several gradients that meet in one tensor are summed between the nodes, by the engine.
-        summed = func in _SUMS and len(given) == 2 and all(own) and not kwargs
-        if self._inside or summed:
-            self.use(given)
-            into = self._own
-        else:
-            # In place, on its first argument.
-            self.changed = self.changed or (func._schema.is_mutable and own[:1] == [True])
-            into = self._foreign
-        for leaf in tree_iter(outcome):
-            if isinstance(leaf, Tensor):
-                into[leaf] = True
+        if func in _SUMS and len(given) == 2 and not kwargs and all(t in self._own for t in given):
+            self._twins -= given[0] is given[1]
+            self.changed = self.changed or self._twins < 0
+            self._keep(tree_iter(outcome))
+        elif func._schema.is_mutable and given:  # in place, on its first argument or a view of ours
+            written = _address(given[0])
+            self.changed = self.changed or any(_address(own) == written for own in self._own)
         return outcome
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Of the memory; None for tensors without one of their own (sparse ones)."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None

@@ -154,7 +154,10 @@ class Jacobian:
         backward pass that loses a part of its graph, the recorded one is not J."""
         like = self.reached[0]
         generator = torch.Generator(like.device).manual_seed(1)
+        for _ in range(3):  # one direction may miss what depends on a sign
+            self._adjoint_along(like, generator)
 
+    def _adjoint_along(self, like: Tensor, generator: torch.Generator) -> None:
         def random(shape: torch.Size, dtype: torch.dtype) -> Tensor:
             return torch.randn(shape, generator=generator, dtype=dtype, device=like.device)
 
@@ -164,7 +167,8 @@ class Jacobian:
         noise = [random(image.shape, image.dtype) for image in images]
         size, spread = _norm(images), _norm(noise)
         unit = torch.where(size > 0, size, 1.0)
-        u = [(y / unit + z / spread).to(y) for y, z in zip(images, noise, strict=True)]
+        # Unequal shares, which do not cancel where there is one output.
+        u = [(y / unit + z / (2 * spread)).to(y) for y, z in zip(images, noise, strict=True)]
         pulled = self.transpose(u)
         difference = _inner([v], [pulled]) - _inner(images, u)
         # At an optimum both are the rounding of 0: what three times u makes of it tells how much.

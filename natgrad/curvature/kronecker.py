@@ -118,7 +118,8 @@ class Kronecker(LinearOperator):
             with graph.unhooked(self._slots.trained), preserved_buffers():
                 scalar = self._scalar(outputs, graph)
                 batch = batch_shape(distribution)
-                layers = verified(recorded, scalar, batch[0] if batch else 1)
+                reached = [layer for layer in recorded if graph.reaches(layer.weight)]
+                layers = verified(reached, scalar, batch[0] if batch else 1)
                 if sharing is Sharing.REDUCE or corrected:
                     require_samples(layers, batch[0])
                 pulls = Pulls(distribution, layers, samples, generator)

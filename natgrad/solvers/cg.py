@@ -171,7 +171,7 @@ def _iterate(
         set_scales(product, guess)
         # x0 may be of any size: its image is of b's.
         x = guess * scale
-        product = product * (scale / A_scale)
+        product = product / A_scale * scale
         image = damped(product, x)
         r = b_hat - image
         Ax = product if damping else None

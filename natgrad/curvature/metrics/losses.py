@@ -9,6 +9,7 @@ from torch import Tensor
 
 from natgrad.curvature.graph import Graph
 from natgrad.curvature.hessian import Hessian
+from natgrad.curvature.hooks import WithoutTensorHooks
 from natgrad.curvature.metrics.output_metric import OutputMetric, Tensors
 
 
@@ -60,7 +61,8 @@ def convex_loss(loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], OutputMe
     def metric(outputs: Tensor) -> OutputMetric:
         with torch.enable_grad():
             point = outputs.detach().requires_grad_()
-            value = loss(point)
+            with WithoutTensorHooks():
+                value = loss(point)
             if value.numel() != 1:
                 raise ValueError(
                     f"the loss must be a scalar, a sum over the batch, got {tuple(value.shape)}"

@@ -2,6 +2,7 @@
 by name, in whatever form and place; nothing in between."""
 
 import copy
+import functools
 import io
 import math
 import pickle
@@ -14,7 +15,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributions import Beta, Categorical, Dirichlet
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from natgrad import EmpiricalFisher, Fisher, GaussNewton, Gram, Hessian, Kronecker, LinearOperator
 from natgrad.curvature import NotTwiceDifferentiable
@@ -69,12 +70,24 @@ WRONG = {
     "clamps": custom(lambda t, g: (g * (1 - t**2)).clamp(-1e3, 1e3)),
     "clamps small ones": custom(lambda t, g: torch.where(g.abs() < 1e-6, 0 * g, g) * (1 - t**2)),
     "normalises": custom(lambda t, g: g / g.norm() * (1 - t**2)),
+    "guided": custom(lambda t, g: g.relu() * (1 - t**2)),
 }
 RIGHT = {
     "as torch has it": torch.tanh,
     "differentiable": custom(derivative),
     "by another formula": custom(lambda t, g: g - g * t * t),
 }
+
+
+def silently(write):
+    """A hook that writes to its gradient and returns nothing."""
+
+    def hook(gradient):
+        write(gradient)
+
+    return hook
+
+
 HOOKS = {
     "clamp that is reached": lambda g: g.clamp(-1e-2, 1e-2),
     "clamp that is not": lambda g: g.clamp(-1e6, 1e6),
@@ -84,11 +97,17 @@ HOOKS = {
     "nan_to_num": torch.nan_to_num,
     "in place": lambda g: g.mul_(2.0),
     "reversal": torch.neg,
+    "the same twice": lambda g: g + g,
+    "a constant": torch.ones_like,
+    "a part of it": silently(lambda g: g[0].zero_()),
+    "a view": silently(lambda g: g.view(-1).mul_(2.0)),
+    "one sign": torch.relu,
 }
 LOOKS = {
     "None": lambda g: None,
     "the norm": lambda g: seen.append(g.norm()),
     "the same": lambda g: g,
+    "a number": lambda g: seen.append(g.norm().item()),
 }
 seen = []
 
@@ -315,10 +334,16 @@ def test_backward_hooks_of_modules_are_neither_run_nor_lost(operator, form, x):
     assert set(calls) == {model.first, model.act, model.second}
 
 
-def test_hooks_of_nodes_are_found_too(x):
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_of_nodes_are_found_too(when, x):
     model = Network()
     outputs = model(x)
-    outputs.grad_fn.register_prehook(lambda gradients: tuple(g / 2 for g in gradients))
+    if when == "before":
+        outputs.grad_fn.register_prehook(lambda gradients: tuple(g / 2 for g in gradients))
+    else:
+        outputs.grad_fn.register_hook(
+            lambda gradients, _: tuple(None if g is None else g / 2 for g in gradients)
+        )
     with pytest.raises(NotTwiceDifferentiable, match="hook"):
         Fisher(Categorical(logits=outputs), model.parameters()) @ torch.ones(51).double()
 
@@ -398,6 +423,43 @@ def test_reentrant_checkpoints_are_refused_by_name(operator, x):
         matrix(make, Checkpointed(reentrant=True), x)
 
 
+@pytest.mark.parametrize("operator", BOTH)
+def test_selective_checkpoints_are_refused_by_name(operator, x):
+    kept = [torch.ops.aten.addmm.default]
+    contexts = functools.partial(create_selective_checkpoint_contexts, kept)
+
+    class Selective(Network):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=False, context_fn=contexts)
+
+    with pytest.raises(NotTwiceDifferentiable, match="selective checkpoint"):
+        matrix(BOTH[operator], Selective(), x)
+
+
+class OfNeighbours(Network):
+    """With a product that torch has no batched derivative of."""
+
+    def forward(self, x):
+        shift = torch.eye(len(x), dtype=x.dtype).roll(1, 0).to_sparse()
+        return self.second(torch.sparse.mm(shift, self.first(x)).tanh())
+
+
+def test_gram_of_sparse_products_and_of_hooks_that_read_numbers(x):
+    for model in (OfNeighbours(), Network(hook=LOOKS["a number"])):
+        expected = [
+            torch.cat(
+                [
+                    part.flatten()
+                    for part in torch.autograd.grad(y, list(model.parameters()), retain_graph=True)
+                ]
+            )
+            for y in model(x).flatten()
+        ]
+        J = torch.stack(expected)
+        found = matrix(ONCE["Gram"], model, x)
+        torch.testing.assert_close(found, J @ J.T, **CLOSE)
+
+
 def test_compiled_modules_run_uncompiled_in_a_forward_function(x):
     model = Network(nn.Tanh())
     compiled = torch.compile(model, backend="aot_eager")
@@ -473,6 +535,19 @@ def test_losses_in_output_space_are_held_to_the_same(backward):
         for act in (torch.tanh, RIGHT["differentiable"])
     )
     torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_losses_in_output_space_leave_out_hooks(hook):
+    y = torch.linspace(-1, 1, 6, dtype=DOUBLE).reshape(2, 3)
+
+    def hooked(y):
+        errors = 1 * y
+        errors.register_hook(HOOKS[hook])
+        return errors.square().sum()
+
+    (found,) = convex_loss(hooked)(y).multiply((torch.ones_like(y),))
+    torch.testing.assert_close(found, 2 * torch.ones_like(y), **CLOSE)
 
 
 @pytest.mark.parametrize("backward", ["once_differentiable", "detach", "one of two paths"])

@@ -728,6 +728,22 @@ def test_a_radius_too_small_to_measure_in_is_no_optimum():
     assert run.step().status is StepStatus.ACCEPTED
 
 
+@pytest.mark.parametrize(("dtype", "start"), [(DOUBLE, 10.0), (torch.float32, 6.0)], ids=str)
+@pytest.mark.parametrize("method", DIRECT)
+def test_a_saturated_start_is_no_optimum_and_no_rise_is_accepted(dtype, start, method):
+    """There the Gauss-Newton step is 1e8 long, and its decrease near the loss's rounding."""
+    run = Minimisation(torch.tanh, [start], dtype, method=method)
+    losses = [start]
+    for _ in range(20):
+        report = run.step()
+        value = float(run.theta.double().tanh().square().sum()) / 2
+        assert value <= losses[-1] * (1 + 16 * torch.finfo(dtype).eps)
+        losses.append(value)
+        if report.status is StepStatus.CONVERGED:
+            break
+    assert losses[-1] < 1e-6
+
+
 def test_without_residuals_there_is_nothing_to_do():
     run = Minimisation(lambda x: x[:0], [1.0])
     with pytest.raises(ValueError, match=r"no residuals: .* \(0,\)"):

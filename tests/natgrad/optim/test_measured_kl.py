@@ -252,7 +252,8 @@ def test_those_without_a_gradient_are_not_asked_for(generator):
     assert torch.equal(unused, torch.ones_like(unused))
 
 
-def test_an_output_that_the_likelihood_leaves_out_is_named(generator):
+@pytest.mark.parametrize("make", [NaturalGradient, KFAC, AdaptiveKFAC])
+def test_an_output_that_the_likelihood_leaves_out_is_named(make, generator):
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -264,7 +265,7 @@ def test_an_output_that_the_likelihood_leaves_out_is_named(generator):
     with torch.random.fork_rng():
         model = Two()
     x = torch.randn(6, 4, generator=generator, dtype=DOUBLE)
-    optimizer = NaturalGradient(model, likelihood=lambda o: Categorical(logits=o["logits"]))
+    optimizer = make(model, likelihood=lambda o: Categorical(logits=o["logits"]))
     out = model(x)
     (F.cross_entropy(out["logits"], torch.arange(6) % 3) + out["value"].square().mean()).backward()
     with pytest.raises(ValueError, match=r"reaches value\.weight, value\.bias"):
