@@ -95,7 +95,7 @@ def require_linear(
     custom: Sequence[str],
 ) -> None:
     """Raise :class:`NotTwiceDifferentiable` where gradients do not scale with the weights: where a
-    ``custom`` Function clips, say. Cost: three backward passes."""
+    ``custom`` Function clips, say. Cost: four backward passes."""
     expected: Sequence[Tensor | None] | None = None
     for scale in SCALES:
         seeds = [scale * weight for weight in weights]
@@ -105,7 +105,7 @@ def require_linear(
             if one is None or other is None:
                 continue
             kind = torch.finfo(one.dtype)
-            allowed = kind.eps**0.5 * one.abs().amax() + kind.tiny / scale
+            allowed = kind.eps**0.5 * one.abs().amax() + kind.tiny / abs(scale)
             # Values that are not finite are not this comparison's to judge.
             difference = (one - other).abs()
             if bool(((difference > allowed) & torch.isfinite(difference)).any()):

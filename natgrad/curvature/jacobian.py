@@ -76,7 +76,7 @@ class Jacobian:
     def require_transpose(self) -> None:
         """Raise :class:`NotTwiceDifferentiable` where a hook on an activation, or a Function that
         is not torch's, makes a backward pass something else than a linear map. Cost: for the first
-        graph of a model's structure three backward passes seen by Python."""
+        graph of a model's structure four backward passes seen by Python."""
         if self.reaches and not self._sound:
             self._graph.once(self.reached[0], self._linear)
             self._sound = True

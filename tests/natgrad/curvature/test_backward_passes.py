@@ -199,6 +199,15 @@ def test_functions_with_a_differentiable_backward_pass_are_exact(operator, backw
     torch.testing.assert_close(found, truth(make, x), **CLOSE)
 
 
+@pytest.mark.parametrize("operator", {**BOTH, **ONCE})
+def test_functions_behind_which_all_gradients_are_zero_are_no_matter(operator, x):
+    make = {**BOTH, **ONCE}[operator]
+    found, expected = (Network(act) for act in (RIGHT["differentiable"], torch.tanh))
+    for model in (found, expected):
+        nn.init.zeros_(model.second.weight)
+    torch.testing.assert_close(matrix(make, found, x), matrix(make, expected, x), **CLOSE)
+
+
 @pytest.mark.parametrize(("operator", "backward"), pairs(BOTH, WRONG))
 def test_functions_without_one_are_refused_by_name(operator, backward, x):
     with pytest.raises(NotTwiceDifferentiable, match="the backward pass through Custom"):
