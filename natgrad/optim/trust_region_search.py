@@ -73,6 +73,7 @@ def search_radius(
     loss = float(start.loss)
     eps = torch.finfo(start.theta.dtype).eps
     iterations, promised, hidden, seen_finite = 0, False, False, False
+    quarters = 0.0  # the radius that quarters alone leave
     predicted = actual = math.nan
     status, tried = StepStatus.NO_IMPROVEMENT, radius
     for attempt in range(max_attempts):
@@ -101,9 +102,7 @@ def search_radius(
             continue
         if not predicted > 0:
             hidden = -predicted <= 1e3 * eps * abs(loss)
-            radius = _cut(
-                radius, norm(s.x), attempt
-            )  # rounding: of a long step without curvature, say
+            radius = _cut(radius, norm(s.x))  # rounding: of a long step without curvature, say
             continue
         promised = True
         if bend is not None:
@@ -125,8 +124,10 @@ def search_radius(
             return RadiusSearch(
                 theta, StepStatus.ACCEPTED, radius, tried, s, iterations, predicted, actual
             )
-        radius = _cut(radius, norm(s.x), attempt)
+        radius = _cut(radius, norm(s.x), attempt if seen_finite else 0)
+        quarters = max(quarters, math.ldexp(radius, -2 * (max_attempts - attempt - 1)))
     else:
+        radius = max(radius, quarters)
         if not promised and not hidden:
             status = StepStatus.NOT_DESCENT
         elif promised and not seen_finite:
@@ -134,10 +135,10 @@ def search_radius(
     return RadiusSearch(None, status, radius, tried, s, iterations, predicted, math.nan)
 
 
-def _cut(radius: float, length: Tensor, attempt: int) -> float:
+def _cut(radius: float, length: Tensor, attempt: int = 0) -> float:
     """A quarter of a refused step: one inside stays what it is until the radius cuts it.
 
-    After six in a row the cuts square, so that ten attempts span 12 decades and not 6: a saturated
-    model bends at 1e-9 of its Gauss-Newton step.
+    After six candidates the cuts square, so that ten span 12 decades and not 6: a saturated model
+    bends at 1e-9 of its Gauss-Newton step.
     """
     return max(min(radius, float(length)) / 4.0 ** (1 << min(max(attempt - 5, 0), 3)), SMALLEST)
