@@ -65,6 +65,7 @@ TWO = (
     "import tempfile, torch.distributed as dist, torch.multiprocessing as mp\n"
     "def train(rank, path):\n"
     "    global optimizer, parameters, model, x, y\n"
+    "    torch.set_num_threads(1)  # OpenMP's threads do not come along with a fork\n"
     '    dist.init_process_group("gloo", f"file://{path}", rank=rank, world_size=2)\n'
     "    model = torch.nn.parallel.DistributedDataParallel(model)\n"
     "    parameters, x, y = list(model.parameters()), x[rank::2], y[rank::2]\n"

@@ -148,6 +148,8 @@ def _on_rank(
     rank: int, store: Path, subject: Optimizer, training: Training, answers: Connection
 ) -> None:
     """Send the parameters after two steps, or the error in words."""
+    # OpenMP's threads do not come along with a fork: a loop shared among them waits forever.
+    torch.set_num_threads(1)
     try:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=2
