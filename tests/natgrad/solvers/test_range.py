@@ -1,7 +1,6 @@
 """At the ends of the dtype's range: what claims to have converged has, and nothing is infinite."""
 
 import math
-from dataclasses import dataclass
 
 import mpmath
 import pytest
@@ -9,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.subjects import Rows
 from natgrad.solvers import (
     Status,
     cg,
@@ -142,22 +142,11 @@ def test_least_squares(problem, damping, radius):
     inside(s, radius)
 
 
-@dataclass
-class Gram:
-    J: torch.Tensor
-
-    def to_dense(self):
-        return self.J @ self.J.mT
-
-    def transpose(self, u):
-        return self.J.mT @ u
-
-
 @settings(max_examples=200)
 @given(problem=problems(square=False), damping=SIZES, radius=st.just(INF) | RADII)
 def test_sample_space(problem, damping, radius):
     J, r = problem
-    gram = Gram(J)
+    gram = Rows(J)
     K = gram.to_dense()
     try:
         s = sample_space(gram).solve(r, damping=damping, radius=radius, rtol=RTOL)
@@ -190,7 +179,7 @@ def answers(A, b, **given):
     yield lanczos(A, b, **given).solve(radius=1e-3)
     yield steihaug(A, b, 1e3, **given)
     yield least_squares(A).solve(b, **given)
-    yield sample_space(Gram(A)).solve(b, **given)
+    yield sample_space(Rows(A)).solve(b, **given)
 
 
 def test_an_infinite_tolerance_takes_any_answer():
@@ -225,7 +214,7 @@ def test_sparse_vectors_are_refused_by_name():
         lambda: lanczos(A, sparse),
         lambda: steihaug(A, sparse, 1.0),
         lambda: least_squares(A).solve(sparse),
-        lambda: sample_space(Gram(A)).solve(sparse),
+        lambda: sample_space(Rows(A)).solve(sparse),
         lambda: least_squares(A.to_sparse()),
     ):
         with pytest.raises(TypeError, match="sparse_coo; expected a dense tensor"):

@@ -1,29 +1,15 @@
-from dataclasses import dataclass
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.subjects import Rows
 from natgrad.solvers import SampleSpace, Status, lanczos, sample_space
 from natgrad.testing.strategies import DTYPES, vectors_like
 
 SEEDS = st.integers(0, 2**31 - 1)
 NAN, INF = float("nan"), float("inf")
 NONFINITE = Status.NONFINITE
-
-
-@dataclass
-class Gram:
-    """J Jᵀ of an explicit J (m, n)."""
-
-    J: torch.Tensor
-
-    def to_dense(self):
-        return self.J @ self.J.mT
-
-    def transpose(self, u):
-        return self.J.mT @ u
 
 
 def jacobian(m, n, rank, log10_condition, seed, dtype):
@@ -67,7 +53,7 @@ def normal_equations(J, r, damping):
 def test_one_decomposition_solves_the_primal_system_for_every_damping(J, seed, dampings):
     """(JᵀJ + λ I)⁻¹Jᵀ = Jᵀ(J Jᵀ + λ I)⁻¹."""
     r = samples_like(J, seed)
-    space = sample_space(Gram(J))
+    space = sample_space(Rows(J))
     eps = torch.finfo(J.dtype).eps
     for damping in dampings:
         s = space.solve(r, damping=damping)
@@ -85,7 +71,7 @@ def test_one_decomposition_solves_the_primal_system_for_every_damping(J, seed, d
 @given(jacobians(dtypes=FLOAT64), SEEDS)
 def test_without_damping_it_is_the_least_squares_solution_of_least_norm(J, seed):
     r = samples_like(J, seed)
-    s = sample_space(Gram(J)).solve(r)
+    s = sample_space(Rows(J)).solve(r)
     exact = torch.linalg.pinv(J, rtol=1e-9) @ r
     assert torch.allclose(s.x, exact, atol=1e-8 * float(exact.norm()))
     assert torch.allclose(J @ s.x, J @ exact, atol=1e-8 * float(r.norm()))
@@ -94,7 +80,7 @@ def test_without_damping_it_is_the_least_squares_solution_of_least_norm(J, seed)
 @given(jacobians(), SEEDS, DAMPINGS, st.floats(-3, 1).map(lambda power: 10.0**power))
 def test_no_step_is_longer_than_the_radius(J, seed, damping, radius):
     r = samples_like(J, seed)
-    space = sample_space(Gram(J))
+    space = sample_space(Rows(J))
     s, free = space.solve(r, damping=damping, radius=radius), space.solve(r, damping=damping)
     eps = torch.finfo(J.dtype).eps
     assert float(s.x.double().norm()) <= radius * (1 + 2 * eps)
@@ -119,7 +105,7 @@ def test_within_a_radius_it_is_the_dense_solution_and_that_of_the_parameter_spac
     J, seed, damping, radius, dense_trust_region
 ):
     r = samples_like(J, seed)
-    s = sample_space(Gram(J)).solve(r, damping=damping, radius=radius)
+    s = sample_space(Rows(J)).solve(r, damping=damping, radius=radius)
     matrix, b = normal_equations(J, r, damping)
 
     def value(x):
@@ -135,7 +121,7 @@ def test_within_a_radius_it_is_the_dense_solution_and_that_of_the_parameter_spac
 @given(jacobians(max_log10_condition=4.0), SEEDS, DAMPINGS)
 def test_the_account_is_true(J, seed, damping):
     r = samples_like(J, seed)
-    s = sample_space(Gram(J)).solve(r, damping=damping)
+    s = sample_space(Rows(J)).solve(r, damping=damping)
     matrix, b = normal_equations(J, r, 0.0)
     x, eps = s.x.double(), torch.finfo(J.dtype).eps
     u_norm = float(r.double().norm()) / damping
@@ -147,7 +133,7 @@ def test_the_account_is_true(J, seed, damping):
 def test_a_solution_that_its_dtype_cannot_hold_is_not_called_accurate():
     J = jacobian(10, 20, 10, 3.0, 0, torch.float32)
     r = samples_like(J, 1)
-    s = sample_space(Gram(J)).solve(r, damping=1e-7)
+    s = sample_space(Rows(J)).solve(r, damping=1e-7)
     matrix, b = normal_equations(J, r, 1e-7)
     residual = float((b - matrix @ s.x.double()).norm())
     assert s.residual_norm > 0.01 * residual > 1e-6 * float(b.norm())
@@ -157,7 +143,7 @@ def test_a_solution_that_its_dtype_cannot_hold_is_not_called_accurate():
 def test_powers_of_two_change_nothing_but_the_scale(J, seed, j_power, r_power, damping):
     a, c = 2.0**j_power, 2.0**r_power
     r = samples_like(J, seed)
-    plain, scaled = sample_space(Gram(J)), sample_space(Gram(J * a))
+    plain, scaled = sample_space(Rows(J)), sample_space(Rows(J * a))
     for radius in (INF, 0.1):
         left = plain.solve(r, damping=damping, radius=radius)
         right = scaled.solve(r * c, damping=damping * a * a, radius=radius * c / a)
@@ -172,8 +158,8 @@ def test_nonfinite_input_is_told_and_x_is_zero(bad):
     broken = J.clone()
     broken[0, 0] = bad
     for s in (
-        sample_space(Gram(J)).solve(torch.tensor([1.0, bad]), radius=1.0),
-        sample_space(Gram(broken)).solve(torch.ones(2)),
+        sample_space(Rows(J)).solve(torch.tensor([1.0, bad]), radius=1.0),
+        sample_space(Rows(broken)).solve(torch.ones(2)),
     ):
         assert s.status is Status.NONFINITE
         assert torch.equal(s.x, torch.zeros(3))
@@ -184,14 +170,14 @@ def test_a_matrix_that_is_not_finite_is_told_whatever_its_way_back_gives():
 
 
 def test_a_product_outside_the_range_is_told():
-    s = sample_space(Gram(1e19 * torch.eye(2))).solve(torch.full((2,), 1e20))
+    s = sample_space(Rows(1e19 * torch.eye(2))).solve(torch.full((2,), 1e20))
     assert s.status is NONFINITE  # x is 10, JᵀJ x is 1e39
     assert not s.x.any()
     assert not s.Ax.any()
 
 
 def test_a_solution_of_just_the_radius_needs_no_multiplier():
-    s = sample_space(Gram(torch.eye(2))).solve(torch.tensor([3.0, 4.0]), radius=5.0)
+    s = sample_space(Rows(torch.eye(2))).solve(torch.tensor([3.0, 4.0]), radius=5.0)
     assert (s.status, s.multiplier) == (Status.CONVERGED, 0.0)
     assert torch.equal(s.x, torch.tensor([3.0, 4.0]))
 
@@ -200,14 +186,14 @@ def test_a_right_hand_side_without_a_gradient_has_the_zero_solution():
     J = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     for r in (torch.zeros(2), torch.tensor([0.0, 1.0])):
         for damping in (0.0, 0.1):
-            s = sample_space(Gram(J)).solve(r, damping=damping, radius=1.0)
+            s = sample_space(Rows(J)).solve(r, damping=damping, radius=1.0)
             assert s.status is Status.ZERO_RHS
             assert not s.x.any()
 
 
 def test_eigenvalues_are_those_of_the_matrix_and_rounding_is_zero():
     J = jacobian(8, 20, 3, 1.0, 0, torch.float64)
-    space = sample_space(Gram(J))
+    space = sample_space(Rows(J))
     assert isinstance(space, SampleSpace)
     expected = torch.tensor([0.0] * 5 + [1e-2, 1e-1, 1.0], dtype=torch.float64)
     assert torch.allclose(space.eigenvalues, expected, rtol=1e-10)
@@ -217,7 +203,7 @@ def test_eigenvalues_are_those_of_the_matrix_and_rounding_is_zero():
 def test_the_tolerance_and_what_counts_as_rounding_include_their_bounds():
     eps = torch.finfo(torch.float64).eps
     r = torch.ones(2, dtype=torch.float64)
-    assert sample_space(Gram(r.diag())).solve(r, rtol=0.0).status is Status.CONVERGED
+    assert sample_space(Rows(r.diag())).solve(r, rtol=0.0).status is Status.CONVERGED
     at_rounding = torch.tensor([2 * eps, 1.0], dtype=torch.float64)  # n eps times the largest
     assert sample_space(Wrong(at_rounding.diag())).eigenvalues[0] == 0
     assert sample_space(Wrong((2 * at_rounding).diag())).eigenvalues[0] == 0
@@ -237,14 +223,14 @@ def test_small_rows_are_no_rounding_and_what_squares_cannot_hold_is_told():
     for dtype, w, lost in ((torch.float32, 1e-3, False), (torch.float64, 1e-7, False),
                            (torch.float64, 1e-9, True)):  # fmt: skip
         weights = torch.tensor([1.0, 1.0, 1.0, w, w, w], dtype=torch.float64)
-        space = sample_space(Gram((weights.unsqueeze(1) * J).to(dtype)))
+        space = sample_space(Rows((weights.unsqueeze(1) * J).to(dtype)))
         assert space.lost is lost
         kept = int((space.eigenvalues > 0).sum())
         assert kept == (3 if lost else 6)
 
 
 def test_a_claim_counts_what_was_left_out():
-    s = sample_space(Gram(torch.tensor([1e-150, 1.0], dtype=torch.float64).diag())).solve(
+    s = sample_space(Rows(torch.tensor([1e-150, 1.0], dtype=torch.float64).diag())).solve(
         torch.tensor([1e200, 1.0], dtype=torch.float64)
     )
     assert s.status is Status.STAGNATED  # x is (0, 1) and Jᵀr (1e50, 1)
@@ -253,12 +239,12 @@ def test_a_claim_counts_what_was_left_out():
 
 def test_squares_that_left_the_range_are_no_zero_right_hand_side():
     J = 1e-200 * torch.eye(2, dtype=torch.float64)
-    s = sample_space(Gram(J)).solve(torch.ones(2, dtype=torch.float64))
+    s = sample_space(Rows(J)).solve(torch.ones(2, dtype=torch.float64))
     assert s.status is Status.STAGNATED
 
 
 def test_rounding_grows_with_the_largest_eigenvalue():
-    space = sample_space(Gram(torch.ones(100, 1, dtype=torch.float64)))
+    space = sample_space(Rows(torch.ones(100, 1, dtype=torch.float64)))
     assert float(space.eigenvalues[-1]) == pytest.approx(100)
     assert not space.eigenvalues[:-1].any()
 
@@ -281,12 +267,12 @@ class Wrong:
         (lambda: sample_space(Wrong(torch.ones(2, 2).triu())), "symmetric"),
         (lambda: sample_space(Wrong(torch.ones(2, 3))), r"square .* \(2, 3\)"),
         (lambda: sample_space(Wrong(torch.ones(0, 0))), r"not empty, got shape \(0, 0\)"),
-        (lambda: sample_space(Gram(torch.eye(2))).solve(torch.ones(3)), r"\(2,\) .* got \(3,\)"),
-        (lambda: sample_space(Gram(torch.eye(2))).solve(torch.ones(2).double()), "float64"),
-        (lambda: sample_space(Gram(torch.eye(2))).solve(torch.ones(2), damping=-1.0), "got -1.0"),
-        (lambda: sample_space(Gram(torch.eye(2))).solve(torch.ones(2), damping=NAN), "got nan"),
-        (lambda: sample_space(Gram(torch.eye(2))).solve(torch.ones(2), radius=0.0), "got 0.0"),
-        (lambda: sample_space(Gram(torch.eye(2))).solve(torch.ones(2), radius=NAN), "got nan"),
+        (lambda: sample_space(Rows(torch.eye(2))).solve(torch.ones(3)), r"\(2,\) .* got \(3,\)"),
+        (lambda: sample_space(Rows(torch.eye(2))).solve(torch.ones(2).double()), "float64"),
+        (lambda: sample_space(Rows(torch.eye(2))).solve(torch.ones(2), damping=-1.0), "got -1.0"),
+        (lambda: sample_space(Rows(torch.eye(2))).solve(torch.ones(2), damping=NAN), "got nan"),
+        (lambda: sample_space(Rows(torch.eye(2))).solve(torch.ones(2), radius=0.0), "got 0.0"),
+        (lambda: sample_space(Rows(torch.eye(2))).solve(torch.ones(2), radius=NAN), "got nan"),
     ],
 )
 def test_errors_say_what_came_and_what_was_wanted(call, message):
