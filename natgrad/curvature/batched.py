@@ -97,7 +97,9 @@ class BatchedOperator(LinearOperator):
         self._forward, self._data, self._weights = Forward(source, first.device), data, weights
         self._chunk_size, self._samples = chunk_size or samples, samples
         if chunk_size is None:
-            self._kept = self._checked(self._twice_if_need_be(self._whole))
+            self._kept = self._checked(
+                twice_if_need_be(self._whole, self._forward, self._record_again)
+            )
 
     @abstractmethod
     def _record(self, outcome: Any, weights: Tensor | None, samples: int | None) -> Recorded:
@@ -106,20 +108,14 @@ class BatchedOperator(LinearOperator):
     def _multiply(self, matrix: Tensor) -> Tensor:
         self._slots.check_unchanged()
         with torch.inference_mode(False), preserved_buffers():
-            return self._twice_if_need_be(lambda: self._product(matrix))
+            return twice_if_need_be(
+                lambda: self._product(matrix), self._forward, self._record_again
+            )
 
-    def _twice_if_need_be(self, act: Callable[[], Result]) -> Result:
-        """``act()``; where it meets kernels without second derivatives, again with others."""
-        try:
-            return act()
-        except NotTwiceDifferentiable:
-            if self._forward is None or self._forward.fallback:
-                raise
-        self._forward.fallback = True
+    def _record_again(self) -> None:
         if self._kept is not None:
             self._kept = None  # or two graphs would be alive at once
             self._kept = self._whole()
-        return act()
 
     def _product(self, matrix: Tensor) -> Tensor:
         if self._kept is not None:
@@ -170,6 +166,21 @@ class BatchedOperator(LinearOperator):
         if not batch.samples > 0:
             raise ValueError("the batch is empty: the mean over no samples is undefined")
         return batch
+
+
+def twice_if_need_be(
+    act: Callable[[], Result], forward: Forward | None, record_again: Callable[[], None]
+) -> Result:
+    """``act()``; where it meets kernels without second derivatives, once more with others, behind a
+    new record of ``forward``."""
+    try:
+        return act()
+    except NotTwiceDifferentiable:
+        if forward is None or forward.fallback:
+            raise
+    forward.fallback = True
+    record_again()
+    return act()
 
 
 def bound_to_a_graph(operator: LinearOperator) -> TypeError:

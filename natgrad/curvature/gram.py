@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natgrad.curvature.batched import bound_to_a_graph
-from natgrad.curvature.differentiation import NotTwiceDifferentiable
+from natgrad.curvature.batched import bound_to_a_graph, twice_if_need_be
 from natgrad.curvature.jacobian import Jacobian
 from natgrad.curvature.layers import Layer, output_gradients, recorded_layers, verified
 from natgrad.curvature.operator import LinearOperator
@@ -129,14 +128,7 @@ class Gram(LinearOperator):
             return self._dense @ matrix
         self._slots.check_unchanged()
         with torch.inference_mode(False), preserved_buffers():
-            try:
-                return self._product(matrix)
-            except NotTwiceDifferentiable:
-                if self._forward is None or self._forward.fallback:
-                    raise
-            self._forward.fallback = True
-            self._run()
-            return self._product(matrix)
+            return twice_if_need_be(lambda: self._product(matrix), self._forward, self._run)
 
     def _product(self, matrix: Tensor) -> Tensor:
         columns = []

@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from natgrad.curvature.convolution import LEAN_FUNCTIONS
 from natgrad.curvature.differentiation import NotTwiceDifferentiable
+from natgrad.curvature.hooks import not_linear, require_linear, require_no_hooks
 
 # Inserted by module.register_full_backward_hook: the identity, but for the hooks that it carries.
 MODULE_HOOK = "BackwardHookFunctionBackward"
@@ -99,6 +100,21 @@ class Graph:
     def computes_once(self) -> bool:
         """Whether this graph, of a recorded backward pass, cannot be differentiated on purpose."""
         return any(node.name() == ONCE for node in self.nodes)
+
+    def require_linear(
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> None:
+        """Raise :class:`NotTwiceDifferentiable` where the backward pass from ``outputs`` to
+        ``inputs`` is no linear map: by hooks, or by Functions of Python and extensions."""
+        require_no_hooks(outputs, inputs, weights, self.nodes)
+        if self.custom:
+            require_linear(outputs, inputs, weights, self.custom)
+
+    def require_recorded(self, pieces: Sequence[Tensor]) -> None:
+        """Raise :class:`NotTwiceDifferentiable` where ``pieces``, of this graph's backward pass
+        with a graph of its own, cannot be differentiated on purpose."""
+        if self.custom and Graph(pieces).computes_once():
+            raise not_linear(self.custom)
 
     def once(self, parameter: Tensor, trial: Callable[[], None]) -> None:
         """Run ``trial`` for the first graph of a model's structure, known by one of its parameters,

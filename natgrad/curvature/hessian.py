@@ -76,8 +76,7 @@ class _LossBatch:
             if piece is not None and piece.requires_grad:  # else the loss is linear in it
                 self._owners.append(parameter)
                 self._gradient.append(piece)
-        if self._graph.custom and Graph(self._gradient).computes_once():
-            raise not_linear(self._graph.custom)
+        self._graph.require_recorded(self._gradient)
 
         def hessian() -> None:
             # A gradient without a graph may be that of a linear loss: its Jacobian can tell.

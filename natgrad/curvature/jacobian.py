@@ -20,7 +20,7 @@ from torch import Tensor
 
 from natgrad.curvature.differentiation import NotTwiceDifferentiable, gradients, many_gradients
 from natgrad.curvature.graph import Graph
-from natgrad.curvature.hooks import ROUNDING, not_linear, require_linear, require_no_hooks
+from natgrad.curvature.hooks import ROUNDING, not_linear
 from natgrad.curvature.slots import Slots
 
 ROWS = 64  # of J, or columns, in one vectorised backward pass
@@ -92,9 +92,7 @@ class Jacobian:
     def _linear(self) -> None:
         weights = self._weights()
         with self.unhooked():
-            require_no_hooks(self._live, self.reached, weights, self._graph.nodes)
-            if self._graph.custom:
-                require_linear(self._live, self.reached, weights, self._graph.custom)
+            self._graph.require_linear(self._live, self.reached, weights)
 
     def _record(self) -> None:
         self._dual = [weight.requires_grad_() for weight in self._weights()]
@@ -109,8 +107,7 @@ class Jacobian:
                 self._transposed.append(piece)
             elif bool(piece.any()):  # of torch's own operations, only zeros come without a graph
                 raise not_linear(self._graph.custom)
-        if self._graph.custom and Graph(self._transposed).computes_once():
-            raise not_linear(self._graph.custom)
+        self._graph.require_recorded(self._transposed)
 
     def _weights(self) -> list[Tensor]:
         # Jᵀz is linear in z, but not every backward formula of torch is written so (that of

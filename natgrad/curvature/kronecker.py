@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from natgrad.curvature.fisher import Fisher
 from natgrad.curvature.graph import Graph
-from natgrad.curvature.hooks import require_linear, require_no_hooks
 from natgrad.curvature.kronecker_block import (
     Block,
     DampingSplit,
@@ -177,9 +176,7 @@ class Kronecker(LinearOperator):
         def layers() -> None:
             pairs = [(y, w) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
             live, along = zip(*pairs, strict=True)
-            require_no_hooks(live, reached, along, graph.nodes)
-            if graph.custom:
-                require_linear(live, reached, along, graph.custom)
+            graph.require_linear(live, reached, along)
 
         graph.once(reached[0], layers)
         with torch.enable_grad():
