@@ -17,6 +17,7 @@ from natgrad.curvature import (
     register_metric,
     twice_differentiable,
 )
+from natgrad.natural_step import Step, natural_step
 from natgrad.solvers import (
     Solution,
     Status,
@@ -61,6 +62,7 @@ __all__ = [
     "Solution",
     "Status",
     "SteihaugPath",
+    "Step",
     "StepSize",
     "StepSizeStatus",
     "WolfeResult",
@@ -74,6 +76,7 @@ __all__ = [
     "lanczos",
     "least_squares",
     "minres",
+    "natural_step",
     "optim",
     "preconditioners",
     "reduction_ratio",

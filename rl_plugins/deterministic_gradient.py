@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from natgrad import GaussNewton, backtracking, cg, step_size
+from natgrad import GaussNewton, backtracking, cg, natural_step
 from natgrad.curvature import metrics
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins.errors import require_between, require_least, require_one_of
@@ -82,11 +83,9 @@ def actor_step(
     g = gradient(objective, parameters, retain_graph=True)
     # squared_error is the mean over states and dimensions of (a − a′)², its matrix twice E[JᵀJ].
     K = GaussNewton(actions, parameters, metrics.squared_error)
-    s = cg(K, g, damping=settings.damping, max_iterations=settings.cg_iterations, rtol=1e-3)
-    sKs = s.x.double() @ s.Ax.double()
     bound = settings.max_action_change**2
-    alpha, _ = step_size(sKs, bound)
-    step = alpha * s.x
+    solver = partial(cg, max_iterations=settings.cg_iterations, rtol=1e-3)
+    step = natural_step(K, g, damping=settings.damping, bound=bound, solver=solver).d
     theta_old = flatten(parameters)
     # A copy: actions may share memory with a parameter that a candidate overwrites.
     old_actions = actions.detach().clone()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import optree
 from torch import Tensor, nn
 
-from natgrad import Fisher, Solution, cg, step_size
+from natgrad import Fisher, Step, cg, natural_step
 from rl_plugins.errors import require_least
 from rl_plugins.surrogate import Surrogate
 
@@ -38,25 +39,15 @@ class NaturalGradientSettings:
             require_least(self, 1, "fisher_chunk_size")
 
 
-@dataclass(frozen=True)
-class NaturalStep:
-    """``step`` = α s (n,), and the ``solution`` s of (K + λI) s = g."""
-
-    step: Tensor
-    solution: Solution[Tensor]
-
-
-def natural_step(
+def policy_step(
     policy: nn.Module,
     parameters: list[Tensor],
     surrogate: Surrogate,
     g: Tensor,
     settings: NaturalGradientSettings,
-) -> NaturalStep:
+) -> Step:
     """α s with (K + λI) s = g and ½ (αs)ᵀ K (αs) = δ, K the Fisher matrix of π at θ_old.
 
-    sᵀK s is taken without the damping (with it every step is shorter than δ allows), from K s that
-    CG already holds: no further product. The step is 0 where sᵀK s is not positive, or not finite.
     Cost: ``cg_iterations`` Fisher products and the set-up of one.
     """
     mask = surrogate.mask
@@ -71,10 +62,5 @@ def natural_step(
         weights=None if mask is None else mask[every].to(g.dtype),
         chunk_size=settings.fisher_chunk_size,
     )
-    s = cg(
-        K, g, damping=settings.damping,
-        max_iterations=settings.cg_iterations, rtol=settings.cg_tolerance,
-    )  # fmt: skip
-    sKs = s.x.double() @ s.Ax.double()
-    alpha, _ = step_size(sKs, settings.max_kl)
-    return NaturalStep(alpha * s.x, s)
+    solver = partial(cg, max_iterations=settings.cg_iterations, rtol=settings.cg_tolerance)
+    return natural_step(K, g, damping=settings.damping, bound=settings.max_kl, solver=solver)

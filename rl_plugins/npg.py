@@ -6,7 +6,7 @@ Each update:
     2. g = ∇_θ E[π_θ/π_old · A] at θ_old = ∇J(θ_old)                 the surrogate's gradient
     3. K = Fisher matrix of π at θ_old                               natgrad.Fisher
     4. solve (K + λI) s = g                                          natgrad.cg
-    5. α = √(2δ / sᵀK s); 3 to 5 are in natural_gradient.py          natgrad.step_size
+    5. α = √(2δ / sᵀK s); 3 to 5 are natgrad.natural_step             natural_gradient.py
     6. θ = θ_old + α s; shortened where the KL came out above 2 δ    pull_back.py
     7. fit the critic to the λ-returns                               critics/
 
@@ -31,7 +31,7 @@ from natgrad import LineSearchResult, LineSearchStatus
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins.actor_critic import OnPolicyConfig
 from rl_plugins.first_order import Snapshot
-from rl_plugins.natural_gradient import NaturalGradientSettings, natural_step
+from rl_plugins.natural_gradient import NaturalGradientSettings, policy_step
 from rl_plugins.on_policy import OnPolicyPlugin
 from rl_plugins.pull_back import pull_back
 from rl_plugins.reports import TrustRegionReport
@@ -74,13 +74,13 @@ class NPG(OnPolicyPlugin):
         surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
         objective = surrogate.objective(self.policy(observations))
         g = gradient(objective, parameters)
-        natural = natural_step(self.policy, parameters, surrogate, g, config)
+        natural = policy_step(self.policy, parameters, surrogate, g, config)
 
         status, fraction = LineSearchStatus.ZERO_STEP, 0.0
         improvement = kl = math.nan
         with Snapshot(parameters) as before:
-            if bool(natural.step.any()) and bool(torch.isfinite(natural.step).all()):
-                assign(parameters, before.theta + natural.step)
+            if bool(natural.d.any()) and bool(torch.isfinite(natural.d).all()):
+                assign(parameters, before.theta + natural.d)
                 # Where a policy is nearly certain the quadratic model is wrong by any factor.
                 fraction = pull_back(
                     self.policy, parameters, surrogate, before.theta, MOST_KL * config.max_kl
@@ -99,6 +99,6 @@ class NPG(OnPolicyPlugin):
             evaluations=int(status is not LineSearchStatus.ZERO_STEP),
         )  # fmt: skip
         return TrustRegionReport.of(
-            g, natural.solution, natural.step, step,
+            g, natural.solution, natural.d, step,
             advantages=surrogate.advantages, max_kl=config.max_kl, entropy=surrogate.entropy(),
         )  # fmt: skip

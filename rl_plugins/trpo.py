@@ -6,7 +6,7 @@ Each update:
     2. g = ∇_θ E[π_θ/π_old · A] at θ_old                             the surrogate's gradient
     3. K = Fisher matrix of π at θ_old = ∇² E[KL(π_old ‖ π_θ)]       natgrad.Fisher
     4. solve (K + λI) s = g                                          natgrad.cg
-    5. α = √(2δ / sᵀK s); 3 to 5 are in natural_gradient.py          natgrad.step_size
+    5. α = √(2δ / sᵀK s); 3 to 5 are natgrad.natural_step             natural_gradient.py
     6. the first θ_old + cʲ α s, j = 0, 1, …, with
        E[KL(π_old ‖ π_θ)] <= δ and an improved surrogate             natgrad.backtracking
     7. if there is none, θ stays θ_old, bit for bit
@@ -28,7 +28,7 @@ from natgrad import backtracking
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins.actor_critic import OnPolicyConfig
 from rl_plugins.errors import require_between, require_least
-from rl_plugins.natural_gradient import NaturalGradientSettings, natural_step
+from rl_plugins.natural_gradient import NaturalGradientSettings, policy_step
 from rl_plugins.on_policy import OnPolicyPlugin
 from rl_plugins.reports import TrustRegionReport
 from rl_plugins.surrogate import Surrogate
@@ -89,7 +89,7 @@ class TRPO(OnPolicyPlugin):
         surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
         objective = surrogate.objective(self.policy(observations))
         g = gradient(objective, parameters)
-        natural = natural_step(self.policy, parameters, surrogate, g, config)
+        natural = policy_step(self.policy, parameters, surrogate, g, config)
 
         def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
             assign(parameters, theta)
@@ -101,10 +101,10 @@ class TRPO(OnPolicyPlugin):
             search = backtracking(
                 evaluate,
                 theta_old,
-                natural.step,
+                natural.d,
                 bound=config.max_kl,
                 start_objective=-objective.detach(),
-                expected_improvement=g @ natural.step,
+                expected_improvement=g @ natural.d,
                 accept_ratio=config.accept_ratio,
                 shrink=config.shrink,
                 max_backtracks=config.max_backtracks,
@@ -113,6 +113,6 @@ class TRPO(OnPolicyPlugin):
         finally:  # whatever happens in the policy, no candidate is left behind in it
             assign(parameters, theta_new)
         return TrustRegionReport.of(
-            g, natural.solution, natural.step, search,
+            g, natural.solution, natural.d, search,
             advantages=surrogate.advantages, max_kl=config.max_kl, entropy=surrogate.entropy(),
         )  # fmt: skip

@@ -17,7 +17,6 @@ from natgrad.optim.curvature_source import (
     require_one_source,
     require_reached,
 )
-from natgrad.optim.inner_products import inner_products
 from natgrad.optim.likelihoods import Metric, metric_of
 from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.second_order import (
@@ -29,6 +28,7 @@ from natgrad.optim.second_order import (
 from natgrad.optim.settings import require_least
 from natgrad.solvers import Iterate, Solution, Status, cg, relative_progress
 from natgrad.solvers.linear_map import LinearMap
+from natgrad.solvers.scaling import inner_products
 from natgrad.trust_region import backtracking, reduction_ratio, update_damping
 
 Preconditioner = Callable[[LinearOperator], LinearMap]

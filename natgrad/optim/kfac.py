@@ -13,7 +13,6 @@ from natgrad import flat
 from natgrad.curvature import Sharing
 from natgrad.curvature.kronecker_block import NonFiniteFactors
 from natgrad.optim.curvature_source import require_reached
-from natgrad.optim.inner_products import inner_products
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.measured_kl import MeasuredKL
 from natgrad.optim.report import StepReport, StepStatus
@@ -25,6 +24,7 @@ from natgrad.optim.second_order import (
     Start,
 )
 from natgrad.optim.settings import require_least
+from natgrad.solvers.scaling import inner_products
 
 
 class KFAC(SecondOrderOptimizer):

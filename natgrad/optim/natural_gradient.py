@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, LinearOperator
+from natgrad.natural_step import Solver, natural_step
 from natgrad.optim.curvature_source import (
     Curvature,
     operator_of,
     require_one_source,
     require_reached,
 )
-from natgrad.optim.inner_products import inner_products
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.measured_kl import MeasuredKL
 from natgrad.optim.report import StepReport, StepStatus
@@ -30,23 +29,18 @@ from natgrad.optim.second_order import (
     Start,
 )
 from natgrad.optim.settings import require_least
-from natgrad.solvers import Solution, Status, cg
-from natgrad.solvers.scaling import norm
-from natgrad.trust_region import (
-    LineSearchResult,
-    LineSearchStatus,
-    StepSizeStatus,
-    backtracking,
-    step_size,
-)
+from natgrad.solvers import cg
+from natgrad.trust_region import LineSearchResult, LineSearchStatus, StepSizeStatus, backtracking
 
 Search = Callable[..., LineSearchResult]
 
 
-class Solver(Protocol):
-    """s with (A + λ I) s = b, λ the ``damping``; ``Ax`` of the answer is A s, without it."""
-
-    def __call__(self, A: LinearOperator, b: Tensor, /, *, damping: float) -> Solution[Tensor]: ...
+_STATUS = {
+    StepSizeStatus.OK: StepStatus.ACCEPTED,
+    StepSizeStatus.NONFINITE: StepStatus.NONFINITE_CURVATURE,
+    StepSizeStatus.NONPOSITIVE_CURVATURE: StepStatus.NONPOSITIVE_CURVATURE,
+    StepSizeStatus.NOT_DESCENT: StepStatus.NOT_DESCENT,
+}
 
 
 class NaturalGradient(SecondOrderOptimizer):
@@ -112,15 +106,13 @@ class NaturalGradient(SecondOrderOptimizer):
         chunk_size: int | None = None,
         maximize: bool = False,
         measure_kl: bool = True,
-        solver: Callable[..., Solution[Tensor]] | None = None,
+        solver: Solver | None = None,
         search: Search = backtracking,
     ) -> None:
         require_one_source(params, model, curvature, "NaturalGradient(model, likelihood=...)")
         self._likelihood, self._curvature = likelihood_of(likelihood), curvature
         self._measure_kl = measure_kl
-        self._solver: Solver = partial(cg, rtol=rtol, max_iterations=max_iterations)
-        if solver is not None:
-            self._solver = solver if _takes_damping(solver) else _WithoutDamping(solver)
+        self._solver = solver or partial(cg, rtol=rtol, max_iterations=max_iterations)
         self._solver_name = "cg" if solver is None else getattr(solver, "__name__", "solver")
         self._search, self._chunk_size = search, chunk_size
         defaults = {"lr": lr, "max_kl": max_kl, "damping": damping, "maximize": maximize}
@@ -146,40 +138,37 @@ class NaturalGradient(SecondOrderOptimizer):
         K = operator_of(
             self._curvature, self._observed, self._fisher, self._parameters(), start.parameters
         )
-        s = self._solver(K, start.gradient, damping=damping)
+        found = natural_step(
+            K,
+            start.gradient,
+            damping=damping,
+            bound=max_kl,
+            longest=self._per_parameter("lr", start.parameters),
+            solver=self._solver,
+        )
         require_reached(K, start, self._observed)
-        rates = self._per_parameter("lr", start.parameters)
-        d, longest, Kd = s.x, rates, s.Ax
-        if rates.ndim:  # K D s, with D the rates, is no multiple of K s
-            d, longest = rates * s.x, torch.ones_like(rates[0])
-            Kd = K @ d
-        slope, dKd = inner_products(start.gradient, d), inner_products(d, Kd)
         report = StepReport(
-            StepStatus.ACCEPTED, iterations=s.iterations, products=K.products, damping=damping,
-            solver=self._solver_name, solver_status=s.status,
-        )  # fmt: skip
-        if s.status is Status.NONFINITE or not bool(torch.isfinite(slope + dKd)):
-            return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
-        # Below 0 by what rounding of the product explains is 0: d costs nothing to second order.
-        rounding = torch.finfo(d.dtype).eps * norm(d) * norm(Kd)
-        if bool(dKd < -rounding):
-            return Outcome(None, replace(report, status=StepStatus.NONPOSITIVE_CURVATURE))
-        dKd = torch.clamp(dKd, min=0.0)
-        bound, sized = step_size(dKd, max_kl)
-        alpha = longest.double()
-        if sized is StepSizeStatus.OK:  # where not: no curvature, or a bound beyond all numbers
-            alpha = torch.minimum(alpha, torch.as_tensor(bound))
-        if not bool((slope > 0) & torch.isfinite(alpha)):
-            return Outcome(None, replace(report, status=StepStatus.NOT_DESCENT))
-        step = _Step((alpha * d).to(d), alpha * slope)
+            _STATUS[found.status],
+            iterations=found.solution.iterations,
+            products=K.products,
+            damping=damping,
+            solver=self._solver_name,
+            solver_status=found.solution.status,
+        )
+        if found.status is not StepSizeStatus.OK:
+            return Outcome(None, report)
+        step = _Step(found.d, found.slope)
         status, fraction = step.taken_from(start, max_kl, self._measured(start), self._search)
-        alpha = fraction * alpha
+        half_curvature = fraction**2 * found.curvature / 2
         report = replace(
-            report, status=status, step_scale=float(alpha), kl=step.kl,
-            predicted_kl=float(alpha.square() * dKd / 2),
-            predicted_reduction=float(alpha * slope - alpha.square() * dKd / 2),
+            report,
+            status=status,
+            step_scale=float(fraction * found.scale),
+            kl=step.kl,
+            predicted_kl=float(half_curvature),
+            predicted_reduction=float(fraction * found.slope - half_curvature),
             actual_reduction=step.improvement,
-        )  # fmt: skip
+        )
         return Outcome(step.theta, report)
 
     def _measured(self, start: Start) -> MeasuredKL | None:
@@ -232,24 +221,3 @@ class _Step:
             return StepStatus.ACCEPTED, within * found.fraction
         nonfinite = found.status is LineSearchStatus.NONFINITE
         return StepStatus.NONFINITE_LOSS if nonfinite else StepStatus.NO_IMPROVEMENT, 0.0
-
-
-@dataclass(frozen=True)
-class _WithoutDamping:
-    """A solver of A x = b as one of (A + λI) x = b, at one product more for A x."""
-
-    solver: Callable[..., Solution[Tensor]]
-
-    def __call__(self, A: LinearOperator, b: Tensor, /, *, damping: float) -> Solution[Tensor]:
-        if not damping:
-            return self.solver(A, b)
-        found = self.solver(A.damped(damping), b)
-        return replace(found, Ax=A @ found.x)
-
-
-def _takes_damping(solver: Callable[..., Solution[Tensor]]) -> bool:
-    try:
-        parameters = inspect.signature(solver).parameters.values()
-    except (TypeError, ValueError):  # written in C
-        return False
-    return any(p.name == "damping" for p in parameters)

@@ -11,11 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from natgrad.optim.inner_products import inner_products
 from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.second_order import Start
 from natgrad.solvers import Solution, Status
-from natgrad.solvers.scaling import length
+from natgrad.solvers.scaling import inner_products, length
 from natgrad.trust_region import reduction_ratio, update_radius
 
 SMALLEST = 2.0**-1000  # of a radius: a float's range ends below it

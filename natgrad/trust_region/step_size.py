@@ -22,6 +22,10 @@ class StepSizeStatus(Enum):
         "sᵀK s is NaN or infinite: the gradient or the metric overflowed; or it is so small that "
         "α itself leaves float64: s is next to nothing, scale it up"
     )
+    NOT_DESCENT = (
+        "gᵀs <= 0: the solver's answer does not go along g; K is not positive definite there, add "
+        "damping"
+    )
 
 
 class StepSize(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import optree
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from natgrad import Fisher, backtracking, cg
+from natgrad import Fisher, backtracking, cg, natural_step
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins.policies.observations import FeatureBatch
 
@@ -42,25 +43,20 @@ class GaussNewtonRegression:
             assign(parameters, theta)
             return half_mean_square(network(features).squeeze(-1)), 0.0
 
+        solver = partial(cg, max_iterations=self.cg_iterations, rtol=1e-3)
         every_kth = optree.tree_map(lambda leaf: leaf[:: self.stride], features)
         for _ in range(self.steps):
             loss = half_mean_square(network(features).squeeze(-1))
             downhill = -gradient(loss, parameters)
             sampled = network(every_kth).squeeze(-1)
             metric = Fisher(Normal(sampled, torch.ones_like(sampled)), parameters)
-            direction = cg(
-                metric,
-                downhill,
-                damping=self.damping,
-                max_iterations=self.cg_iterations,
-                rtol=1e-3,
-            )
+            step = natural_step(metric, downhill, damping=self.damping, longest=1.0, solver=solver)
             search = backtracking(
                 evaluate,
                 flatten(parameters),
-                direction.x,
+                step.d,
                 start_objective=loss.detach(),
-                expected_improvement=downhill @ direction.x,
+                expected_improvement=downhill @ step.d,
             )
             assign(parameters, search.theta)
             if not search.accepted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from natgrad.optim.inner_products import CHUNK, inner_products
+from natgrad.solvers.scaling import CHUNK, inner_products
 
 
 @pytest.mark.parametrize("n", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
