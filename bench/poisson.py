@@ -27,8 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from natgrad import GaussNewton, Hessian, backtracking, cholesky
-from natgrad.curvature import LinearOperator, OutputMetric
-from natgrad.curvature.dense import Dense
+from natgrad.curvature import Dense, LinearOperator, OutputMetric
 from natgrad.optim import HessianFree, LevenbergMarquardt, NaturalGradient, TrustRegionNewton
 
 PROBLEMS = {"2-d": poisson_2d, "5-d": poisson_5d}

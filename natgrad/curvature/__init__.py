@@ -1,21 +1,19 @@
 """How is distance measured? Operators v ↦ K v from a model's outputs and its parameters."""
 
+from natgrad.autodiff.differentiation import NotTwiceDifferentiable, twice_differentiable
 from natgrad.curvature import metrics
-from natgrad.curvature.dense import Dense
 from natgrad.curvature.diagonal import Diagonal, Identity
-from natgrad.curvature.differentiation import NotTwiceDifferentiable, twice_differentiable
 from natgrad.curvature.empirical_fisher import EmpiricalFisher
 from natgrad.curvature.fisher import Fisher
-from natgrad.curvature.function_operator import FunctionOperator
 from natgrad.curvature.gauss_newton import GaussNewton
 from natgrad.curvature.gram import Gram
 from natgrad.curvature.hessian import Hessian
-from natgrad.curvature.kronecker import Kronecker
-from natgrad.curvature.kronecker_block import DampingSplit
-from natgrad.curvature.kronecker_factors import Sharing
+from natgrad.curvature.kronecker.blocks import DampingSplit
+from natgrad.curvature.kronecker.factors import Sharing
+from natgrad.curvature.kronecker.operator import Kronecker
 from natgrad.curvature.low_rank import LowRank
 from natgrad.curvature.metrics import OutputMetric, output_metric, register_metric
-from natgrad.curvature.operator import LinearOperator
+from natgrad.curvature.operator import Dense, FunctionOperator, LinearOperator
 from natgrad.curvature.submatrix import Submatrix
 
 __all__ = [

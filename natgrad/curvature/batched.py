@@ -9,11 +9,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from natgrad.curvature.data import length, subset, take
-from natgrad.curvature.differentiation import NotTwiceDifferentiable
+from natgrad.autodiff.data import length, subset, take
+from natgrad.autodiff.differentiation import NotTwiceDifferentiable
+from natgrad.autodiff.side_effects import Forward, preserved_buffers
+from natgrad.autodiff.slots import Slots
 from natgrad.curvature.operator import LinearOperator
-from natgrad.curvature.slots import Slots
-from natgrad.curvature.traceless import Forward, preserved_buffers
 
 Result = TypeVar("Result")
 

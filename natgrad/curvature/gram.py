@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natgrad.autodiff.jacobian import Jacobian
+from natgrad.autodiff.layers import Layer, output_gradients, recorded_layers, verified
+from natgrad.autodiff.side_effects import Forward, preserved_buffers
+from natgrad.autodiff.slots import Slots
 from natgrad.curvature.batched import bound_to_a_graph, twice_if_need_be
-from natgrad.curvature.jacobian import Jacobian
-from natgrad.curvature.layers import Layer, output_gradients, recorded_layers, verified
 from natgrad.curvature.operator import LinearOperator
-from natgrad.curvature.slots import Slots
-from natgrad.curvature.traceless import Forward, preserved_buffers
 
 
 class Gram(LinearOperator):

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from natgrad.autodiff.differentiation import gradients
+from natgrad.autodiff.graph import Graph
+from natgrad.autodiff.hooks import ROUNDING, not_linear
+from natgrad.autodiff.jacobian import Jacobian
+from natgrad.autodiff.slots import Slots
 from natgrad.curvature.batched import BatchedOperator
-from natgrad.curvature.differentiation import gradients
-from natgrad.curvature.graph import Graph
-from natgrad.curvature.hooks import ROUNDING, not_linear
-from natgrad.curvature.jacobian import Jacobian
-from natgrad.curvature.slots import Slots
 
 
 class Hessian(BatchedOperator):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from natgrad.curvature.jacobian import Jacobian
+from natgrad.autodiff.jacobian import Jacobian
+from natgrad.autodiff.slots import Slots
 from natgrad.curvature.metrics import OutputMetric
-from natgrad.curvature.slots import Slots
 
 
 class MetricBatch:

@@ -1,9 +1,13 @@
-"""A symmetric matrix (n, n) that is known by its products, and the algebra of such matrices."""
+"""A symmetric matrix (n, n) that is known by its products, and the algebra of such matrices.
+
+``Dense`` and ``FunctionOperator`` are here, since ``from_dense`` and ``from_scipy`` make them.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,8 +125,6 @@ class LinearOperator(ABC):
 
         Symmetry is the caller's promise: checking it would cost products.
         """
-        from natgrad.curvature.function_operator import FunctionOperator
-
         rows, columns = operator.shape
         if rows != columns:
             raise ValueError(f"expected a square operator, got shape {operator.shape}")
@@ -138,8 +140,6 @@ class LinearOperator(ABC):
     @staticmethod
     def from_dense(matrix: Tensor | NDArray[Any]) -> LinearOperator:
         """A symmetric matrix (n, n), torch or NumPy, as an operator: see :class:`Dense`."""
-        from natgrad.curvature.dense import Dense
-
         return Dense(torch.as_tensor(matrix))
 
     def __repr__(self) -> str:
@@ -197,3 +197,68 @@ class Damped(LinearOperator):
 
     def _multiply(self, matrix: Tensor) -> Tensor:
         return torch.add(self._operator @ matrix, matrix, alpha=self._damping)
+
+
+class Dense(LinearOperator):
+    """A symmetric matrix (n, n). Cost: n² a product, n² memory (the matrix itself, not a copy).
+
+    Raises ``ValueError`` where the matrix is not square, or differs from its transpose by more
+    than rounding of its own dtype explains.
+
+    >>> (Dense(torch.tensor([[2.0, 1.0], [1.0, 3.0]])) @ torch.tensor([1.0, 1.0])).tolist()
+    [3.0, 4.0]
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"expected a square matrix (n, n), got shape {tuple(matrix.shape)}")
+        if not matrix.dtype.is_floating_point:
+            raise TypeError(f"expected a real floating-point matrix, got {matrix.dtype}")
+        matrix = matrix.detach()
+        # sqrt(eps) lets products such as JᵀJ through, whose two triangles round differently.
+        tolerance = torch.finfo(matrix.dtype).eps ** 0.5
+        # Entry against largest entry: squares of a norm would under- or overflow at extreme scales.
+        largest = matrix.abs().amax() if matrix.numel() else matrix.new_zeros(())
+        if bool(((matrix - matrix.mT).abs() > tolerance * largest).any()):
+            raise ValueError(
+                "expected a symmetric matrix; its antisymmetric part is not rounding. "
+                "Pass (M + M.mT) / 2 if the symmetric part is what you mean"
+            )
+        super().__init__(matrix.shape[0], matrix.dtype, matrix.device)
+        self._matrix = matrix
+
+    def _multiply(self, matrix: Tensor) -> Tensor:
+        return self._matrix @ matrix
+
+
+class FunctionOperator(LinearOperator):
+    """The operator whose product is ``function(v)``, v (n,); symmetry is the caller's promise.
+
+    >>> (FunctionOperator(lambda v: 2 * v, 3) @ torch.ones(3)).tolist()
+    [2.0, 2.0, 2.0]
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        size: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(size, dtype, torch.device(device))
+        self._function = function
+
+    def _multiply(self, matrix: Tensor) -> Tensor:
+        products = torch.zeros_like(matrix)
+        for column in range(matrix.shape[1]):
+            vector = matrix[:, column].contiguous()
+            product = self._function(vector)
+            if product.shape != vector.shape or product.dtype != vector.dtype:
+                raise ValueError(
+                    f"the function returned shape {tuple(product.shape)} of {product.dtype} for a "
+                    f"vector of shape {tuple(vector.shape)} of {vector.dtype}; a square operator "
+                    "keeps both"
+                )
+            products[:, column] = product.detach()
+        return products

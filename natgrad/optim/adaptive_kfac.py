@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, Kronecker, LinearOperator, Sharing
-from natgrad.curvature.kronecker_block import NonFiniteFactors
+from natgrad.curvature.kronecker.blocks import NonFiniteFactors
 from natgrad.optim.curvature_source import require_reached
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
-from natgrad.optim.report import StepReport, StepStatus
-from natgrad.optim.running_factors import RunningFactors, mixed_seed
-from natgrad.optim.second_order import (
+from natgrad.optim.optimizer import (
     Outcome,
     Parameters,
     SecondOrderOptimizer,
     Start,
 )
+from natgrad.optim.report import StepReport, StepStatus
+from natgrad.optim.running_factors import RunningFactors, mixed_seed
 from natgrad.optim.settings import require_least
 from natgrad.solvers.scaling import inner_products
 from natgrad.trust_region import reduction_ratio, update_damping

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from natgrad.curvature import LinearOperator, Submatrix
 from natgrad.optim.observed_model import ObservedModel
-from natgrad.optim.second_order import Parameters, Start
+from natgrad.optim.optimizer import Parameters, Start
 
 Curvature = Callable[[], LinearOperator]
 # (forward, data, parameters) -> operator, as the constructors in natgrad.curvature take them.

@@ -18,13 +18,13 @@ from natgrad.optim.curvature_source import (
     require_reached,
 )
 from natgrad.optim.likelihoods import Metric, metric_of
-from natgrad.optim.report import StepReport, StepStatus
-from natgrad.optim.second_order import (
+from natgrad.optim.optimizer import (
     Outcome,
     Parameters,
     SecondOrderOptimizer,
     Start,
 )
+from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.settings import require_least
 from natgrad.solvers import Iterate, Solution, Status, cg, relative_progress
 from natgrad.solvers.linear_map import LinearMap

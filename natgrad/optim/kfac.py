@@ -11,18 +11,18 @@ from torch import nn
 
 from natgrad import flat
 from natgrad.curvature import Sharing
-from natgrad.curvature.kronecker_block import NonFiniteFactors
+from natgrad.curvature.kronecker.blocks import NonFiniteFactors
 from natgrad.optim.curvature_source import require_reached
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.measured_kl import MeasuredKL
-from natgrad.optim.report import StepReport, StepStatus
-from natgrad.optim.running_factors import RunningFactors
-from natgrad.optim.second_order import (
+from natgrad.optim.optimizer import (
     Outcome,
     Parameters,
     SecondOrderOptimizer,
     Start,
 )
+from natgrad.optim.report import StepReport, StepStatus
+from natgrad.optim.running_factors import RunningFactors
 from natgrad.optim.settings import require_least
 from natgrad.solvers.scaling import inner_products
 

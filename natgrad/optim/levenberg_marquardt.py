@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from natgrad import flat
-from natgrad.curvature.graph import Graph
+from natgrad.autodiff.graph import Graph
 from natgrad.optim.least_squares_step import LeastSquaresStep, Method, cauchy_length, cheapest
 from natgrad.optim.linearised import Linearised, is_residuals, of_model, of_residuals
 from natgrad.optim.objective import Closure, Objective, as_loss
-from natgrad.optim.report import StepReport, StepStatus
-from natgrad.optim.second_order import (
+from natgrad.optim.optimizer import (
     Outcome,
     Parameters,
     SecondOrderOptimizer,
     Start,
 )
+from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.settings import require_least
 from natgrad.optim.trust_region_search import RadiusSearch, search_radius
 from natgrad.solvers import Solution, Status

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natgrad.curvature.hooks import ROUNDING
-from natgrad.curvature.jacobian import Jacobian
-from natgrad.curvature.slots import Slots
-from natgrad.curvature.traceless import Forward
+from natgrad.autodiff.hooks import ROUNDING
+from natgrad.autodiff.jacobian import Jacobian
+from natgrad.autodiff.side_effects import Forward
+from natgrad.autodiff.slots import Slots
 from natgrad.optim.observed_model import ObservedModel
-from natgrad.optim.second_order import Start
+from natgrad.optim.optimizer import Start
 from natgrad.solvers.scaling import norm
 from natgrad.solvers.singular_values import norms
 

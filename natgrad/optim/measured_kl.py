@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from natgrad.curvature.data import length, take
+from natgrad.autodiff.data import length, take
+from natgrad.autodiff.side_effects import Forward
 from natgrad.curvature.metrics import Distributions, mean_kl
-from natgrad.curvature.traceless import Forward
 from natgrad.optim.likelihoods import Likelihood
 from natgrad.optim.objective import moved
 from natgrad.optim.observed_model import Batch, ObservedModel
-from natgrad.optim.second_order import Start
+from natgrad.optim.optimizer import Start
 
 ATTEMPTS, REFINEMENTS = 30, 2
 # Of the length at which the forecast, corrected by what was measured, meets the bound.

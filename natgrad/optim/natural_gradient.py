@@ -21,13 +21,13 @@ from natgrad.optim.curvature_source import (
 )
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.measured_kl import MeasuredKL
-from natgrad.optim.report import StepReport, StepStatus
-from natgrad.optim.second_order import (
+from natgrad.optim.optimizer import (
     Outcome,
     Parameters,
     SecondOrderOptimizer,
     Start,
 )
+from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.settings import require_least
 from natgrad.solvers import cg
 from natgrad.trust_region import LineSearchResult, LineSearchStatus, StepSizeStatus, backtracking

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from natgrad.optim.optimizer import Outcome, Parameters, SecondOrderOptimizer, Start
 from natgrad.optim.report import StepReport, StepStatus
-from natgrad.optim.second_order import Outcome, Parameters, SecondOrderOptimizer, Start
 from natgrad.solvers.scaling import power_of_two
 from natgrad.trust_region import WolfeResult, WolfeStatus, approximate_wolfe
 from natgrad.trust_region.approximate_wolfe import Slope

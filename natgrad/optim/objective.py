@@ -13,8 +13,8 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.overrides import TorchFunctionMode
 
 from natgrad import flat
-from natgrad.curvature.differentiation import eager
-from natgrad.curvature.traceless import RandomState, preserved_buffers
+from natgrad.autodiff.differentiation import eager
+from natgrad.autodiff.side_effects import RandomState, preserved_buffers
 
 Closure = Callable[[], Any]
 LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]

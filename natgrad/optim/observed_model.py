@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from natgrad.autodiff.data import subset, take
+from natgrad.autodiff.side_effects import RandomState
 from natgrad.curvature import LinearOperator
-from natgrad.curvature.data import subset, take
-from natgrad.curvature.traceless import RandomState
 
 
 @dataclass

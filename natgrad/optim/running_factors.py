@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from natgrad.autodiff.layers import candidates
 from natgrad.curvature import DampingSplit, Kronecker, Sharing
-from natgrad.curvature.kronecker_factors import require_samples_drawn
-from natgrad.curvature.layers import candidates
+from natgrad.curvature.kronecker.factors import require_samples_drawn
 from natgrad.optim.likelihoods import Likelihood
 from natgrad.optim.observed_model import Batch, ObservedModel
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from natgrad.curvature import Hessian, LinearOperator
 from natgrad.optim.objective import Closure, Objective
-from natgrad.optim.report import StepReport, StepStatus
-from natgrad.optim.second_order import (
+from natgrad.optim.optimizer import (
     Outcome,
     Parameters,
     SecondOrderOptimizer,
     Start,
 )
+from natgrad.optim.report import StepReport, StepStatus
 from natgrad.optim.settings import require_least
 from natgrad.optim.trust_region_search import search_radius
 from natgrad.solvers import Solution, SteihaugPath

@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from natgrad.optim.optimizer import Start
 from natgrad.optim.report import StepReport, StepStatus
-from natgrad.optim.second_order import Start
 from natgrad.solvers import Solution, Status
 from natgrad.solvers.scaling import inner_products, length
 from natgrad.trust_region import reduction_ratio, update_radius

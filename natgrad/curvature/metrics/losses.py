@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from natgrad.curvature.graph import Graph
+from natgrad.autodiff.graph import Graph
+from natgrad.autodiff.hooks import WithoutTensorHooks
 from natgrad.curvature.hessian import Hessian
-from natgrad.curvature.hooks import WithoutTensorHooks
 from natgrad.curvature.metrics.output_metric import OutputMetric, Tensors
 
 

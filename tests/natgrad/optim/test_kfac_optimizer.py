@@ -310,7 +310,7 @@ class Scaled(nn.Module):
 
 @pytest.mark.parametrize("samples", [1, 5])
 def test_the_diagonal_of_many_other_parameters_is_unbiased(samples, built, generator, monkeypatch):
-    monkeypatch.setattr("natgrad.curvature.kronecker.MAX_DENSE", 6)
+    monkeypatch.setattr("natgrad.curvature.kronecker.operator.MAX_DENSE", 6)
     network = built(Scaled)
     x = randn(5, 4, generator=generator)
     rest = [network.shift, network.scale]
@@ -332,7 +332,7 @@ def test_the_diagonal_of_many_other_parameters_is_unbiased(samples, built, gener
 
 
 def test_a_diagonal_block_multiplies_solves_and_comes_back(built, generator, monkeypatch):
-    monkeypatch.setattr("natgrad.curvature.kronecker.MAX_DENSE", 6)
+    monkeypatch.setattr("natgrad.curvature.kronecker.operator.MAX_DENSE", 6)
     network = built(Scaled)
     x = randn(5, 4, generator=generator)
     K = Kronecker(network, x, forward=categorical(network), samples=2, generator=generator)
@@ -350,7 +350,7 @@ def test_a_diagonal_block_multiplies_solves_and_comes_back(built, generator, mon
 
 
 def test_exact_factors_of_many_other_parameters_are_refused(built, generator, monkeypatch):
-    monkeypatch.setattr("natgrad.curvature.kronecker.MAX_DENSE", 6)
+    monkeypatch.setattr("natgrad.curvature.kronecker.operator.MAX_DENSE", 6)
     network = built(Scaled)
     with pytest.raises(ValueError, match="7 parameters are outside"):
         Kronecker(network, randn(5, 4, generator=generator), forward=categorical(network))
@@ -358,7 +358,7 @@ def test_exact_factors_of_many_other_parameters_are_refused(built, generator, mo
 
 def test_training_goes_on_with_a_diagonal_block(built, generator, monkeypatch):
     """Through the optimizer's state: a checkpoint between refreshes holds the diagonal too."""
-    monkeypatch.setattr("natgrad.curvature.kronecker.MAX_DENSE", 6)
+    monkeypatch.setattr("natgrad.curvature.kronecker.operator.MAX_DENSE", 6)
     x = randn(12, 4, generator=generator)
     y = labels(x, generator)
     network, other = built(Scaled), built(Scaled)

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from scipy.sparse.linalg import aslinearoperator
 from torch import nn
 
+from natgrad.autodiff.jacobian import Jacobian
+from natgrad.autodiff.slots import Slots
 from natgrad.curvature import (
     Dense,
     Diagonal,
@@ -25,14 +27,12 @@ from natgrad.curvature import (
     Submatrix,
     twice_differentiable,
 )
-from natgrad.curvature.jacobian import Jacobian
 from natgrad.curvature.metrics import (
     binary_cross_entropy,
     convex_loss,
     cross_entropy,
     squared_error,
 )
-from natgrad.curvature.slots import Slots
 from natgrad.testing.check import Kind
 from natgrad.testing.conformance import parametrize_with_checks
 from natgrad.testing.likelihoods import FAMILIES

@@ -9,29 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natgrad.autodiff.graph import Graph
+from natgrad.autodiff.layers import Layer, candidates, recorded_layers, verified
+from natgrad.autodiff.side_effects import Forward, preserved_buffers
+from natgrad.autodiff.slots import Slots
 from natgrad.curvature.fisher import Fisher
-from natgrad.curvature.graph import Graph
-from natgrad.curvature.kronecker_block import (
+from natgrad.curvature.kronecker.blocks import (
     Block,
     DampingSplit,
     DenseBlock,
     DiagonalBlock,
     KroneckerBlock,
-    NonFiniteFactors,
 )
-from natgrad.curvature.kronecker_factors import (
+from natgrad.curvature.kronecker.factors import (
     Sharing,
     correct,
     layer_factors,
     require_samples,
     require_samples_drawn,
 )
-from natgrad.curvature.layers import Layer, candidates, recorded_layers, verified
-from natgrad.curvature.metrics import Distributions, batch_shape, output_metric
+from natgrad.curvature.kronecker.output_gradients import OutputGradients, checked_outputs
+from natgrad.curvature.metrics import Distributions, batch_shape
 from natgrad.curvature.operator import LinearOperator
-from natgrad.curvature.pulls import Pulls
-from natgrad.curvature.slots import Slots
-from natgrad.curvature.traceless import Forward, preserved_buffers
 
 MAX_DENSE = 1000
 
@@ -111,7 +110,7 @@ class Kronecker(LinearOperator):
         with run.replayed():
             with recorded_layers(model, self._slots.trained) as recorded:
                 distribution = run(data)
-            outputs = self._checked(distribution, samples)
+            outputs = checked_outputs(distribution, samples)
             graph = Graph([output for output in outputs if output.requires_grad])
             # preserved_buffers: checkpointed modules run again in a backward pass.
             with graph.unhooked(self._slots.trained), preserved_buffers():
@@ -121,12 +120,12 @@ class Kronecker(LinearOperator):
                 layers = verified(reached, scalar, batch[0] if batch else 1)
                 if sharing is Sharing.REDUCE or corrected:
                     require_samples(layers, batch[0])
-                pulls = Pulls(distribution, layers, samples, generator)
+                gradients = OutputGradients(distribution, layers, samples, generator)
                 blocks = [
                     KroneckerBlock(layer, A, G)
-                    for layer, A, G in layer_factors(layers, pulls, sharing)
+                    for layer, A, G in layer_factors(layers, gradients, sharing)
                 ]
-                rest = self._rest(chosen, data, graph, layers, pulls)
+                rest = self._rest(chosen, data, graph, layers, gradients)
                 self._blocks: list[Block] = [*blocks, *rest]
                 earlier = {} if previous is None else previous._by_owners()
                 for block in self._blocks:
@@ -134,7 +133,7 @@ class Kronecker(LinearOperator):
                     if type(before) is type(block):
                         block.blend(before, decay)
                 if corrected:
-                    correct(blocks, pulls)
+                    correct(blocks, gradients)
                     for block in blocks:
                         before = earlier.get(tuple(block.owners))
                         if isinstance(before, KroneckerBlock):
@@ -145,23 +144,6 @@ class Kronecker(LinearOperator):
         self.corrected = corrected
         for layer in recorded:
             layer.calls.clear()  # or the whole graph would stay alive
-
-    def _checked(self, distribution: Distributions, samples: int | None) -> tuple[Tensor, ...]:
-        """The outputs that the distribution is made of."""
-        batch = batch_shape(distribution)
-        if not math.prod(batch):
-            raise ValueError("the batch is empty: the mean over no samples is undefined")
-        if samples is None and len(batch) != 1:
-            raise ValueError(
-                f"exact factors need a batch of one dimension, got {batch}: elements of one "
-                "sample may share activations. Pass samples=1 and a generator"
-            )
-        outputs = output_metric(distribution).outputs
-        if any(bool(torch.isnan(output).any()) for output in outputs):
-            raise NonFiniteFactors("the model's outputs hold NaN: there is nothing to draw from")
-        if not any(output.requires_grad for output in outputs):
-            raise ValueError("the distribution carries no graph; compute it with gradients enabled")
-        return outputs
 
     def _scalar(self, outputs: tuple[Tensor, ...], graph: Graph) -> Tensor:
         """One number of all outputs, by unequal weights, so that errors of layers cannot cancel."""
@@ -192,7 +174,7 @@ class Kronecker(LinearOperator):
         data: Any,
         graph: Graph,
         layers: list[Layer],
-        pulls: Pulls,
+        gradients: OutputGradients,
     ) -> list[Block]:
         covered = {owner for layer in layers for owner in layer.owners}
         rest = [p for p in self._slots.trained if p not in covered and graph.reaches(p)]
@@ -202,7 +184,7 @@ class Kronecker(LinearOperator):
         if count <= MAX_DENSE:
             # From the forward function: its kernels may have to be replaced by differentiable ones.
             return [DenseBlock(rest, Fisher(forward, rest, data=data).to_dense())]
-        if not pulls.samples:
+        if not gradients.samples:
             raise ValueError(
                 f"{count} parameters are outside Linear, Conv1d, Conv2d (one group) and Embedding "
                 "layers, or these use them in ways a factor does not describe (tied weights, a "
@@ -213,9 +195,9 @@ class Kronecker(LinearOperator):
         # Scores of drawn labels are independent with mean zero: the square of their sum has the
         # sum of their squares for its expectation, and no per-sample gradient is formed.
         diagonal = torch.zeros(count, dtype=self.dtype, device=self.device)
-        for total in pulls.sampled():
+        for total in gradients.sampled():
             pieces = torch.autograd.grad(total, rest, retain_graph=True, allow_unused=True)
-            diagonal += self._slots.vector_of(rest, pieces).square() / pulls.divisor
+            diagonal += self._slots.vector_of(rest, pieces).square() / gradients.divisor
         return [DiagonalBlock(rest, diagonal)]
 
     @classmethod

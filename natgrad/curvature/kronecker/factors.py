@@ -8,9 +8,9 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
-from natgrad.curvature.kronecker_block import KroneckerBlock
-from natgrad.curvature.layers import Layer
-from natgrad.curvature.pulls import Pulls
+from natgrad.autodiff.layers import Layer
+from natgrad.curvature.kronecker.blocks import KroneckerBlock
+from natgrad.curvature.kronecker.output_gradients import OutputGradients
 
 
 class Sharing(Enum):
@@ -40,17 +40,17 @@ def require_samples(layers: list[Layer], samples: int) -> None:
 
 
 def layer_factors(
-    layers: list[Layer], pulls: Pulls, sharing: Sharing
+    layers: list[Layer], gradients: OutputGradients, sharing: Sharing
 ) -> Iterator[tuple[Layer, Tensor, Tensor]]:
     """Each layer's A, or for an embedding its diagonal, and G."""
     if not layers:
         return
     moments: list[Tensor | None] = [None] * len(layers)
     # In REDUCE the means of the inputs have left padding out already.
-    for rows in pulls.passes(masked=sharing is Sharing.EXPAND):
+    for rows in gradients.passes(masked=sharing is Sharing.EXPAND):
         for index, gradient in enumerate(rows):
             g = gradient.sum(dim=1) if sharing is Sharing.REDUCE else gradient.flatten(0, 1)
-            moment = g.mT @ g / pulls.divisor
+            moment = g.mT @ g / gradients.divisor
             before = moments[index]
             moments[index] = moment if before is None else before + moment
     for layer, G in zip(layers, moments, strict=True):
@@ -72,18 +72,18 @@ def _input_factor(layer: Layer, sharing: Sharing) -> Tensor:
     return a.mT @ a / len(a)
 
 
-def correct(blocks: list[KroneckerBlock], pulls: Pulls) -> None:
+def correct(blocks: list[KroneckerBlock], gradients: OutputGradients) -> None:
     """Replace the eigenvalues by second moments of per-sample gradients Σ_r g_r a_rᵀ in the
     eigenbasis, however positions entered the factors."""
     if not blocks:
         return
     rotated = [block.rotated_inputs() for block in blocks]
     sums: list[Tensor | None] = [None] * len(blocks)
-    for rows in pulls.passes(masked=True):
+    for rows in gradients.passes(masked=True):
         for index, (block, gradient) in enumerate(zip(blocks, rows, strict=True)):
             moment = block.second_moment(rotated[index], gradient)
             before = sums[index]
             sums[index] = moment if before is None else before + moment
     for block, total in zip(blocks, sums, strict=True):
         assert total is not None
-        block.correct(total / pulls.divisor)
+        block.correct(total / gradients.divisor)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from natgrad.curvature.convolution import LeanConvolutions
-from natgrad.curvature.differentiation import eager, twice_differentiable
-from natgrad.curvature.hooks import WithoutTensorHooks
+from natgrad.autodiff.convolution import LeanConvolutions
+from natgrad.autodiff.differentiation import eager, twice_differentiable
+from natgrad.autodiff.hooks import WithoutTensorHooks
 
 
 class RandomState:

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from natgrad.curvature.differentiation import twice_differentiable
-from natgrad.curvature.jacobian import ROWS, Jacobian
-from natgrad.curvature.slots import Slots
+from natgrad.autodiff.differentiation import twice_differentiable
+from natgrad.autodiff.jacobian import ROWS, Jacobian
+from natgrad.autodiff.slots import Slots
 from natgrad.flat import flatten
 from natgrad.testing.networks import NETWORKS, make_network
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from natgrad.curvature.hooks import WithoutTensorHooks
+from natgrad.autodiff.hooks import WithoutTensorHooks
 
 _DIMENSIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 

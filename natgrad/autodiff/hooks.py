@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from natgrad.curvature.differentiation import NotTwiceDifferentiable, gradients
+from natgrad.autodiff.differentiation import NotTwiceDifferentiable, gradients
 
 # A hook may act on large gradients only, on small ones, or on those of one sign.
 SCALES = (1.0, -1.0, 2.0**40, 2.0**-40)

@@ -18,9 +18,9 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.utils.weak import WeakIdKeyDictionary
 
-from natgrad.curvature.convolution import LEAN_FUNCTIONS
-from natgrad.curvature.differentiation import NotTwiceDifferentiable
-from natgrad.curvature.hooks import not_linear, require_linear, require_no_hooks
+from natgrad.autodiff.convolution import LEAN_FUNCTIONS
+from natgrad.autodiff.differentiation import NotTwiceDifferentiable
+from natgrad.autodiff.hooks import not_linear, require_linear, require_no_hooks
 
 # Inserted by module.register_full_backward_hook: the identity, but for the hooks that it carries.
 MODULE_HOOK = "BackwardHookFunctionBackward"

@@ -9,12 +9,35 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from natgrad.curvature.layers import Layer, output_gradients
-from natgrad.curvature.metrics import Distributions, batch_shape, root_outputs
+from natgrad.autodiff.layers import Layer, output_gradients
+from natgrad.curvature.kronecker.blocks import NonFiniteFactors
+from natgrad.curvature.metrics import Distributions, batch_shape, output_metric, root_outputs
 from natgrad.curvature.metrics.families import without_fixed_bijections
 
 
-class Pulls:
+def checked_outputs(distribution: Distributions, samples: int | None) -> tuple[Tensor, ...]:
+    """The outputs that the distribution is made of, if labels can be had for them.
+
+    Raises ``ValueError`` for an empty batch, one of several dimensions where factors are to be
+    exact, and outputs without a graph; ``NonFiniteFactors`` for NaN.
+    """
+    batch = batch_shape(distribution)
+    if not math.prod(batch):
+        raise ValueError("the batch is empty: the mean over no samples is undefined")
+    if samples is None and len(batch) != 1:
+        raise ValueError(
+            f"exact factors need a batch of one dimension, got {batch}: elements of one "
+            "sample may share activations. Pass samples=1 and a generator"
+        )
+    outputs = output_metric(distribution).outputs
+    if any(bool(torch.isnan(output).any()) for output in outputs):
+        raise NonFiniteFactors("the model's outputs hold NaN: there is nothing to draw from")
+    if not any(output.requires_grad for output in outputs):
+        raise ValueError("the distribution carries no graph; compute it with gradients enabled")
+    return outputs
+
+
+class OutputGradients:
     """Output gradients of the layers, (N, R, d_out) each, pass by pass: Σ over the passes of g gᵀ
     divided by ``divisor`` is the mean over the batch."""
 

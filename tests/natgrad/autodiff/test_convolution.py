@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from natgrad.autodiff.convolution import LeanConvolutions
 from natgrad.curvature import EmpiricalFisher, Hessian
-from natgrad.curvature.convolution import LeanConvolutions
 
 DOUBLE = torch.float64
 CASES = [

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from natgrad.curvature.layers import Layer
+from natgrad.autodiff.layers import Layer
 
 
 class DampingSplit(Enum):

@@ -18,10 +18,10 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from natgrad.curvature.differentiation import NotTwiceDifferentiable, gradients, many_gradients
-from natgrad.curvature.graph import Graph
-from natgrad.curvature.hooks import ROUNDING, not_linear
-from natgrad.curvature.slots import Slots
+from natgrad.autodiff.differentiation import NotTwiceDifferentiable, gradients, many_gradients
+from natgrad.autodiff.graph import Graph
+from natgrad.autodiff.hooks import ROUNDING, not_linear
+from natgrad.autodiff.slots import Slots
 
 ROWS = 64  # of J, or columns, in one vectorised backward pass
 
