@@ -6,15 +6,24 @@ from one's own rollouts need none of it.
 
 from typing import TYPE_CHECKING, Any
 
-from rl_plugins.a2c import A2C, ACKTR, A2CConfig, ACKTRConfig
-from rl_plugins.advantages import gae
-from rl_plugins.ddpg import DDPG, DDPGConfig
+from rl_plugins.a2c import A2C, ACKTR
+from rl_plugins.agents import (
+    A2CConfig,
+    ACKTRConfig,
+    DDPGConfig,
+    NPGConfig,
+    PPOConfig,
+    TD3Config,
+    TRPOConfig,
+)
+from rl_plugins.agents.advantages import gae
+from rl_plugins.ddpg import DDPG
 from rl_plugins.errors import UsageError
-from rl_plugins.npg import NPG, NPGConfig
-from rl_plugins.ppo import PPO, PPOConfig
+from rl_plugins.npg import NPG
+from rl_plugins.ppo import PPO
 from rl_plugins.reports import StepReport, StepStatus
-from rl_plugins.td3 import TD3, TD3Config
-from rl_plugins.trpo import TRPO, TRPOConfig
+from rl_plugins.td3 import TD3
+from rl_plugins.trpo import TRPO
 
 if TYPE_CHECKING:
     from rl_plugins.runs import Run, evaluate_run, train

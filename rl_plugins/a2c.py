@@ -19,27 +19,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from natgrad import Kronecker, step_size
 from natgrad.flat import assign, gradient
-from rl_plugins.actor_critic import ActorCritic, OnPolicyConfig
-from rl_plugins.errors import require_least
-from rl_plugins.first_order import Snapshot, ascend
-from rl_plugins.on_policy import OnPolicyPlugin
-from rl_plugins.optimizers import make_optimizer
+from rl_plugins.parts.first_order import Snapshot, ascend
+from rl_plugins.parts.optimizers import make_optimizer
+from rl_plugins.parts.policy_step import PolicyStep
+from rl_plugins.parts.surrogate import Surrogate
 from rl_plugins.reports import GradientReport, StepStatus
-from rl_plugins.surrogate import Surrogate
+from rl_plugins.settings import Settings, require_least
 
 KFAC = "KFAC"
 NO_SEQUENCES = "KFAC has no exact factors for them: take another optimizer, or npg or trpo"
 
 
 @dataclass(frozen=True)
-class A2CSettings:
+class A2CSettings(Settings):
     """Settings of one gradient step."""
 
     optimizer: str = "RMSprop"
@@ -57,44 +56,29 @@ class A2CSettings:
     """λ of KFAC."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_least(self, 0, "learning_rate", "max_gradient_norm", "max_kl", exclusive=True)
         require_least(self, 0, "entropy_coefficient", "damping")
 
 
-@dataclass(frozen=True)
-class A2CConfig(A2CSettings, OnPolicyConfig):
-    """Settings of A2C with the policy and the critic that the training loop builds for it."""
-
-    def __post_init__(self) -> None:
-        A2CSettings.__post_init__(self)
-        OnPolicyConfig.__post_init__(self)
-        if self.optimizer == KFAC and self.memory_size:
-            raise ValueError(f"a policy with a memory learns from sequences; {NO_SEQUENCES}")
-
-
-class A2C(OnPolicyPlugin):
+class A2C(PolicyStep[A2CSettings]):
     """A2C for any module that maps observations to a torch Distribution.
 
     ``A2C(policy).step(observations, actions, advantages)`` is all that own rollouts need; its
     settings are the fields of :class:`A2CSettings`.
     """
 
-    Settings: ClassVar[type[A2CSettings]] = A2CSettings
-    Config: ClassVar[type[A2CConfig]] = A2CConfig
-    config: A2CSettings
+    Settings = A2CSettings
 
-    def _set_up(
-        self,
-        policy: nn.Module,
-        config: Any,
-        generator: torch.Generator,
-        actor_critic: ActorCritic | None,
+    def __init__(
+        self, policy: nn.Module, *, generator: torch.Generator | None = None, **settings: Any
     ) -> None:
-        super()._set_up(policy, config, generator, actor_critic)
-        if config.optimizer != KFAC:
-            self.optimizers = [
-                make_optimizer(config.optimizer, self.parameters(), config.learning_rate)
-            ]
+        super().__init__(policy, generator=generator, **settings)
+        if self.settings.optimizer != KFAC:
+            optimizer = make_optimizer(
+                self.settings.optimizer, self.parameters(), self.settings.learning_rate
+            )
+            self.optimizers = [optimizer]
 
     def step(
         self, observations: Any, actions: Tensor, advantages: Tensor, mask: Tensor | None = None
@@ -107,17 +91,17 @@ class A2C(OnPolicyPlugin):
         ``ValueError`` where the shapes do not fit, and for sequences with KFAC. Cost: one gradient
         and two forward passes; with KFAC the factors besides.
         """
-        config, parameters = self.config, self.parameters()
+        settings, parameters = self.settings, self.parameters()
         surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
         pi = self.policy(observations)
         objective = surrogate.mean(pi.log_prob(surrogate.actions) * surrogate.advantages)
-        if config.entropy_coefficient:
-            objective = objective + config.entropy_coefficient * surrogate.mean(pi.entropy())
+        if settings.entropy_coefficient:
+            objective = objective + settings.entropy_coefficient * surrogate.mean(pi.entropy())
         kl = improvement = math.nan
         with Snapshot(parameters, *self.optimizers) as before:
             if self.optimizers:
                 norm = float(
-                    ascend(objective, parameters, self.optimizers[0], config.max_gradient_norm)
+                    ascend(objective, parameters, self.optimizers[0], settings.max_gradient_norm)
                 )
             else:
                 g = gradient(objective, parameters)
@@ -137,7 +121,7 @@ class A2C(OnPolicyPlugin):
             entropy=float(surrogate.entropy()),
             improvement=improvement,
             gradient_norm=norm,
-            learning_rate=config.learning_rate,
+            learning_rate=settings.learning_rate,
             step_fraction=float(sound),
         )
 
@@ -147,9 +131,9 @@ class A2C(OnPolicyPlugin):
         if surrogate.mask is not None:
             surrogate = surrogate.part(surrogate.mask)
         K = Kronecker(self.policy, surrogate.observations, parameters=self.parameters())
-        s = K.solve(g, damping=self.config.damping)
-        alpha, _ = step_size(s @ (K @ s), self.config.max_kl)
-        return min(self.config.learning_rate, float(alpha)) * s
+        s = K.solve(g, damping=self.settings.damping)
+        alpha, _ = step_size(s @ (K @ s), self.settings.max_kl)
+        return min(self.settings.learning_rate, float(alpha)) * s
 
 
 @dataclass(frozen=True)
@@ -162,13 +146,7 @@ class ACKTRSettings(A2CSettings):
     """η, the most that a step s is multiplied by."""
 
 
-@dataclass(frozen=True)
-class ACKTRConfig(ACKTRSettings, A2CConfig):
-    """A2C with the Kronecker-factored natural gradient."""
-
-
 class ACKTR(A2C):
     """A2C with ``optimizer="KFAC"``."""
 
-    Settings: ClassVar[type[ACKTRSettings]] = ACKTRSettings
-    Config: ClassVar[type[ACKTRConfig]] = ACKTRConfig
+    Settings = ACKTRSettings

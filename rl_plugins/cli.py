@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 
 from rl_plugins.errors import ExperienceError, UsageError
-from rl_plugins.plugin import find_plugin, registered_plugins, settings_of
+from rl_plugins.plugin import find_plugin, registered_plugins
 from rl_plugins.runs import (
     Outcome,
     Run,
@@ -29,6 +29,7 @@ from rl_plugins.runs import (
     train,
     tuned_settings,
 )
+from rl_plugins.settings import settings_of
 
 FAILURE_STATUS = 1
 USAGE_STATUS = 2

@@ -18,34 +18,21 @@ action space.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from rl_plugins.critics.action_value import action_values
 from rl_plugins.data import Transitions
-from rl_plugins.deterministic_gradient import (
+from rl_plugins.parts.actor_step import (
     ActorStep,
     DeterministicGradientSettings,
     actor_step,
 )
-from rl_plugins.experience import OffPolicyConfig
-from rl_plugins.first_order import descend
-from rl_plugins.off_policy import OffPolicyPlugin
+from rl_plugins.parts.first_order import descend
+from rl_plugins.parts.transition_step import TransitionStep
 
 
-@dataclass(frozen=True)
-class DDPGConfig(DeterministicGradientSettings, OffPolicyConfig):
-    """Settings of DDPG with the networks and the replay buffer that the training loop builds."""
-
-    def __post_init__(self) -> None:
-        DeterministicGradientSettings.__post_init__(self)
-        OffPolicyConfig.__post_init__(self)
-
-
-class DDPG(OffPolicyPlugin):
+class DDPG(TransitionStep[DeterministicGradientSettings]):
     """DDPG for any policy observations -> actions (B, d) and any critic (observations, actions)
     -> values (B,).
 
@@ -54,17 +41,15 @@ class DDPG(OffPolicyPlugin):
     :class:`DeterministicGradientSettings`.
     """
 
-    Settings: ClassVar[type[DeterministicGradientSettings]] = DeterministicGradientSettings
-    Config: ClassVar[type[DDPGConfig]] = DDPGConfig
-    critic_count: ClassVar[int] = 1
-    config: DeterministicGradientSettings
+    Settings = DeterministicGradientSettings
+    critic_count = 1
 
     def targets(self, batch: Transitions) -> Tensor:
         """y = r + γ Q′(s′, μ′(s′)), (B,), and r where s′ is terminal; no gradient."""
         with torch.no_grad():
             s_next, r = batch.next_observations, batch.rewards
             value = action_values(self.target_critics[0], s_next, self.target_policy(s_next), r)
-            return r + self.config.discount * value.where(~batch.terminated, 0.0)
+            return r + self.settings.discount * value.where(~batch.terminated, 0.0)
 
     def gradient_step(self, batch: Transitions) -> tuple[Tensor, ActorStep]:
         """One minibatch: the critic, the actor, the targets. The critic's loss is the first."""
@@ -74,7 +59,7 @@ class DDPG(OffPolicyPlugin):
         descend(loss, self.critic_parameters, self.critic_optimizer)
         actor = actor_step(
             self.policy, self.actor_parameters, critic, batch.observations,
-            self.actor_optimizer, self.config,
+            self.actor_optimizer, self.settings,
         )  # fmt: skip
         self.follow()
         return loss.detach(), actor

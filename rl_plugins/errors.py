@@ -1,11 +1,9 @@
-"""The one exception that means: what you asked for cannot be had, and here is what can."""
+"""Exceptions for bad usage and bad environments, and the hint for a misspelt name."""
 
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable
-from typing import Any
 
 
 class UsageError(ValueError):
@@ -13,38 +11,7 @@ class UsageError(ValueError):
 
 
 class ExperienceError(RuntimeError):
-    """An environment returned something that nothing can be learnt from, in one line."""
-
-
-def require_least(settings: Any, least: float, *names: str, exclusive: bool = False) -> None:
-    """Raise ``ValueError`` unless the named settings are finite and >= least (> if exclusive)."""
-    for name in names:
-        value = getattr(settings, name)
-        if not math.isfinite(value) or value < least or (exclusive and value == least):
-            relation = "above" if exclusive else "at least"
-            raise ValueError(f"{name} must be {relation} {least}, got {value}")
-
-
-def require_sizes(settings: Any, name: str) -> None:
-    """Raise ``ValueError`` unless every width of the named setting is at least 1."""
-    sizes = getattr(settings, name)
-    if any(size < 1 for size in sizes):
-        raise ValueError(f"{name} must be at least 1, got {sizes}")
-
-
-def require_between(settings: Any, low: float, high: float, *names: str) -> None:
-    """Raise ``ValueError`` unless the named settings lie in [low, high]."""
-    for name in names:
-        value = getattr(settings, name)
-        if not low <= value <= high:
-            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
-
-
-def require_one_of(settings: Any, name: str, *choices: str) -> None:
-    """Raise ``ValueError`` unless the named setting is one of the choices."""
-    value = getattr(settings, name)
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    """An environment returned a value that no algorithm can learn from, in one line."""
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -21,44 +21,31 @@ that makes the policy's distribution not finite is taken back, bit for bit.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from natgrad import LineSearchResult, LineSearchStatus
 from natgrad.flat import assign, flatten, gradient
-from rl_plugins.actor_critic import OnPolicyConfig
-from rl_plugins.first_order import Snapshot
-from rl_plugins.natural_gradient import NaturalGradientSettings, policy_step
-from rl_plugins.on_policy import OnPolicyPlugin
-from rl_plugins.pull_back import pull_back
+from rl_plugins.parts.first_order import Snapshot
+from rl_plugins.parts.natural_gradient import NaturalGradientSettings, policy_step
+from rl_plugins.parts.policy_step import PolicyStep
+from rl_plugins.parts.pull_back import pull_back
+from rl_plugins.parts.surrogate import Surrogate
 from rl_plugins.reports import TrustRegionReport
-from rl_plugins.surrogate import Surrogate
 
 MOST_KL = 2.0
 
 
-@dataclass(frozen=True)
-class NPGConfig(NaturalGradientSettings, OnPolicyConfig):
-    """Settings of NPG with the policy and the critic that the training loop builds for it."""
-
-    def __post_init__(self) -> None:
-        NaturalGradientSettings.__post_init__(self)
-        OnPolicyConfig.__post_init__(self)
-
-
-class NPG(OnPolicyPlugin):
+class NPG(PolicyStep[NaturalGradientSettings]):
     """Natural policy gradient for any module that maps observations to a torch Distribution.
 
     ``NPG(policy, max_kl=0.01).step(observations, actions, advantages)`` is all that own rollouts
     need; its settings are the fields of :class:`NaturalGradientSettings`.
     """
 
-    Settings: ClassVar[type[NaturalGradientSettings]] = NaturalGradientSettings
-    Config: ClassVar[type[NPGConfig]] = NPGConfig
-    config: NaturalGradientSettings
+    Settings = NaturalGradientSettings
 
     def step(
         self, observations: Any, actions: Tensor, advantages: Tensor, mask: Tensor | None = None
@@ -70,11 +57,11 @@ class NPG(OnPolicyPlugin):
         where the shapes do not fit. Cost: ``cg_iterations`` Fisher products, two gradients, and
         mostly two forward passes.
         """
-        config, parameters = self.config, self.parameters()
+        settings, parameters = self.settings, self.parameters()
         surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
         objective = surrogate.objective(self.policy(observations))
         g = gradient(objective, parameters)
-        natural = policy_step(self.policy, parameters, surrogate, g, config)
+        natural = policy_step(self.policy, parameters, surrogate, g, settings)
 
         status, fraction = LineSearchStatus.ZERO_STEP, 0.0
         improvement = kl = math.nan
@@ -83,7 +70,7 @@ class NPG(OnPolicyPlugin):
                 assign(parameters, before.theta + natural.d)
                 # Where a policy is nearly certain the quadratic model is wrong by any factor.
                 fraction = pull_back(
-                    self.policy, parameters, surrogate, before.theta, MOST_KL * config.max_kl
+                    self.policy, parameters, surrogate, before.theta, MOST_KL * settings.max_kl
                 ).fraction
                 with torch.no_grad():
                     pi = self.policy(observations)
@@ -100,5 +87,5 @@ class NPG(OnPolicyPlugin):
         )  # fmt: skip
         return TrustRegionReport.of(
             g, natural.solution, natural.d, step,
-            advantages=surrogate.advantages, max_kl=config.max_kl, entropy=surrogate.entropy(),
+            advantages=surrogate.advantages, max_kl=settings.max_kl, entropy=surrogate.entropy(),
         )  # fmt: skip

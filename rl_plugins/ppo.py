@@ -30,18 +30,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from rl_plugins.actor_critic import ActorCritic, OnPolicyConfig
-from rl_plugins.errors import require_least, require_one_of
-from rl_plugins.first_order import Snapshot, ascend
-from rl_plugins.on_policy import OnPolicyPlugin
-from rl_plugins.optimizers import make_optimizer
-from rl_plugins.pull_back import pull_back
+from rl_plugins.parts.first_order import Snapshot, ascend
+from rl_plugins.parts.optimizers import make_optimizer
+from rl_plugins.parts.policy_step import PolicyStep
+from rl_plugins.parts.pull_back import pull_back
+from rl_plugins.parts.surrogate import Surrogate, frozen
 from rl_plugins.reports import GradientReport, StepStatus
-from rl_plugins.surrogate import Surrogate, frozen
+from rl_plugins.settings import Settings, require_least, require_one_of
 
 
 @dataclass(frozen=True)
-class PPOSettings:
+class PPOSettings(Settings):
     """Settings of one update of the policy."""
 
     objective: Literal["clip", "penalty"] = "clip"
@@ -70,6 +69,7 @@ class PPOSettings:
     """The gradient of a minibatch is scaled down to this norm."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_one_of(self, "objective", "clip", "penalty")
         require_least(self, 0, "clip", "penalty", "target_kl", "learning_rate", exclusive=True)
         require_least(self, 0, "max_gradient_norm", exclusive=True)
@@ -79,15 +79,6 @@ class PPOSettings:
             require_least(self, 0, "max_kl", exclusive=True)
         if self.learning_rate_steps is not None:
             require_least(self, 1, "learning_rate_steps")
-
-
-@dataclass(frozen=True)
-class PPOConfig(PPOSettings, OnPolicyConfig):
-    """Settings of PPO with the policy and the critic that the training loop builds for it."""
-
-    def __post_init__(self) -> None:
-        PPOSettings.__post_init__(self)
-        OnPolicyConfig.__post_init__(self)
 
 
 def clipped_objective(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
@@ -102,30 +93,25 @@ def clipped_objective(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
     return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
 
-class PPO(OnPolicyPlugin):
+class PPO(PolicyStep[PPOSettings]):
     """PPO for any module that maps observations to a torch Distribution.
 
     ``PPO(policy).step(observations, actions, advantages)`` is all that own rollouts need; its
     settings are the fields of :class:`PPOSettings`, and ``generator`` shuffles the minibatches.
     """
 
-    Settings: ClassVar[type[PPOSettings]] = PPOSettings
-    Config: ClassVar[type[PPOConfig]] = PPOConfig
+    Settings = PPOSettings
     counters: ClassVar[tuple[str, ...]] = ("penalty", "steps_taken")
-    config: PPOSettings
 
-    def _set_up(
-        self,
-        policy: nn.Module,
-        config: Any,
-        generator: torch.Generator,
-        actor_critic: ActorCritic | None,
+    def __init__(
+        self, policy: nn.Module, *, generator: torch.Generator | None = None, **settings: Any
     ) -> None:
-        super()._set_up(policy, config, generator, actor_critic)
-        self.optimizers = [
-            make_optimizer(config.optimizer, self.parameters(), config.learning_rate)
-        ]
-        self.penalty = config.penalty
+        super().__init__(policy, generator=generator, **settings)
+        optimizer = make_optimizer(
+            self.settings.optimizer, self.parameters(), self.settings.learning_rate
+        )
+        self.optimizers = [optimizer]
+        self.penalty = self.settings.penalty
         self.steps_taken = 0
 
     def step(
@@ -140,7 +126,7 @@ class PPO(OnPolicyPlugin):
         gradients of the batch, in minibatches, and two forward passes; with a penalty a forward
         pass more for each minibatch, with ``max_kl`` one for each candidate.
         """
-        config, parameters = self.config, self.parameters()
+        settings, parameters = self.settings, self.parameters()
         surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
         kl = improvement = clipped = whole = math.nan
         fraction = 0.0
@@ -149,23 +135,23 @@ class PPO(OnPolicyPlugin):
             norm = self._climb(surrogate)
             if math.isfinite(norm):
                 fraction = 1.0
-                if config.max_kl is not None:
+                if settings.max_kl is not None:
                     pulled = pull_back(
-                        self.policy, parameters, surrogate, before.theta, config.max_kl
+                        self.policy, parameters, surrogate, before.theta, settings.max_kl
                     )
                     fraction, whole = pulled.fraction, pulled.whole
                 with torch.no_grad():
                     pi = self.policy(observations)
                     ratio = surrogate.ratio(pi)
                     kl, improvement = float(surrogate.kl(pi)), float(surrogate.improvement(pi))
-                    beyond = ((ratio - 1).abs() > config.clip).to(ratio.dtype)
+                    beyond = ((ratio - 1).abs() > settings.clip).to(ratio.dtype)
                     clipped = float(surrogate.mean(beyond))
             status = StepStatus.TAKEN if fraction else StepStatus.REFUSED
             if not all(map(math.isfinite, (norm, kl, improvement))):
                 status = StepStatus.NONFINITE
             if status is not StepStatus.TAKEN:
                 before.restore()
-        if config.objective == "penalty" and status is not StepStatus.NONFINITE:
+        if settings.objective == "penalty" and status is not StepStatus.NONFINITE:
             self._adapt_penalty(kl if math.isnan(whole) else whole)
         return GradientReport(
             status=status,
@@ -175,23 +161,24 @@ class PPO(OnPolicyPlugin):
             gradient_norm=norm,
             learning_rate=learning_rate,
             clip_fraction=clipped,
-            penalty=self.penalty if config.objective == "penalty" else 0.0,
+            penalty=self.penalty if settings.objective == "penalty" else 0.0,
             step_fraction=fraction if status is StepStatus.TAKEN else 0.0,
         )
 
     def _climb(self, surrogate: Surrogate) -> float:
         """All epochs; the mean norm of the gradients. Ends at the first that is not finite: the
         policy need not bear the parameters that it leads to."""
-        config, parameters = self.config, self.parameters()
+        settings, parameters = self.settings, self.parameters()
         norms = []
         # A distribution cannot be cut into minibatches: the old policy is asked again.
-        old = frozen(self.policy) if config.objective == "penalty" else None
-        for part in surrogate.minibatches(config.epochs, config.batch_size, self.generator, old):
+        old = frozen(self.policy) if settings.objective == "penalty" else None
+        epochs, size = settings.epochs, settings.batch_size
+        for part in surrogate.minibatches(epochs, size, self.generator, old):
             pi = self.policy(part.observations)
             objective = self._objective(part, pi)
-            if config.entropy_coefficient:
-                objective = objective + config.entropy_coefficient * part.mean(pi.entropy())
-            norm = ascend(objective, parameters, self.optimizers[0], config.max_gradient_norm)
+            if settings.entropy_coefficient:
+                objective = objective + settings.entropy_coefficient * part.mean(pi.entropy())
+            norm = ascend(objective, parameters, self.optimizers[0], settings.max_gradient_norm)
             norms.append(float(norm))
             if not math.isfinite(norms[-1]):
                 break
@@ -199,22 +186,22 @@ class PPO(OnPolicyPlugin):
 
     def _objective(self, part: Surrogate, pi: Distribution) -> Tensor:
         ratio = part.ratio(pi)
-        if self.config.objective == "clip":
-            return part.mean(clipped_objective(ratio, part.advantages, self.config.clip))
+        if self.settings.objective == "clip":
+            return part.mean(clipped_objective(ratio, part.advantages, self.settings.clip))
         penalised: Tensor = part.mean(ratio * part.advantages) - self.penalty * part.kl(pi)
         return penalised
 
     def _adapt_penalty(self, kl: float) -> None:
         # Section 4 of the paper; the bounds keep β from running away where the KL cannot follow.
-        if kl > 1.5 * self.config.target_kl:
+        if kl > 1.5 * self.settings.target_kl:
             self.penalty = min(2 * self.penalty, 1e6)
-        elif kl < self.config.target_kl / 1.5:
+        elif kl < self.settings.target_kl / 1.5:
             self.penalty = max(self.penalty / 2, 1e-6)
 
     def _anneal(self, steps: int) -> float:
-        rate = self.config.learning_rate
-        if self.config.learning_rate_steps is not None:
-            rate *= max(0.0, 1 - self.steps_taken / self.config.learning_rate_steps)
+        rate = self.settings.learning_rate
+        if self.settings.learning_rate_steps is not None:
+            rate *= max(0.0, 1 - self.steps_taken / self.settings.learning_rate_steps)
             for group in self.optimizers[0].param_groups:
                 group["lr"] = rate
         self.steps_taken += steps

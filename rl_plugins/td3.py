@@ -18,22 +18,20 @@ from the paper as DDPG is: see ddpg.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from rl_plugins.critics.action_value import action_values
 from rl_plugins.data import Transitions
-from rl_plugins.deterministic_gradient import (
+from rl_plugins.parts.actor_step import (
     ActorStep,
     DeterministicGradientSettings,
     actor_step,
 )
-from rl_plugins.errors import require_least
-from rl_plugins.experience import OffPolicyConfig
-from rl_plugins.first_order import descend
-from rl_plugins.off_policy import OffPolicyPlugin
+from rl_plugins.parts.first_order import descend
+from rl_plugins.parts.transition_step import TransitionStep
+from rl_plugins.settings import require_least
 
 
 @dataclass(frozen=True)
@@ -58,16 +56,7 @@ class TD3Settings(DeterministicGradientSettings):
             raise ValueError(f"action_limit must be above 0, got {self.action_limit}")
 
 
-@dataclass(frozen=True)
-class TD3Config(TD3Settings, OffPolicyConfig):
-    """Settings of TD3 with the networks and the replay buffer that the training loop builds."""
-
-    def __post_init__(self) -> None:
-        TD3Settings.__post_init__(self)
-        OffPolicyConfig.__post_init__(self)
-
-
-class TD3(OffPolicyPlugin):
+class TD3(TransitionStep[TD3Settings]):
     """TD3 for any policy observations -> actions (B, d) and any two critics (observations, actions)
     -> values (B,).
 
@@ -76,25 +65,24 @@ class TD3(OffPolicyPlugin):
     :class:`TD3Settings`.
     """
 
-    Settings: ClassVar[type[TD3Settings]] = TD3Settings
-    Config: ClassVar[type[TD3Config]] = TD3Config
-    critic_count: ClassVar[int] = 2
-    config: TD3Settings
+    Settings = TD3Settings
+    critic_count = 2
 
     def targets(self, batch: Transitions) -> Tensor:
         """y = r + γ min over both target critics at the smoothed action, (B,), and r where s′ is
         terminal; no gradient."""
-        config = self.config
+        settings = self.settings
         with torch.no_grad():
             s_next, r = batch.next_observations, batch.rewards
             actions = self.target_policy(s_next)
             noise = torch.randn(actions.shape, generator=self.generator, dtype=actions.dtype)
-            noise = (config.smoothing * noise).clamp(-config.smoothing_clip, config.smoothing_clip)
-            actions = (actions + noise).clamp(-config.action_limit, config.action_limit)
+            clip, limit = settings.smoothing_clip, settings.action_limit
+            noise = (settings.smoothing * noise).clamp(-clip, clip)
+            actions = (actions + noise).clamp(-limit, limit)
             value = torch.minimum(
                 *[action_values(Q, s_next, actions, r) for Q in self.target_critics]
             )
-            return r + config.discount * value.where(~batch.terminated, 0.0)
+            return r + settings.discount * value.where(~batch.terminated, 0.0)
 
     def gradient_step(self, batch: Transitions) -> tuple[Tensor, ActorStep | None]:
         """One minibatch: the critics, and every d-th time the actor and the targets. The mean of
@@ -104,10 +92,10 @@ class TD3(OffPolicyPlugin):
         loss = (torch.stack(values) - y).square().mean(dim=1).sum()
         descend(loss, self.critic_parameters, self.critic_optimizer)
         actor = None
-        if self.updates % self.config.policy_delay == self.config.policy_delay - 1:
+        if self.updates % self.settings.policy_delay == self.settings.policy_delay - 1:
             actor = actor_step(
                 self.policy, self.actor_parameters, self.critics[0], batch.observations,
-                self.actor_optimizer, self.config,
+                self.actor_optimizer, self.settings,
             )  # fmt: skip
             self.follow()
         return loss.detach() / 2, actor

@@ -20,18 +20,17 @@ states, at exactly δ.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from natgrad import backtracking
 from natgrad.flat import assign, flatten, gradient
-from rl_plugins.actor_critic import OnPolicyConfig
-from rl_plugins.errors import require_between, require_least
-from rl_plugins.natural_gradient import NaturalGradientSettings, policy_step
-from rl_plugins.on_policy import OnPolicyPlugin
+from rl_plugins.parts.natural_gradient import NaturalGradientSettings, policy_step
+from rl_plugins.parts.policy_step import PolicyStep
+from rl_plugins.parts.surrogate import Surrogate
 from rl_plugins.reports import TrustRegionReport
-from rl_plugins.surrogate import Surrogate
+from rl_plugins.settings import require_between, require_least
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,7 @@ class TRPOSettings(NaturalGradientSettings):
         require_between(self, 0, 0.999, "accept_ratio", "shrink")
 
 
-@dataclass(frozen=True)
-class TRPOConfig(TRPOSettings, OnPolicyConfig):
-    """Settings of TRPO with the policy and the critic that the training loop builds for it."""
-
-    def __post_init__(self) -> None:
-        TRPOSettings.__post_init__(self)
-        OnPolicyConfig.__post_init__(self)
-
-
-class TRPO(OnPolicyPlugin):
+class TRPO(PolicyStep[TRPOSettings]):
     """TRPO for any module that maps observations to a torch Distribution.
 
     ``TRPO(policy, max_kl=0.01).step(observations, actions, advantages)`` is all that own rollouts
@@ -69,9 +59,7 @@ class TRPO(OnPolicyPlugin):
     critic and normaliser by :meth:`build` and calls ``update``.
     """
 
-    Settings: ClassVar[type[TRPOSettings]] = TRPOSettings
-    Config: ClassVar[type[TRPOConfig]] = TRPOConfig
-    config: TRPOSettings
+    Settings = TRPOSettings
 
     def step(
         self, observations: Any, actions: Tensor, advantages: Tensor, mask: Tensor | None = None
@@ -84,12 +72,12 @@ class TRPO(OnPolicyPlugin):
         not fit. Cost: ``cg_iterations`` Fisher products, two gradients, and a forward pass for
         every candidate of the line search.
         """
-        config, parameters = self.config, self.parameters()
+        settings, parameters = self.settings, self.parameters()
         theta_old = flatten(parameters)
         surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
         objective = surrogate.objective(self.policy(observations))
         g = gradient(objective, parameters)
-        natural = policy_step(self.policy, parameters, surrogate, g, config)
+        natural = policy_step(self.policy, parameters, surrogate, g, settings)
 
         def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
             assign(parameters, theta)
@@ -102,17 +90,17 @@ class TRPO(OnPolicyPlugin):
                 evaluate,
                 theta_old,
                 natural.d,
-                bound=config.max_kl,
+                bound=settings.max_kl,
                 start_objective=-objective.detach(),
                 expected_improvement=g @ natural.d,
-                accept_ratio=config.accept_ratio,
-                shrink=config.shrink,
-                max_backtracks=config.max_backtracks,
+                accept_ratio=settings.accept_ratio,
+                shrink=settings.shrink,
+                max_backtracks=settings.max_backtracks,
             )
             theta_new = search.theta
         finally:  # whatever happens in the policy, no candidate is left behind in it
             assign(parameters, theta_new)
         return TrustRegionReport.of(
             g, natural.solution, natural.d, search,
-            advantages=surrogate.advantages, max_kl=config.max_kl, entropy=surrogate.entropy(),
+            advantages=surrogate.advantages, max_kl=settings.max_kl, entropy=surrogate.entropy(),
         )  # fmt: skip

@@ -13,7 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # What torch says of fused kernels, and of cuDNN's RNNs.
 _NO_SECOND_DERIVATIVE = ("is not implemented", "double backward")
 # What it says of checkpoints that keep some results (context_fn=...).
-_SELECTIVE = ("backward an extra time", "not found in storage")
+_SELECTIVE = (
+    "backward an extra time",
+    "not found in storage",
+    "Recomputed values for the following tensors",
+    "number of tensors was saved during the original forward",
+)
 # What it says of the backward passes of torch.compile.
 _COMPILED = ("donated buffers", "aot_autograd does not currently support double backward")
 
@@ -84,9 +89,11 @@ def gradients(
             ) from error
         if any(part in message for part in _SELECTIVE):
             raise NotTwiceDifferentiable(
-                "a selective checkpoint (context_fn=...) of this graph can be run backward only "
-                "once; use torch.utils.checkpoint without context_fn, or none, where curvature is "
-                f"taken. torch said: {message.splitlines()[0]}"
+                "a checkpoint of this graph computes other tensors at another backward pass: a "
+                "selective checkpoint (context_fn=...), which can be run backward only once, or a "
+                "forward pass that changes from call to call; use torch.utils.checkpoint without "
+                "context_fn, or none, where curvature is taken. torch said: "
+                f"{message.splitlines()[0]}"
             ) from error
         if any(part in message for part in _COMPILED):
             raise NotTwiceDifferentiable(

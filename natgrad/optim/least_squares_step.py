@@ -75,9 +75,14 @@ class LeastSquaresStep:
             )
 
     def __call__(self, *, radius: float) -> Solution[Tensor]:
-        found, image = self._at_least_cauchys(self._from_prior(radius), radius)
-        if self._prior is not None and self._of_prior is not None:
+        found = self._from_prior(radius)
+        if self._prior is None or self._of_prior is None:
+            found, image = self._at_least_cauchys(found, self._image(found.x), radius)
+        else:
+            # J of the sum as its dtype holds it: rounding s₀ + s may cost more than s brings.
             prior_image, Ax = self._of_prior
+            image = self._image(self._prior + found.x) - prior_image
+            found, image = self._at_least_cauchys(found, image, radius)
             found = replace(found, x=self._prior + found.x, Ax=Ax + found.Ax)
             image = prior_image + image
         self._seen = found.x, image
@@ -131,16 +136,16 @@ class LeastSquaresStep:
         return self._linear.transpose(image) + self._damping * v
 
     def _at_least_cauchys(
-        self, found: Solution[Tensor], radius: float
+        self, found: Solution[Tensor], image: Tensor, radius: float
     ) -> tuple[Solution[Tensor], Tensor]:
-        """``found``, or the Cauchy step where ``found`` lowers the damped model by less than half
-        as much, with its J s: what a solver truncates or rounds must not end the descent.
+        """``found``, whose J s is the ``image``, or the Cauchy step where ``found`` lowers the
+        damped model by less than half as much, with its J s: what a solver truncates or rounds must
+        not end the descent.
 
         The Cauchy step is −α g / ‖g‖, α at most the radius, in coordinates D (s − s₀). It lowers
         ½‖r + J s‖² + ½ λ‖s‖² by β² (a c − ½ a²), for β that of r, β c = ‖g‖ / κ, β a = α κ
         and the curvature κ².
         """
-        image = self._image(found.x)
         if self._path is not None and self._first_product is None:  # the gradient is zero
             return found, image
         scale = power_of_two(self._r).double()

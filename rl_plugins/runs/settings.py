@@ -10,8 +10,9 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from rl_plugins.data.environments import Backend
-from rl_plugins.errors import UsageError, require_between, require_least
-from rl_plugins.plugin import Plugin, configure
+from rl_plugins.errors import UsageError
+from rl_plugins.plugin import Plugin
+from rl_plugins.settings import configure, require_between, require_least
 
 if sys.version_info >= (3, 11):
     import tomllib

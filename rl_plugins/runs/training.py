@@ -21,13 +21,14 @@ import natgrad
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
 from rl_plugins.errors import UsageError
-from rl_plugins.plugin import Plugin, find_plugin, settings_of
+from rl_plugins.plugin import Plugin, find_plugin
 from rl_plugins.runs.directory import RunDirectory, load_checkpoint, read_json
 from rl_plugins.runs.evaluation import Evaluation, evaluate
 from rl_plugins.runs.export import export_policy
 from rl_plugins.runs.loop import Outcome, Run, TrainingLoop
 from rl_plugins.runs.progress import ProgressDisplay
 from rl_plugins.runs.settings import Settings, resolve
+from rl_plugins.settings import settings_of
 
 
 def train(

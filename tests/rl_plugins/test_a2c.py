@@ -11,6 +11,7 @@ from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from natgrad import Fisher, Kronecker
 from natgrad.flat import flatten, gradient
 from rl_plugins import A2C, ACKTR, A2CConfig, ACKTRConfig, StepStatus, UsageError
+from rl_plugins.agents import A2CAgent
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
 from rl_plugins.policies import mlp
@@ -123,16 +124,16 @@ def test_the_targets_of_the_critic_carry_no_gradient_and_the_policys_step_does_n
 ):
     environments = make_environments("test/Counter-v0", 4)
     spaces = environments.single_observation_space, environments.single_action_space
-    a2c = A2C.build(*spaces, A2CConfig(hidden_sizes=(8,)), generator)
-    critic = a2c._actor_critic.critic
+    a2c = A2CAgent.build(*spaces, A2CConfig(hidden_sizes=(8,)), generator)
+    critic = a2c.actor_critic.critic
     collector = RolloutCollector(
         environments, a2c.behaviour(4, explore=True), seed=0, generator=generator
     )
-    learning = a2c._actor_critic.learning_batch(collector.collect(6))
+    learning = a2c.actor_critic.learning_batch(collector.collect(6))
     assert not learning.targets.requires_grad
     assert not learning.advantages.requires_grad
     before = flatten(critic.parameters())
-    a2c.step(learning.observations, learning.actions, learning.advantages)
+    a2c.algorithm.step(learning.observations, learning.actions, learning.advantages)
     assert torch.equal(flatten(critic.parameters()), before)
 
     seen = []
@@ -235,8 +236,8 @@ def test_acktr_is_a2c_with_kfac_however_it_is_made(generator):
     twin = copy.deepcopy(policy)
     x, actions, advantages = batch(policy, generator)
     acktr = ACKTR(policy)
-    assert acktr.config.optimizer == ACKTRConfig().optimizer == "KFAC"
-    assert acktr.config.learning_rate == ACKTRConfig().learning_rate == 1.0
+    assert acktr.settings.optimizer == ACKTRConfig().optimizer == "KFAC"
+    assert acktr.settings.learning_rate == ACKTRConfig().learning_rate == 1.0
     acktr.step(x, actions, advantages)
     A2C(twin, optimizer="KFAC", learning_rate=1.0).step(x, actions, advantages)
     assert torch.equal(flatten(policy.parameters()), flatten(twin.parameters()))

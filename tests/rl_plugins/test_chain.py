@@ -21,12 +21,12 @@ from natgrad import LineSearchStatus
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins import A2C, TRPO, gae, train
 from rl_plugins.critics import AdamRegression, Critic, GaussNewtonRegression
+from rl_plugins.parts.surrogate import Surrogate
 from rl_plugins.plugin import find_plugin
 from rl_plugins.policies import Features, mlp
 from rl_plugins.policies.observations import Leaf, LeafKind
 from rl_plugins.runs.directory import load_checkpoint
 from rl_plugins.runs.settings import resolve
-from rl_plugins.surrogate import Surrogate
 
 ASCENT = {"optimizer": "SGD", "learning_rate": 1.0, "max_gradient_norm": 1e9}
 
@@ -440,7 +440,7 @@ def test_every_algorithm_finds_the_optimal_policy_of_the_chain_and_its_values(al
     states = torch.arange(3, 3 + CHAIN_LENGTH)
     with torch.no_grad():
         pi = agent.policy(states).probs.double()
-        values = agent._actor_critic.critic(states).double()
+        values = agent.actor_critic.critic(states).double()
     best = process.optimal_action_values()
     assert torch.equal(pi.argmax(dim=1), best.argmax(dim=1))
     exact, optimal = process.values(pi), best.max(dim=1).values

@@ -13,11 +13,12 @@ from torch import nn
 from torch.distributions import Categorical
 
 from natgrad.flat import assign, flatten, gradient
-from rl_plugins import DDPG, TD3, DDPGConfig, StepStatus, TD3Config, UsageError
+from rl_plugins import DDPG, TD3, DDPGConfig, StepStatus, UsageError
+from rl_plugins.agents import DDPGAgent, TD3Agent
 from rl_plugins.data import ReplayBuffer, Transitions
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
-from rl_plugins.deterministic_gradient import DeterministicGradientSettings, actor_step
+from rl_plugins.parts.actor_step import DeterministicGradientSettings, actor_step
 from rl_plugins.policies import Sampling, mlp
 
 
@@ -474,11 +475,15 @@ def _drift():
     gym.register("test/Drift-v0", entry_point=Drift)
 
 
+AGENTS = {DDPG: DDPGAgent, TD3: TD3Agent}
+
+
 def built(algorithm, generator, **settings):
-    config = {DDPG: DDPGConfig, TD3: TD3Config}[algorithm](
+    agent = AGENTS[algorithm]
+    config = agent.Config(
         **{"hidden_sizes": (8,), "batch_size": 16, "learning_starts": 50, **settings}
     )
-    return algorithm.build(BOX, ACTIONS, config, generator)
+    return agent.build(BOX, ACTIONS, config, generator)
 
 
 def collector_for(plugin, generator, count=2):
@@ -492,7 +497,8 @@ def test_nothing_is_learnt_before_the_warm_up_is_over(algorithm, generator):
     plugin = built(algorithm, generator)
     collector = collector_for(plugin, generator)
     fixed = ("policy", "critics", "target_policy", "target_critics")
-    before = [copy.deepcopy(getattr(plugin, name).state_dict()) for name in fixed]
+    algorithm = plugin.algorithm
+    before = [copy.deepcopy(getattr(algorithm, name).state_dict()) for name in fixed]
     for _ in range(4):
         rollout = collector.collect(6)
         report = plugin.update(rollout)
@@ -502,14 +508,14 @@ def test_nothing_is_learnt_before_the_warm_up_is_over(algorithm, generator):
         assert float(rollout.actions.abs().amax()) > 0.7
     assert_bitwise(
         optree.tree_leaves(before),
-        optree.tree_leaves([getattr(plugin, name).state_dict() for name in fixed]),
+        optree.tree_leaves([getattr(algorithm, name).state_dict() for name in fixed]),
     )
     report = plugin.update(collector.collect(1))
     assert report.status is StepStatus.TAKEN  # 4 · 6 · 2 + 2 steps
-    assert report.updates == plugin.updates == 2
+    assert report.updates == algorithm.updates == 2
     for name, old in zip(fixed, before, strict=True):
         assert not torch.equal(
-            flatten(getattr(plugin, name).state_dict().values()), flatten(old.values())
+            flatten(getattr(algorithm, name).state_dict().values()), flatten(old.values())
         ), name
 
 
@@ -522,7 +528,7 @@ def test_so_many_gradient_steps_are_taken_as_the_steps_are_worth(
     plugin = built(algorithm, generator, learning_starts=1, updates_per_step=per_step)
     collector = collector_for(plugin, generator)
     reports = [plugin.update(collector.collect(3)) for _ in range(10)]
-    assert sum(report.updates for report in reports) == plugin.updates == wanted
+    assert sum(report.updates for report in reports) == plugin.algorithm.updates == wanted
 
 
 @both
@@ -554,11 +560,11 @@ def test_a_run_that_is_saved_and_loaded_goes_on_bitwise(algorithm, generator):
     )
     other.load_state_dict(copy.deepcopy(plugin.state_dict()))
     rollouts = [collector.collect(5) for _ in range(4)]
-    other.generator.set_state(plugin.generator.get_state())
+    other.algorithm.generator.set_state(plugin.algorithm.generator.get_state())
     for rollout in rollouts:
         assert repr(plugin.update(rollout)) == repr(other.update(rollout))
-    assert plugin.updates > 10
-    assert_bitwise(everything(plugin), everything(other))
+    assert plugin.algorithm.updates > 10
+    assert_bitwise(everything(plugin.algorithm), everything(other.algorithm))
 
 
 @both
@@ -669,9 +675,9 @@ def test_frozen_parameters_stay(algorithm, actor, generator):
 def test_actions_that_a_deterministic_policy_cannot_reach_are_a_usage_error(
     algorithm, space, generator
 ):
-    config = {DDPG: DDPGConfig, TD3: TD3Config}[algorithm]()
+    agent = AGENTS[algorithm]
     with pytest.raises(UsageError):
-        algorithm.build(BOX, space, config, generator)
+        agent.build(BOX, space, agent.Config(), generator)
 
 
 @both
@@ -686,8 +692,9 @@ def test_actions_that_a_deterministic_policy_cannot_reach_are_a_usage_error(
 )
 def test_structured_observations_reach_actor_and_critic(algorithm, space, generator):
     """Both answer to every component."""
-    config = {DDPG: DDPGConfig, TD3: TD3Config}[algorithm](hidden_sizes=(16,))
-    plugin = algorithm.build(space, ACTIONS, config, generator)
+    agent = AGENTS[algorithm]
+    config = agent.Config(hidden_sizes=(16,))
+    plugin = agent.build(space, ACTIONS, config, generator).algorithm
     space.seed(3)
     samples = [space.sample() for _ in range(8)]
     observations = optree.tree_map(lambda *leaves: torch.from_numpy(np.stack(leaves)), *samples)
@@ -706,12 +713,9 @@ def test_structured_observations_reach_actor_and_critic(algorithm, space, genera
 
 
 @both
-def test_networks_of_ones_own_come_without_a_buffer_and_say_so(algorithm, generator):
+def test_a_step_is_no_agent_and_counts_its_critics(algorithm, generator):
     plugin = make(algorithm, generator)
-    with pytest.raises(ValueError, match=rf"step\(obs.*or make it by {algorithm.__name__}\.build"):
-        plugin.update(None)
-    with pytest.raises(ValueError, match="without a replay buffer"):
-        plugin.behaviour(1, explore=True)
+    assert not any(hasattr(plugin, name) for name in ("build", "behaviour", "update"))
     with pytest.raises(TypeError, match=f"takes {algorithm.critic_count} critics.*got 3"):
         algorithm(Actor(generator), *[Value(generator) for _ in range(3)])
 

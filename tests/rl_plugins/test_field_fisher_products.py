@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
-import rl_plugins.natural_gradient
+import rl_plugins.parts.natural_gradient
 from natgrad import LineSearchStatus, Status
 from natgrad.flat import flatten
 from rl_plugins import A2C, DDPG, NPG, PPO, TD3, TRPO
@@ -47,13 +47,13 @@ def batch(generator):
 def fisher(monkeypatch):
     """The Fisher matrices that updates make."""
     made = []
-    original = rl_plugins.natural_gradient.Fisher
+    original = rl_plugins.parts.natural_gradient.Fisher
 
     def recording(*arguments, **options):
         made.append(original(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr(rl_plugins.natural_gradient, "Fisher", recording)
+    monkeypatch.setattr(rl_plugins.parts.natural_gradient, "Fisher", recording)
     return made
 
 

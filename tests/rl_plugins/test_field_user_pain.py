@@ -18,11 +18,22 @@ from torch.distributions import Categorical, Independent, Normal
 
 from natgrad import LineSearchStatus
 from natgrad.flat import flatten, gradient
-from rl_plugins import A2C, ACKTR, NPG, PPO, TRPO, StepStatus, TRPOConfig, evaluate_run, train
+from rl_plugins import (
+    A2C,
+    NPG,
+    PPO,
+    TRPO,
+    ACKTRConfig,
+    StepStatus,
+    TRPOConfig,
+    evaluate_run,
+    train,
+)
+from rl_plugins.agents import TRPOAgent
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
+from rl_plugins.parts.surrogate import Surrogate
 from rl_plugins.policies import mlp
-from rl_plugins.surrogate import Surrogate
 
 QUICK = {
     "total_steps": 400, "environments": 2, "rollout_length": 50, "hidden_sizes": (8,),
@@ -224,7 +235,7 @@ def test_10_a_time_limit_is_not_an_end(tmp_path):
     environments = make_environments("test/Endless-v0", 4)
     config = TRPOConfig(hidden_sizes=(4,), discount=0.8)
     generator = torch.Generator().manual_seed(0)
-    trpo = TRPO.build(
+    trpo = TRPOAgent.build(
         environments.single_observation_space, environments.single_action_space, config, generator
     )
     collector = RolloutCollector(
@@ -232,7 +243,7 @@ def test_10_a_time_limit_is_not_an_end(tmp_path):
     )
     for _ in range(40):
         trpo.update(collector.collect(16))
-    value = float(trpo._actor_critic.critic(torch.zeros(1, 1)).detach())
+    value = float(trpo.actor_critic.critic(torch.zeros(1, 1)).detach())
     assert value == pytest.approx(1 / (1 - 0.8), rel=0.02)
 
 
@@ -339,6 +350,6 @@ def test_acktr_is_a_preset_of_a2c(policy, batch):
     first, second = policy, Gaussian(torch.Generator().manual_seed(0)).double()
     second.load_state_dict(first.state_dict())
     A2C(first, optimizer="KFAC", learning_rate=1.0).step(*batch)
-    assert ACKTR.Config().optimizer == "KFAC"
-    A2C(second, optimizer="KFAC", learning_rate=ACKTR.Config().learning_rate).step(*batch)
+    assert ACKTRConfig().optimizer == "KFAC"
+    A2C(second, optimizer="KFAC", learning_rate=ACKTRConfig().learning_rate).step(*batch)
     assert torch.equal(flatten(first.parameters()), flatten(second.parameters()))

@@ -14,6 +14,7 @@ from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from natgrad import LineSearchStatus
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins import A2C, PPO, TRPO, PPOConfig, StepStatus, UsageError
+from rl_plugins.agents import PPOAgent
 from rl_plugins.critics import AdamRegression
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
@@ -488,7 +489,7 @@ def test_so_does_a_built_one_with_its_critic_and_its_normaliser(critic, generato
     )
 
     def build(seed):
-        return PPO.build(*spaces, config, torch.Generator().manual_seed(seed))
+        return PPOAgent.build(*spaces, config, torch.Generator().manual_seed(seed))
 
     ppo = build(0)
     collector = RolloutCollector(
@@ -497,12 +498,12 @@ def test_so_does_a_built_one_with_its_critic_and_its_normaliser(critic, generato
     rollouts = [collector.collect(20) for _ in range(4)]
     for rollout in rollouts[:2]:
         ppo.update(rollout)
-    state, shuffle = copy.deepcopy(ppo.state_dict()), ppo.generator.get_state()
+    state, shuffle = copy.deepcopy(ppo.state_dict()), ppo.algorithm.generator.get_state()
     for rollout in rollouts[2:]:
         ppo.update(rollout)
     other = build(1)
     other.load_state_dict(state)
-    other.generator.set_state(shuffle)
+    other.algorithm.generator.set_state(shuffle)
     for rollout in rollouts[2:]:
         other.update(rollout)
     assert bits(other.state_dict()) == bits(ppo.state_dict())

@@ -11,6 +11,7 @@ from torch import nn
 
 from natgrad.flat import flatten
 from rl_plugins import TD3, TD3Config, UsageError
+from rl_plugins.agents import TD3Agent
 from rl_plugins.data import Transitions
 from rl_plugins.policies import mlp
 
@@ -201,7 +202,7 @@ def test_an_update_reports_the_last_step_of_the_actor_even_if_a_step_of_the_crit
     changes = [expected.step(*vars(transitions).values()).action_change for transitions in batches]
     assert [math.isnan(change) for change in changes] == [True, False, True]
     plugin.generator.manual_seed(7)
-    report = plugin._learn(batches)
+    report = plugin.learn(batches)
     assert report.updates == 3
     assert report.action_change == changes[1] > 0
     assert math.isfinite(report.action_value)
@@ -211,7 +212,8 @@ def test_the_twins_begin_apart(generator):
     """Else they would stay one, and the lower of them be any."""
     observations = spaces.Box(-np.inf, np.inf, (3,), np.float32)
     actions = spaces.Box(-1, 1, (2,), np.float32)
-    td3 = TD3.build(observations, actions, TD3Config(hidden_sizes=(8,)), generator)
+    config = TD3Config(hidden_sizes=(8,))
+    td3 = TD3Agent.build(observations, actions, config, generator).algorithm
     first, second = (flatten(Q.parameters()) for Q in td3.critics)
     assert float((first - second).norm()) > 0.1 * float(first.norm())
     assert torch.equal(flatten(td3.critics.parameters()), flatten(td3.target_critics.parameters()))

@@ -73,7 +73,7 @@ def test_a_mistyped_option_of_it_is_one_line(command):
     [
         ("no_such_package:Thing", "cannot be loaded from 'no_such_package:Thing'"),
         ("rl_plugins.trpo:Nothing", "cannot be loaded"),
-        ("collections:OrderedDict", "is no plugin: it has no collects, Config, build, behaviour"),
+        ("collections:OrderedDict", "is no plugin: it has no Config, build, behaviour"),
     ],
 )
 def test_a_broken_entry_point_is_named(value, message, monkeypatch):

@@ -10,6 +10,7 @@ from torch.distributions import Categorical, Independent, Normal
 from natgrad import Fisher, LineSearchStatus, Status
 from natgrad.flat import flatten, gradient
 from rl_plugins import TRPO, TRPOConfig, UsageError, train
+from rl_plugins.agents import TRPOAgent
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
 from rl_plugins.policies import mlp
@@ -246,9 +247,8 @@ def test_shapes_that_would_broadcast_are_refused(policy, generator):
         TRPO(policy).step(x, actions, advantages[:1])
 
 
-def test_update_without_a_critic_says_what_to_call(policy):
-    with pytest.raises(ValueError, match="step\\(observations, actions, advantages\\)"):
-        TRPO(policy).update(None)
+def test_a_step_is_no_agent(policy):
+    assert not any(hasattr(TRPO(policy), name) for name in ("build", "behaviour", "update"))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_whole_update_keeps_the_bound_the_move_of_the_statistics_included(task
     """KL(the policy that acted ‖ the policy after ``update``), on the rollout it acted in."""
     environments = make_environments(task, 4)
     spaces = environments.single_observation_space, environments.single_action_space
-    trpo = TRPO.build(*spaces, TRPOConfig(hidden_sizes=(16,)), generator)
+    trpo = TRPOAgent.build(*spaces, TRPOConfig(hidden_sizes=(16,)), generator)
     # No layer can undo the clipping: a state beyond ±10 deviations moves with the statistics, and
     # whether a rollout meets one is luck. Without it what is left is float32's rounding of a layer.
     normalisers = [m for m in trpo.policy.modules() if isinstance(m, ObservationNormaliser)]

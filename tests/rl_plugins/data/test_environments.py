@@ -9,7 +9,8 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from rl_plugins import PPO, PPOConfig, UsageError
+from rl_plugins import PPOConfig, UsageError
+from rl_plugins.agents import PPOAgent
 from rl_plugins.data.autoreset import Environments
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import Backend, make_environments
@@ -167,7 +168,7 @@ def test_the_mask_of_an_info_travels_with_the_observation_it_belongs_to(backend)
 def test_an_agent_that_explores_never_takes_what_the_info_forbids(generator):
     """The task asserts it."""
     environments = make_environments("test/Doors-v0", 4)
-    ppo = PPO.build(
+    ppo = PPOAgent.build(
         environments.single_observation_space, environments.single_action_space,
         PPOConfig(hidden_sizes=(8,)), generator,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 from rl_plugins import train
-from rl_plugins.actor_critic import ActorCritic, OnPolicyConfig
+from rl_plugins.agents.actor_critic import ActorCritic, OnPolicyConfig
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
 from rl_plugins.policies import Remembering

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from rl_plugins import UsageError
-from rl_plugins.plugin import configure, find_plugin, registered_plugins, settings_of
+from rl_plugins.plugin import find_plugin, registered_plugins
 from rl_plugins.runs import RunSettings, resolve, tuned_settings
 from rl_plugins.runs.directory import RunDirectory, _cell
+from rl_plugins.settings import configure, settings_of
 
 
 class Shape(Enum):

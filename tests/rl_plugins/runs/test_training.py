@@ -15,12 +15,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from rl_plugins import UsageError, evaluate_run, train
+from rl_plugins import TRPOConfig, UsageError, evaluate_run, train
+from rl_plugins.agents import TRPOAgent
 from rl_plugins.errors import ExperienceError
 from rl_plugins.plugin import find_plugin, registered_plugins
 from rl_plugins.policies import Sampling
 from rl_plugins.runs import Outcome, RunSettings, evaluate, resolve, tuned_settings
-from rl_plugins.trpo import TRPO, TRPOConfig
 
 QUICK = {"total_steps": 600, "environments": 3, "rollout_length": 64, "hidden_sizes": (8,)}
 
@@ -209,7 +209,7 @@ def test_ctrl_c_leaves_a_valid_run_directory(tmp_path):
 
 def test_a_second_ctrl_c_or_an_error_leaves_what_was_logged_and_says_failed(tmp_path, monkeypatch):
     updates = 0
-    original = TRPO.update
+    original = TRPOAgent.update
 
     def update(self, batch):
         nonlocal updates
@@ -218,7 +218,7 @@ def test_a_second_ctrl_c_or_an_error_leaves_what_was_logged_and_says_failed(tmp_
             raise KeyboardInterrupt
         return original(self, batch)
 
-    monkeypatch.setattr(TRPO, "update", update)
+    monkeypatch.setattr(TRPOAgent, "update", update)
     with pytest.raises(KeyboardInterrupt):
         train("trpo", "CartPole-v1", run_dir=tmp_path / "x", **QUICK)
     outcome = json.loads((tmp_path / "x" / "outcome.json").read_text())
@@ -235,7 +235,7 @@ def reporting(name):
 
 @pytest.mark.parametrize("column", ["steps", "episode_return", "seconds"])
 def test_a_report_may_not_redefine_a_column_of_the_loop(column, tmp_path, monkeypatch):
-    monkeypatch.setattr(TRPO, "update", reporting(column))
+    monkeypatch.setattr(TRPOAgent, "update", reporting(column))
     with pytest.raises(TypeError, match=rf"Report redefines columns.*\['{column}'\]"):
         train("trpo", "CartPole-v1", run_dir=tmp_path / "x", **QUICK)
 
@@ -243,7 +243,7 @@ def test_a_report_may_not_redefine_a_column_of_the_loop(column, tmp_path, monkey
 def test_a_report_of_numpy_numbers_is_a_column_of_numbers_and_its_summary_no_markup(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(TRPO, "update", reporting("loss"))
+    monkeypatch.setattr(TRPOAgent, "update", reporting("loss"))
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=200)
     train("trpo", "CartPole-v1", run_dir=tmp_path / "x", console=console, evaluations=0,

@@ -9,12 +9,12 @@ import optree
 from torch import Tensor, nn
 
 from natgrad import Fisher, Step, cg, natural_step
-from rl_plugins.errors import require_least
-from rl_plugins.surrogate import Surrogate
+from rl_plugins.parts.surrogate import Surrogate
+from rl_plugins.settings import Settings, require_least
 
 
 @dataclass(frozen=True)
-class NaturalGradientSettings:
+class NaturalGradientSettings(Settings):
     """Settings of a natural-gradient step of a given KL."""
 
     max_kl: float = 0.01
@@ -32,6 +32,7 @@ class NaturalGradientSettings:
     the time. Unset: one graph is kept."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_least(self, 0, "max_kl", exclusive=True)
         require_least(self, 0, "damping", "cg_tolerance")
         require_least(self, 1, "cg_iterations", "fisher_stride")

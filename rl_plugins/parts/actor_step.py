@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from natgrad import GaussNewton, backtracking, cg, natural_step
 from natgrad.curvature import metrics
 from natgrad.flat import assign, flatten, gradient
-from rl_plugins.errors import require_between, require_least, require_one_of
-from rl_plugins.first_order import descend
+from rl_plugins.parts.first_order import descend
+from rl_plugins.settings import Settings, require_between, require_least, require_one_of
 
 
 @dataclass(frozen=True)
-class DeterministicGradientSettings:
+class DeterministicGradientSettings(Settings):
     """Settings of DDPG's and TD3's gradient steps."""
 
     discount: float = 0.99
@@ -42,6 +42,7 @@ class DeterministicGradientSettings:
     """Natural step: most conjugate-gradient iterations."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_one_of(self, "actor", "gradient", "natural")
         require_between(self, 0, 1, "discount", "target_rate")
         require_least(self, 0, "actor_learning_rate", "critic_learning_rate", exclusive=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from natgrad import backtracking
 from natgrad.flat import assign, flatten
-from rl_plugins.surrogate import Surrogate
+from rl_plugins.parts.surrogate import Surrogate
 
 SHRINK = 0.8
 # 0.8¹⁰⁰ is 2e-10: where the bound does not hold there, the update was not finite in size.

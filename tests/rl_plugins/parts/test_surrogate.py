@@ -15,8 +15,8 @@ from torch.distributions.transforms import TanhTransform
 
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins import A2C, NPG, PPO, TRPO
+from rl_plugins.parts.surrogate import Surrogate
 from rl_plugins.policies import mlp
-from rl_plugins.surrogate import Surrogate
 
 
 class Discrete(nn.Module):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rl_plugins.actor_critic import ActorCritic, OnPolicyConfig, standardise
+from rl_plugins.agents.actor_critic import ActorCritic, OnPolicyConfig, standardise
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
 

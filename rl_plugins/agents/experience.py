@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from rl_plugins.data import ReplayBuffer, Rollout, Transitions
-from rl_plugins.errors import require_least, require_one_of, require_sizes
 from rl_plugins.policies import GaussianNoise, Noise, OrnsteinUhlenbeckNoise
+from rl_plugins.settings import Settings, require_least, require_one_of, require_sizes
 
 
 @dataclass(frozen=True)
-class OffPolicyConfig:
+class OffPolicyConfig(Settings):
     """Settings of the networks, the replay buffer and the exploration."""
 
     hidden_sizes: tuple[int, ...] = (256, 256)
@@ -34,6 +34,7 @@ class OffPolicyConfig:
     """Its standard deviation, in half ranges of the action."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_one_of(self, "noise", "gaussian", "ornstein-uhlenbeck")
         require_sizes(self, "hidden_sizes")
         require_least(self, 1, "batch_size", "learning_starts")

@@ -12,8 +12,8 @@ from torch.distributions import Categorical
 
 from natgrad.flat import flatten, gradient
 from rl_plugins import A2C, PPO, StepStatus, UsageError
-from rl_plugins.first_order import Snapshot, ascend
-from rl_plugins.optimizers import make_optimizer
+from rl_plugins.parts.first_order import Snapshot, ascend
+from rl_plugins.parts.optimizers import make_optimizer
 from rl_plugins.policies import mlp
 
 OTHERS = {"LBFGS", "SparseAdam", "Muon", "Optimizer"}  # see the test of what they say

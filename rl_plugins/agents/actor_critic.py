@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from rl_plugins.advantages import gae
+from rl_plugins.agents.advantages import gae
 from rl_plugins.critics import (
     AdamRegression,
     Critic,
@@ -18,7 +18,6 @@ from rl_plugins.critics import (
     explained_variance,
 )
 from rl_plugins.data import Rollout
-from rl_plugins.errors import require_between, require_least, require_one_of, require_sizes
 from rl_plugins.policies import (
     POLICY_OUTPUT_GAIN,
     Behaviour,
@@ -32,13 +31,20 @@ from rl_plugins.policies import (
     feature_network,
     mlp,
 )
+from rl_plugins.settings import (
+    Settings,
+    require_between,
+    require_least,
+    require_one_of,
+    require_sizes,
+)
 
 if TYPE_CHECKING:
     from gymnasium import Space
 
 
 @dataclass(frozen=True)
-class OnPolicyConfig:
+class OnPolicyConfig(Settings):
     """Settings of the policy, the critic and the advantages."""
 
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -78,6 +84,7 @@ class OnPolicyConfig:
     """Adam's learning rate."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_one_of(self, "critic", "gauss-newton", "adam")
         require_one_of(self, "activation", "tanh", "relu")
         require_one_of(self, "action_bounds", "clip", "tanh")
