@@ -34,10 +34,18 @@ class Arguments:
     target: Annotated[str, tyro.conf.Positional]
     """What to check, as MODULE:NAME."""
     kind: Literal[
-        "operator", "curvature", "kronecker", "solver", "damped-least-squares",
-        "trust-region-solver", "step-size", "line-search", "optimizer", "minimiser",
+        "operator",
+        "curvature",
+        "kronecker",
+        "solver",
+        "damped-least-squares",
+        "trust-region-solver",
+        "step-size",
+        "line-search",
+        "optimizer",
+        "minimiser",
         "advantages",
-    ]  # fmt: skip
+    ]
     """What it is."""
     traits: tuple[str, ...] = ()
     """What it promises beyond its signature: see its class in natgrad.testing.subjects."""
@@ -102,9 +110,11 @@ def table(name: str, verdicts: list[Verdict]) -> Table:
     for verdict in verdicts:
         found = [text for text in (verdict.counterexample, verdict.reason) if text]
         shown.add_row(
-            verdict.check.identifier, escape(verdict.check.statement), SHOWN[verdict.outcome],
+            verdict.check.identifier,
+            escape(verdict.check.statement),
+            SHOWN[verdict.outcome],
             escape("\n".join(found)),
-        )  # fmt: skip
+        )
     return shown
 
 

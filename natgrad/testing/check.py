@@ -158,9 +158,12 @@ class Check:
             verdict = Verdict(self, Outcome.NOT_APPLICABLE, reason=str(skipped))
         except CheckFailed as error:
             verdict = Verdict(
-                self, Outcome.FAILED, shown(error.arguments), error.reason,
+                self,
+                Outcome.FAILED,
+                shown(error.arguments),
+                error.reason,
                 arguments=error.arguments,
-            )  # fmt: skip
+            )
         return dataclasses.replace(verdict, seconds=time.perf_counter() - began)
 
 
@@ -179,9 +182,16 @@ def check(
 
     def decorate(body: Callable[..., None]) -> Check:
         return Check(
-            identifier, kind, statement, tolerance, tuple(found), frozenset(needs), dict(cases),
-            body, cost,
-        )  # fmt: skip
+            identifier,
+            kind,
+            statement,
+            tolerance,
+            tuple(found),
+            frozenset(needs),
+            dict(cases),
+            body,
+            cost,
+        )
 
     return decorate
 
@@ -199,9 +209,11 @@ def _searched(
     """Hypothesis' search for arguments that make ``attempt`` raise, the smallest there are."""
     if not cases:
         return attempt
-    attempt.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in cases
-    ])  # fmt: skip
+    attempt.__signature__ = inspect.Signature(
+        [  # type: ignore[attr-defined]
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in cases
+        ]
+    )
     configured = hypothesis.settings(
         max_examples=examples,
         deadline=None,  # a time limit would make the verdict depend on the machine

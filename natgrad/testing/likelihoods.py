@@ -88,9 +88,12 @@ NATURAL = ("categorical", "bernoulli", "mse")
 COMMON = ("categorical", "gaussian", "mse", "bernoulli")
 # A bijection without parameters carries no information, draws add up: same metric, times a number.
 _SAME = {
-    "tanh_normal": ("gaussian", 1), "affine_normal": ("gaussian", 1),
-    "log_normal": ("gaussian", 1), "one_hot": ("categorical", 1), "multinomial": ("categorical", 4),
-}  # fmt: skip
+    "tanh_normal": ("gaussian", 1),
+    "affine_normal": ("gaussian", 1),
+    "log_normal": ("gaussian", 1),
+    "one_hot": ("categorical", 1),
+    "multinomial": ("categorical", 4),
+}
 
 
 def divergence(family: str, old: Tensor, new: Tensor) -> Tensor:

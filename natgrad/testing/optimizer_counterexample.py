@@ -111,9 +111,10 @@ def optimizer_script(identifier: str, arguments: Arguments, subject: Optimizer) 
     imports, _, make = subject.script.rpartition("\n")
     bare = "closure" not in subject.offers and identifier != "P4"
     words = {
-        "imports": imports + "\n" if imports else "", "make": make,
+        "imports": imports + "\n" if imports else "",
+        "make": make,
         "backward": "" if bare else STANDARD,
-    }  # fmt: skip
+    }
     objective = arguments.get("objective")
     if objective is not None:
         steps = 50 if identifier.startswith("P14") else 2

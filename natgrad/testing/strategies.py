@@ -76,9 +76,13 @@ def systems(
 ) -> st.SearchStrategy[System]:
     """A x = b with eigenvalues of A from :func:`spectra`, of unit scale."""
     eigenvalues = spectra(
-        min_size=min_size, max_size=max_size, max_log10_condition=max_log10_condition,
-        negative=negative, zero=zero, max_distinct=max_distinct,
-    )  # fmt: skip
+        min_size=min_size,
+        max_size=max_size,
+        max_log10_condition=max_log10_condition,
+        negative=negative,
+        zero=zero,
+        max_distinct=max_distinct,
+    )
     return st.builds(System, eigenvalues, SEEDS, dtype=st.sampled_from(dtypes))
 
 
@@ -137,9 +141,12 @@ def symmetric_systems(
 
     def of(negative: bool, zero: bool) -> st.SearchStrategy[System]:
         return systems(
-            max_size=max_size, max_log10_condition=max_log10_condition, negative=negative,
-            zero=zero, dtypes=dtypes,
-        )  # fmt: skip
+            max_size=max_size,
+            max_log10_condition=max_log10_condition,
+            negative=negative,
+            zero=zero,
+            dtypes=dtypes,
+        )
 
     found = [of(False, False), of(False, True)]
     found += [] if semidefinite else [of(True, False)]
@@ -155,9 +162,11 @@ def operators(
 ) -> st.SearchStrategy[MatrixOperator]:
     """The matrices of :func:`symmetric_systems` behind ``A @ v``."""
     found = symmetric_systems(
-        max_size=max_size, max_log10_condition=max_log10_condition, semidefinite=semidefinite,
+        max_size=max_size,
+        max_log10_condition=max_log10_condition,
+        semidefinite=semidefinite,
         dtypes=dtypes,
-    )  # fmt: skip
+    )
     return st.builds(MatrixOperator, found)
 
 
@@ -179,9 +188,14 @@ def networks(
 ) -> st.SearchStrategy[NetworkCase]:
     """Small networks with data, of these kinds and families; in chunks, where they may be."""
     return st.builds(
-        NetworkCase, st.sampled_from(kinds), st.sampled_from(families), SEEDS, rows=st.just(rows),
-        chunk_size=st.sampled_from(CHUNKS if chunks else (None,)), dtype=st.sampled_from(dtypes),
-    )  # fmt: skip
+        NetworkCase,
+        st.sampled_from(kinds),
+        st.sampled_from(families),
+        SEEDS,
+        rows=st.just(rows),
+        chunk_size=st.sampled_from(CHUNKS if chunks else (None,)),
+        dtype=st.sampled_from(dtypes),
+    )
 
 
 def spd_matrices(

@@ -81,9 +81,11 @@ def empirical_fisher(case: NetworkCase) -> Tensor:
 
 
 TRUTHS = {
-    "fisher": fisher, "gauss_newton": gauss_newton, "hessian": hessian,
+    "fisher": fisher,
+    "gauss_newton": gauss_newton,
+    "hessian": hessian,
     "empirical_fisher": empirical_fisher,
-}  # fmt: skip
+}
 
 
 def blocks(case: NetworkCase, dense: Tensor) -> Tensor:
@@ -151,9 +153,9 @@ def _labels(family: str, y: Tensor) -> tuple[list[Tensor], Tensor]:
 
     nodes, weights = map(torch.tensor, np.polynomial.hermite_e.hermegauss(3))
     weights = weights / weights.sum()
-    location, scale = (y, torch.ones_like(y)) if family == "mse" else (
-        y[:, :2], F.softplus(y[:, 1:])
-    )  # fmt: skip
+    location, scale = (
+        (y, torch.ones_like(y)) if family == "mse" else (y[:, :2], F.softplus(y[:, 1:]))
+    )
     dims = location.shape[-1]
     grid = torch.cartesian_prod(*[nodes] * dims).to(y.dtype)
     shares = torch.cartesian_prod(*[weights] * dims).prod(dim=1).to(y.dtype)

@@ -55,9 +55,14 @@ def kronecker(name: str, *, exact: bool = True) -> Kronecker:
         types = importlib.import_module("curvlinops").FisherType
         kind = types.TYPE2 if exact else types.MC
         operator = _operator(
-            name, case, fisher_type=kind, mc_samples=case.draws, seed=case.draw_seed,
-            separate_weight_and_bias=False, num_per_example_loss_terms=1,
-        )  # fmt: skip
+            name,
+            case,
+            fisher_type=kind,
+            mc_samples=case.draws,
+            seed=case.draw_seed,
+            separate_weight_and_bias=False,
+            num_per_example_loss_terms=1,
+        )
         operator.compute_kronecker_factors()
         # Its mean of squares is over elements and lacks the ½ of −log p.
         factor = case.terms / len(case.targets) / (2 if case.family == "mse" else 1)
@@ -76,9 +81,16 @@ def _operator(name: str, case: NetworkCase, **settings: Any) -> Any:
         zip(torch.split(case.inputs, size), torch.split(case.targets, size), strict=True)
     )
     criterion = {
-        "categorical": nn.CrossEntropyLoss, "mse": nn.MSELoss, "bernoulli": nn.BCEWithLogitsLoss,
-    }[case.family](reduction=case.reduction)  # fmt: skip
+        "categorical": nn.CrossEntropyLoss,
+        "mse": nn.MSELoss,
+        "bernoulli": nn.BCEWithLogitsLoss,
+    }[case.family](reduction=case.reduction)
     return getattr(importlib.import_module("curvlinops"), name)(
-        case.model, criterion, case.parameters, data, num_data=len(case.targets),
-        check_deterministic=False, **settings,
-    )  # fmt: skip
+        case.model,
+        criterion,
+        case.parameters,
+        data,
+        num_data=len(case.targets),
+        check_deterministic=False,
+        **settings,
+    )

@@ -17,17 +17,26 @@ def adapt(name: str, function: Callable[..., Any]) -> Solver:
     for not converged, and its error about NaN for NaN."""
 
     def call(
-        A: Any, b: Tensor, *, rtol: float, x0: Tensor | None = None,
-        preconditioner: Tensor | None = None, max_iterations: int | None = None,
-    ) -> Answer:  # fmt: skip
+        A: Any,
+        b: Tensor,
+        *,
+        rtol: float,
+        x0: Tensor | None = None,
+        preconditioner: Tensor | None = None,
+        max_iterations: int | None = None,
+    ) -> Answer:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 x = function(
-                    A, b, tolerance=rtol, initial_guess=x0, max_tridiag_iter=0,
+                    A,
+                    b,
+                    tolerance=rtol,
+                    initial_guess=x0,
+                    max_tridiag_iter=0,
                     max_iter=10 * len(b) if max_iterations is None else max_iterations,
                     preconditioner=None if preconditioner is None else preconditioner.matmul,
-                )  # fmt: skip
+                )
             except RuntimeError as error:
                 if "NaNs encountered" not in str(error):
                     raise

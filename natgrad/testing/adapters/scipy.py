@@ -23,9 +23,14 @@ def adapt(name: str, function: Callable[..., Any]) -> Solver:
     atol = {} if name == "minres" else {"atol": 0.0}
 
     def call(
-        A: Any, b: Tensor, *, rtol: float, x0: Tensor | None = None,
-        preconditioner: Tensor | None = None, max_iterations: int | None = None,
-    ) -> Answer:  # fmt: skip
+        A: Any,
+        b: Tensor,
+        *,
+        rtol: float,
+        x0: Tensor | None = None,
+        preconditioner: Tensor | None = None,
+        max_iterations: int | None = None,
+    ) -> Answer:
         from scipy.sparse.linalg import LinearOperator
 
         iterations = 0
@@ -42,10 +47,15 @@ def adapt(name: str, function: Callable[..., Any]) -> Solver:
         # NumPy's warnings of divisions by zero are an accident, not the solver's account.
         with np.errstate(all="ignore"):
             x, info = function(
-                operator, b.numpy(), rtol=rtol, maxiter=max_iterations, callback=count,
+                operator,
+                b.numpy(),
+                rtol=rtol,
+                maxiter=max_iterations,
+                callback=count,
                 x0=None if x0 is None else x0.numpy(),
-                M=None if preconditioner is None else preconditioner.numpy(), **atol,
-            )  # fmt: skip
+                M=None if preconditioner is None else preconditioner.numpy(),
+                **atol,
+            )
         x = torch.from_numpy(np.asarray(x, dtype=dtype))
         return Answer(x, info == 0, f"info {info}", iterations)
 

@@ -26,9 +26,11 @@ def adapt(name: str, kind: Callable[..., Any], **settings: Any) -> Optimizer:
         if given["line_search_fn"]:
             searching |= {"search", "minimiser"}
         return Optimizer(
-            "torch.optim.LBFGS", lambda model: kind(model.parameters(), **given),
-            frozenset(searching), script=_script("LBFGS", given),
-        )  # fmt: skip
+            "torch.optim.LBFGS",
+            lambda model: kind(model.parameters(), **given),
+            frozenset(searching),
+            script=_script("LBFGS", given),
+        )
     given = {"lr": 1e-2, **settings}
 
     def make(model: nn.Module) -> Any:

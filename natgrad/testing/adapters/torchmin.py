@@ -12,9 +12,16 @@ from natgrad.testing.subjects.minimiser import Answer, Minimiser
 from natgrad.testing.subjects.optimizer import Optimizer
 
 METHODS = (
-    "bfgs", "l-bfgs", "cg", "newton-cg", "newton-exact", "dogleg", "trust-ncg", "trust-krylov",
+    "bfgs",
+    "l-bfgs",
+    "cg",
+    "newton-cg",
+    "newton-exact",
+    "dogleg",
+    "trust-ncg",
+    "trust-krylov",
     "trust-exact",
-)  # fmt: skip
+)
 
 
 def minimiser(method: str) -> Minimiser:

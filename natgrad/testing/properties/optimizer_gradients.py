@@ -12,11 +12,13 @@ from natgrad.testing.subjects.optimizer import Optimizer, Run, far, trainings
 
 
 @check(
-    "P5", Kind.OPTIMIZER,
+    "P5",
+    Kind.OPTIMIZER,
     "parameters that the loss does not depend on are no reason to crash, and stay",
     tolerance="none",
-    training=lambda subject: trainings(subject, networks=("unused",)), to_none=st.booleans(),
-)  # fmt: skip
+    training=lambda subject: trainings(subject, networks=("unused",)),
+    to_none=st.booleans(),
+)
 def parameters_without_gradient_stay(subject: Optimizer, training: Training, to_none: bool) -> None:
     run = subject.begin(training)
     run.undecayed()
@@ -30,12 +32,14 @@ def parameters_without_gradient_stay(subject: Optimizer, training: Training, to_
 
 
 @check(
-    "P5b", Kind.OPTIMIZER,
+    "P5b",
+    Kind.OPTIMIZER,
     "parameters frozen after some steps stay from there on, and the others go on",
     tolerance="none",
     found=["torch.optim.LBFGS takes no gradient for zero, and moves along its memory"],
-    training=trainings, steps=st.sampled_from([1, 0, 2, 3]),
-)  # fmt: skip
+    training=trainings,
+    steps=st.sampled_from([1, 0, 2, 3]),
+)
 def frozen_parameters_stay(subject: Optimizer, training: Training, steps: int) -> None:
     run = subject.begin(training)
     run.path(steps)
@@ -52,11 +56,13 @@ def frozen_parameters_stay(subject: Optimizer, training: Training, steps: int) -
 
 
 @check(
-    "P5c", Kind.OPTIMIZER,
+    "P5c",
+    Kind.OPTIMIZER,
     "where every .grad is None nothing moves, and that is no crash",
     tolerance="none",
-    training=lambda subject: trainings(subject, forms=("plain",)), steps=st.integers(0, 2),
-)  # fmt: skip
+    training=lambda subject: trainings(subject, forms=("plain",)),
+    steps=st.integers(0, 2),
+)
 def no_gradient_is_no_step(subject: Optimizer, training: Training, steps: int) -> None:
     run = subject.begin(training)
     run.path(steps)
@@ -67,12 +73,13 @@ def no_gradient_is_no_step(subject: Optimizer, training: Training, steps: int) -
 
 
 @check(
-    "P10", Kind.OPTIMIZER,
+    "P10",
+    Kind.OPTIMIZER,
     "after a step no .grad has a graph",
     tolerance="none",
     found=["torchmin.Minimizer with Hessian products leaves the graph on .grad, and leaks it"],
     training=trainings,
-)  # fmt: skip
+)
 def gradients_have_no_graph(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     for _ in range(2):
@@ -84,11 +91,12 @@ def gradients_have_no_graph(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P10b", Kind.OPTIMIZER,
+    "P10b",
+    Kind.OPTIMIZER,
     "step() leaves .grad as backward() made it",
     tolerance="none",
     training=lambda subject: trainings(subject, forms=("plain",)),
-)  # fmt: skip
+)
 def gradients_are_left_alone(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     for _ in range(2):

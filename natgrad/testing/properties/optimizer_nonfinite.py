@@ -25,12 +25,15 @@ SEARCHING: Cases = lambda subject: trainings(  # noqa: E731
 
 
 @check(
-    "P15", Kind.OPTIMIZER,
+    "P15",
+    Kind.OPTIMIZER,
     "a loss of NaN or infinity leaves the parameters bitwise as they were, and is no accepted step",
     tolerance="none",
     needs=["guarded"],
-    training=trainings, steps=st.integers(0, 2), bad=BAD,
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(0, 2),
+    bad=BAD,
+)
 def bad_losses_change_nothing(
     subject: Optimizer, training: Training, steps: int, bad: float
 ) -> None:
@@ -43,12 +46,15 @@ def bad_losses_change_nothing(
 
 
 @check(
-    "P15b", Kind.OPTIMIZER,
+    "P15b",
+    Kind.OPTIMIZER,
     "after it the path goes on as if it had not been",
     tolerance="none",
     needs=["guarded", "deterministic"],
-    training=trainings, steps=st.integers(0, 2), bad=BAD,
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(0, 2),
+    bad=BAD,
+)
 def bad_losses_teach_nothing(
     subject: Optimizer, training: Training, steps: int, bad: float
 ) -> None:
@@ -61,7 +67,8 @@ def bad_losses_teach_nothing(
 
 
 @check(
-    "P15c", Kind.OPTIMIZER,
+    "P15c",
+    Kind.OPTIMIZER,
     "an objective that is NaN everywhere ends the step within 200 evaluations, where it began",
     tolerance="none",
     found=[
@@ -71,7 +78,7 @@ def bad_losses_teach_nothing(
     needs=["search", "objectives"],
     cost=5,
     objective=objectives(("nan",)),
-)  # fmt: skip
+)
 def a_nan_objective_ends_where_it_began(subject: Optimizer, objective: Objective) -> None:
     run = subject.begin(objective)
     with Limited():
@@ -81,7 +88,8 @@ def a_nan_objective_ends_where_it_began(subject: Optimizer, objective: Objective
 
 
 @check(
-    "P15d", Kind.OPTIMIZER,
+    "P15d",
+    Kind.OPTIMIZER,
     "the edge of a domain is not crossed: log x, NaN below 0, has fallen where a step from 1 ends, "
     "and is finite",
     tolerance="none",
@@ -92,7 +100,7 @@ def a_nan_objective_ends_where_it_began(subject: Optimizer, objective: Objective
     needs=["search", "objectives"],
     cost=5,
     objective=objectives(("logarithm",), max_digits=6),
-)  # fmt: skip
+)
 def the_edge_of_the_domain_is_not_crossed(subject: Optimizer, objective: Objective) -> None:
     run = subject.begin(objective)
     for _ in range(3):
@@ -104,13 +112,15 @@ def the_edge_of_the_domain_is_not_crossed(subject: Optimizer, objective: Objecti
 
 
 @check(
-    "P15e", Kind.OPTIMIZER,
+    "P15e",
+    Kind.OPTIMIZER,
     "a loss that rises with every evaluation moves nothing, within 200 of them",
     tolerance="none",
     found=["PyTorch-LBFGS: parameters change though the line search fails (issue 9)"],
     needs=["monotone"],
-    training=SEARCHING, steps=st.integers(0, 2),
-)  # fmt: skip
+    training=SEARCHING,
+    steps=st.integers(0, 2),
+)
 def refused_steps_leave_no_trace(subject: Optimizer, training: Training, steps: int) -> None:
     run, calls = subject.begin(training), 0
     run.path(steps)
@@ -130,12 +140,13 @@ def refused_steps_leave_no_trace(subject: Optimizer, training: Training, steps: 
 
 
 @check(
-    "P15f", Kind.OPTIMIZER,
+    "P15f",
+    Kind.OPTIMIZER,
     "with a closure the loss never rises",
     tolerance="8 eps of the loss",
     needs=["monotone"],
     training=SEARCHING,
-)  # fmt: skip
+)
 def the_loss_never_rises(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     losses = [run.value()]
@@ -148,11 +159,12 @@ def the_loss_never_rises(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P16", Kind.OPTIMIZER,
+    "P16",
+    Kind.OPTIMIZER,
     "where the gradient is exactly zero nothing moves",
     tolerance="none",
     training=trainings,
-)  # fmt: skip
+)
 def stationary_points_are_kept(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training.times(0.0))
     run.undecayed()
@@ -163,14 +175,15 @@ def stationary_points_are_kept(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P16b", Kind.OPTIMIZER,
+    "P16b",
+    Kind.OPTIMIZER,
     "from a minimum no step leads away, and there is an end to it",
     tolerance="none",
     found=["torchmin.Minimizer, cg: 0 / 0 in every iteration, x is NaN after 600"],
     needs=["objectives"],
     cost=5,
     objective=objectives(("rosenbrock", "quadratic"), max_digits=12, at_minimum=True),
-)  # fmt: skip
+)
 def minima_are_kept(subject: Optimizer, objective: Objective) -> None:
     run = subject.begin(objective)
     run.undecayed()

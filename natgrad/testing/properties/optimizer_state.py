@@ -25,13 +25,15 @@ STEPS = 5
 
 
 @check(
-    "P1", Kind.OPTIMIZER,
+    "P1",
+    Kind.OPTIMIZER,
     "a state_dict through torch.save and a weights_only load continues the path bit for bit",
     tolerance="none",
     found=["torch.optim.NAdam: a factor kept in float32 is loaded in the parameters' float64"],
     needs=["deterministic"],
-    training=trainings, steps=st.integers(1, 4),
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(1, 4),
+)
 def checkpoints_continue(subject: Optimizer, training: Training, steps: int) -> None:
     run, fresh = subject.begin(training), subject.begin(training)
     run.path(steps)
@@ -44,35 +46,40 @@ def checkpoints_continue(subject: Optimizer, training: Training, steps: int) -> 
 
 
 @check(
-    "P1b", Kind.OPTIMIZER,
+    "P1b",
+    Kind.OPTIMIZER,
     "deep copies of model and optimizer together continue the path bit for bit, on their own",
     tolerance="none",
     found=["torch.optim.LBFGS and torchmin.Minimizer: AttributeError, a copy has no _params"],
     needs=["deterministic"],
-    training=trainings, steps=st.integers(1, 3),
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(1, 3),
+)
 def deep_copies_continue(subject: Optimizer, training: Training, steps: int) -> None:
     _assert_copies_continue(subject, training, steps, copy.deepcopy)
 
 
 @check(
-    "P1c", Kind.OPTIMIZER,
+    "P1c",
+    Kind.OPTIMIZER,
     "so do model and optimizer through pickle",
     tolerance="none",
     needs=["deterministic"],
-    training=trainings, steps=st.integers(1, 3),
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(1, 3),
+)
 def pickles_continue(subject: Optimizer, training: Training, steps: int) -> None:
     _assert_copies_continue(subject, training, steps, lambda both: pickle.loads(pickle.dumps(both)))
 
 
 @check(
-    "P8", Kind.OPTIMIZER,
+    "P8",
+    Kind.OPTIMIZER,
     "parameters of no dimension and some that are not contiguous are trained, and stay so",
     tolerance="none",
     found=["torch.optim.LBFGS and torchmin.Minimizer: RuntimeError, view of what has strides"],
     training=lambda subject: trainings(subject, networks=("shapes",)),
-)  # fmt: skip
+)
 def odd_shapes_are_trained(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     before = [parameter.clone() for parameter in run.model.parameters()]
@@ -85,12 +92,13 @@ def odd_shapes_are_trained(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P8b", Kind.OPTIMIZER,
+    "P8b",
+    Kind.OPTIMIZER,
     "a model in float32 stays there, and its steps are those of float64 at first",
     tolerance="1% of the first step in float64: branches of a search may not turn on rounding",
     needs=["deterministic", "proportional"],
     training=lambda subject: trainings(subject, forms=("plain",), dtype=torch.float32),
-)  # fmt: skip
+)
 def float32_steps_as_float64_does(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     double = subject.begin(training.in_dtype(torch.float64))
@@ -104,11 +112,13 @@ def float32_steps_as_float64_does(subject: Optimizer, training: Training) -> Non
 
 
 @check(
-    "P8c", Kind.OPTIMIZER,
+    "P8c",
+    Kind.OPTIMIZER,
     "a state saved in float64 is loaded by a float32 model, and goes on there in float32",
     tolerance="none",
-    training=trainings, steps=st.integers(1, 2),
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(1, 2),
+)
 def states_follow_the_parameters(subject: Optimizer, training: Training, steps: int) -> None:
     run = subject.begin(training)
     single = subject.begin(training.in_dtype(torch.float32))
@@ -121,11 +131,12 @@ def states_follow_the_parameters(subject: Optimizer, training: Training, steps: 
 
 
 @check(
-    "P11", Kind.OPTIMIZER,
+    "P11",
+    Kind.OPTIMIZER,
     "no step advances the global generators of torch, NumPy or Python",
     tolerance="none",
     training=trainings,
-)  # fmt: skip
+)
 def nothing_is_drawn(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     before, others = torch.get_rng_state(), (random.getstate(), str(np.random.get_state()))  # noqa: NPY002
@@ -137,12 +148,13 @@ def nothing_is_drawn(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P12", Kind.OPTIMIZER,
+    "P12",
+    Kind.OPTIMIZER,
     "two runs from one start are the same bit for bit",
     tolerance="none",
     needs=["deterministic"],
     training=trainings,
-)  # fmt: skip
+)
 def two_runs_are_one(subject: Optimizer, training: Training) -> None:
     torch.manual_seed(1)
     run = subject.begin(training)
@@ -153,12 +165,13 @@ def two_runs_are_one(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P17", Kind.OPTIMIZER,
+    "P17",
+    Kind.OPTIMIZER,
     "24 steps leave no more tensors than 8 do",
     tolerance="none",
     cost=25,
     training=trainings,
-)  # fmt: skip
+)
 def nothing_piles_up(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
 
@@ -174,7 +187,8 @@ def nothing_piles_up(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P17b", Kind.OPTIMIZER,
+    "P17b",
+    Kind.OPTIMIZER,
     "a batch is freed with its step, by reference counts alone: no cycle, no memory of it",
     tolerance="none",
     found=[
@@ -182,7 +196,7 @@ def nothing_piles_up(subject: Optimizer, training: Training) -> None:
         "create_graph makes cycles of parameter and graph: pytorch#4661, pytorch-minimize#29",
     ],
     training=trainings,
-)  # fmt: skip
+)
 def batches_are_freed(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     run.step()

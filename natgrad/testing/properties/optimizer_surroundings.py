@@ -22,7 +22,8 @@ SECONDS = 60.0  # for two processes that never meet
 
 
 @check(
-    "P9", Kind.OPTIMIZER,
+    "P9",
+    Kind.OPTIMIZER,
     "a GradScaler's power of two changes no step, and a gradient of infinity is skipped; or an "
     "error says why not",
     tolerance="none: powers of two only shift exponents",
@@ -30,7 +31,7 @@ SECONDS = 60.0  # for two processes that never meet
     training=lambda subject: trainings(
         subject, forms=("plain",), networks=("mlp",), dtype=torch.float32
     ),
-)  # fmt: skip
+)
 def gradients_may_be_scaled(subject: Optimizer, training: Training) -> None:
     run, plain = subject.begin(training), subject.begin(training)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -56,12 +57,13 @@ def gradients_may_be_scaled(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P9b", Kind.OPTIMIZER,
+    "P9b",
+    Kind.OPTIMIZER,
     "a forward pass under autocast leaves parameters of float32, finite, and lowers the loss of a "
     "first step; or an error says why not",
     tolerance="a first step downhill to the accuracy of bfloat16: gᵀd <= 0.05 ‖g‖ ‖d‖",
     training=lambda subject: trainings(subject, networks=("mlp",), dtype=torch.float32),
-)  # fmt: skip
+)
 def forward_passes_may_be_autocast(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     run.undecayed()
@@ -91,7 +93,8 @@ def forward_passes_may_be_autocast(subject: Optimizer, training: Training) -> No
 
 
 @check(
-    "P19", Kind.OPTIMIZER,
+    "P19",
+    Kind.OPTIMIZER,
     "two processes with half of the batch each, under DistributedDataParallel, take the steps of "
     "one with the whole; or an error says that they cannot",
     tolerance="1e-6 of the step: the sum over the batch is another",
@@ -99,7 +102,7 @@ def forward_passes_may_be_autocast(subject: Optimizer, training: Training) -> No
     needs=["deterministic"],
     cost=25,
     training=lambda subject: trainings(subject, networks=("mlp",)),
-)  # fmt: skip
+)
 def two_processes_are_one(subject: Optimizer, training: Training) -> None:
     if "fork" not in multiprocessing.get_all_start_methods():
         raise NotApplicable("this platform cannot fork")

@@ -31,9 +31,13 @@ class DampedLeastSquares:
         return cls(name, function, frozenset(traits) | ({"momentum"} if takes else frozenset()))
 
     def __call__(
-        self, J: Tensor, r: Tensor, damping: float, previous: Tensor | None = None,
+        self,
+        J: Tensor,
+        r: Tensor,
+        damping: float,
+        previous: Tensor | None = None,
         momentum: float = 0.0,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         given = {} if previous is None else {"previous": previous, "momentum": momentum}
         result = self.call(J, r, damping, **given)
         s: Tensor = getattr(result, "x", result)

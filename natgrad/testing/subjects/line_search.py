@@ -55,8 +55,12 @@ class LineSearch:
             given = {} if constraint is None else {"bound": bound}
             result = function(
                 lambda theta: (evaluate(theta), 0.0 if constraint is None else constraint(theta)),
-                ray.start, ray.step, expected_improvement=expected, accept_ratio=0.1, **given,
-            )  # fmt: skip
+                ray.start,
+                ray.step,
+                expected_improvement=expected,
+                accept_ratio=0.1,
+                **given,
+            )
             return result.theta, bool(result.accepted), getattr(result, "evaluations", None)
 
         return cls(name_of(function), call, frozenset({"constraint", *traits}), 0.1)

@@ -104,10 +104,14 @@ def as_answer(result: Any) -> Answer:
     if hasattr(result, "x") and hasattr(result, "status"):
         status = getattr(result.status, "name", str(result.status))
         return Answer(
-            as_tensor(result.x), status in SOLVED, status,
-            getattr(result, "iterations", None), getattr(result, "products", None),
-            as_tensor(getattr(result, "Ax", None)), as_tensor(getattr(result, "direction", None)),
-        )  # fmt: skip
+            as_tensor(result.x),
+            status in SOLVED,
+            status,
+            getattr(result, "iterations", None),
+            getattr(result, "products", None),
+            as_tensor(getattr(result, "Ax", None)),
+            as_tensor(getattr(result, "direction", None)),
+        )
     if isinstance(result, tuple) and len(result) == 2:
         return Answer(as_tensor(result[0]), int(result[1]) == 0, f"info {int(result[1])}")
     if isinstance(result, Tensor | np.ndarray):
