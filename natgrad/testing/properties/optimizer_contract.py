@@ -9,7 +9,8 @@ from torch.optim.lr_scheduler import StepLR
 
 from natgrad.testing.cases.training import Training
 from natgrad.testing.check import Cases, Kind, NotApplicable, check
-from natgrad.testing.subjects.optimizer import Optimizer, far, trainings
+from natgrad.testing.subjects.optimizer import Optimizer, trainings
+from natgrad.testing.subjects.run import far
 
 BY_CLOSURE: Cases = lambda subject: trainings(  # noqa: E731
     subject, forms=("closure", "bare closure", "residuals")

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from natgrad.testing.cases.training import Training
 from natgrad.testing.check import Kind, check
-from natgrad.testing.subjects.optimizer import Optimizer, Run, far, trainings
+from natgrad.testing.subjects.optimizer import Optimizer, trainings
+from natgrad.testing.subjects.run import Run, far
 
 
 @check(

@@ -11,7 +11,8 @@ from natgrad.testing.cases.training import Training
 from natgrad.testing.check import Kind, check
 from natgrad.testing.limited import Limited
 from natgrad.testing.strategies import objectives
-from natgrad.testing.subjects.optimizer import Optimizer, Run, far, trainings
+from natgrad.testing.subjects.optimizer import Optimizer, trainings
+from natgrad.testing.subjects.run import Run, far
 
 ROUNDING = (
     "1e-6 of the way of three steps, and 1000 times what a start 1e-12 aside makes of it: sums in "

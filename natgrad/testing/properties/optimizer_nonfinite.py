@@ -15,7 +15,8 @@ from natgrad.testing.cases.training import Training
 from natgrad.testing.check import Cases, Kind, check
 from natgrad.testing.limited import Limited
 from natgrad.testing.strategies import objectives
-from natgrad.testing.subjects.optimizer import Optimizer, Run, far, trainings
+from natgrad.testing.subjects.optimizer import Optimizer, trainings
+from natgrad.testing.subjects.run import Run, far
 
 EVALUATIONS = 200  # more than one step of a bounded search takes
 BAD = st.sampled_from([math.nan, math.inf, -math.inf])

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from natgrad.testing.cases.training import Training
 from natgrad.testing.check import Kind, NotApplicable, check
-from natgrad.testing.subjects.optimizer import Optimizer, Run, far, trainings
+from natgrad.testing.subjects.optimizer import Optimizer, trainings
+from natgrad.testing.subjects.run import Run, far
 
 STEPS = 5
 

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from natgrad.testing.cases.training import Training
 from natgrad.testing.check import Kind, NotApplicable, check
-from natgrad.testing.subjects.optimizer import Optimizer, far, trainings
+from natgrad.testing.subjects.optimizer import Optimizer, trainings
+from natgrad.testing.subjects.run import far
 
 CLEAR = (RuntimeError, TypeError, ValueError, NotImplementedError)
 SECONDS = 60.0  # for two processes that never meet
