@@ -1,4 +1,4 @@
-"""A counterexample as a few lines of code that run without natgrad."""
+"""A solver's counterexample as a few lines of code that run without natgrad."""
 
 from __future__ import annotations
 
@@ -24,8 +24,21 @@ COUNTED = (
 
 
 def script(verdict: Verdict, subject: Any) -> str | None:
-    """The counterexample of a failed check on a solver, a minimiser or an optimizer that says how
-    it is called (their ``script``); None for others."""
+    """The counterexample of a failed check as a script.
+
+    Parameters
+    ----------
+    verdict
+        The verdict of the failed check.
+    subject
+        The subject that failed.
+
+    Returns
+    -------
+    str or None
+        The script for a solver, minimiser or optimizer with a ``script``; None where the subject
+        has none, or the check is of another kind.
+    """
     identifier, arguments = verdict.check.identifier, verdict.arguments
     if isinstance(subject, Optimizer):
         return optimizer_script(identifier, arguments, subject)

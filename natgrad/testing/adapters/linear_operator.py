@@ -1,4 +1,4 @@
-"""The conjugate gradients of linear_operator, which are those of gpytorch."""
+"""Adapter for the conjugate gradients of linear_operator, which gpytorch uses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ from natgrad.testing.subjects.solver import Answer, Solver
 
 
 def adapt(name: str, function: Callable[..., Any]) -> Solver:
-    """``linear_cg(matmul_closure, rhs, ...)``. It returns x alone: a NumericalWarning is its word
-    for not converged, and its error about NaN for NaN."""
+    """A subject of ``linear_cg(matmul_closure, rhs, ...)``.
+
+    It returns x alone: a NumericalWarning tells that it did not converge, a RuntimeError that it
+    met NaN.
+
+    Parameters
+    ----------
+    name
+        Ignored.
+    function
+        ``linear_cg``.
+    """
 
     def call(
         A: Any,

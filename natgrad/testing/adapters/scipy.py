@@ -1,4 +1,4 @@
-"""SciPy's iterative solvers."""
+"""Adapter for SciPy's iterative solvers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,17 @@ TRAITS = {
 
 
 def adapt(name: str, function: Callable[..., Any]) -> Solver:
-    """``function(A, b, rtol=, x0=, M=, maxiter=, callback=) -> (x, info)`` of scipy.sparse.linalg;
-    ``atol`` is 0 where it is taken, so that the tolerance is the relative one."""
+    """A subject of a solver in scipy.sparse.linalg.
+
+    ``atol`` is 0 where the solver takes it, so that only the relative tolerance counts.
+
+    Parameters
+    ----------
+    name
+        The solver's name.
+    function
+        ``function(A, b, rtol=, x0=, M=, maxiter=, callback=) -> (x, info)``.
+    """
     atol = {} if name == "minres" else {"atol": 0.0}
 
     def call(
@@ -44,7 +53,7 @@ def adapt(name: str, function: Callable[..., Any]) -> Solver:
 
         dtype = b.numpy().dtype
         operator = LinearOperator(A.shape, multiply, dtype=dtype)
-        # NumPy's warnings of divisions by zero are an accident, not the solver's account.
+        # The solver's account is x and info; NumPy's warnings of divisions by zero are not.
         with np.errstate(all="ignore"):
             x, info = function(
                 operator,
