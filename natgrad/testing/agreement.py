@@ -75,7 +75,19 @@ def assert_samples_have_no_order(dense: Dense, case: NetworkCase, seed: int) -> 
 def assert_draws_tend_to(
     truth: Tensor, make: Callable[[NetworkCase], Any], case: NetworkCase, seed: int
 ) -> None:
-    """Assert that the mean of vᵀA v over draws of labels is vᵀ(truth) v, v drawn by ``seed``."""
+    """Assert that the mean of vᵀA v over draws of labels is vᵀ(truth) v, within standard errors.
+
+    Parameters
+    ----------
+    truth
+        The expected matrix (n, n).
+    make
+        ``make(case)`` returns the operator A, which draws labels by ``case.draw_seed``.
+    case
+        The network and its data.
+    seed
+        Seed of v and of the draws.
+    """
     v = case.vectors(1, seed)[:, 0]
     exact = float(v @ (truth @ v))
     values = []

@@ -1,7 +1,7 @@
 """Small networks of every kind that a curvature operator must cope with.
 
 Each has at most 60 parameters: an operator's dense matrix is cheap, and a defect shows in a few
-entries. ``network.inputs(generator)`` draws a batch of inputs for it.
+entries. ``network.inputs(generator)`` draws a batch of inputs; the outputs are (N, 3).
 """
 
 from __future__ import annotations

@@ -202,6 +202,7 @@ class Point(nn.Module):
         self.x = nn.Parameter(objective.start.clone())
 
     def forward(self) -> Tensor:
+        """The value at ``x``."""
         return self.objective.value(self.x)
 
     def residuals(self) -> Tensor:

@@ -33,6 +33,13 @@ class Curved(nn.Module):
         return self.parameter
 
     def forward(self, x: Tensor) -> Tensor:
+        """The outputs (N, 3).
+
+        Parameters
+        ----------
+        x
+            Inputs (N, 2).
+        """
         weights = self.theta().view(OUTPUTS, INPUTS + 1)
         return F.pad(2 * F.linear(x, weights[:, 1:], weights[:, 0]).tanh(), (1, 0))
 

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation. G1-G5."""
+"""Checks of generalised advantage estimation. G1-G5."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def it_is_the_mixture_of_k_step_estimators(
     for t in range(len(delta)):
         length = rollout.to_the_end(t)
         steps = [sum(discount**i * delta[t + i] for i in range(k)) for k in range(1, length + 1)]
-        # From the end of the episode on all k-step estimators are the last one.
+        # Beyond the end of the episode each k-step estimator equals the last one within it.
         mixture = sum((1 - decay) * decay**k * value for k, value in enumerate(steps[:-1]))
         _assert_close(found[t], mixture + decay ** (length - 1) * steps[-1], t)
 

@@ -185,6 +185,6 @@ def columns_are_the_loop_over_them(
     subject: Curvature, case: NetworkCase, seed: int, k: int
 ) -> None:
     A, V = subject.build(case), case.vectors(k, seed)
-    V = V * torch.logspace(0, 3, k, dtype=V.dtype)  # one must not hide behind the other
+    V = V * torch.logspace(0, 3, k, dtype=V.dtype)  # unequal, so that a small column's error shows
     algebra.assert_columnwise(A, V, ROUNDING * case.eps)
     assert_equal(as_dense(A, case) @ V, A @ V, ROUNDING * case.eps * case.n, "A I V")

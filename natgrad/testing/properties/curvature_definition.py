@@ -1,4 +1,4 @@
-"""Curvature matrices: whether they are what their definition says. O6, O10-O14, O17, O19."""
+"""Curvature matrices: agreement with the definition. O6, O10-O14, O17, O19."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def a_sum_is_the_mean_times_its_divisor(subject: Curvature, case: NetworkCase) -
     summed = replace(case, reduction="sum")
     got = subject.dense(summed)
     assert_equal(got, subject.truth(summed), ROUNDING * case.eps, "as a sum")
-    # Of a Fisher matrix the mean is over samples, whatever the loss averages over.
+    # A Fisher matrix averages over samples, even where the loss averages over elements.
     by_loss = subject.matrix in ("gauss_newton", "hessian")
     divisor = case.terms if by_loss else len(case.targets)
     assert_equal(got, divisor * subject.dense(case), ROUNDING * case.eps, "as a sum")

@@ -1,4 +1,4 @@
-"""Curvature matrices: what they leave as it was, and what state they work in. O9, O15, O16."""
+"""Curvature matrices: side effects, dropout and gradient modes. O9, O15, O16."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ def _assert_generator_left_alone(subject: Curvature, case: NetworkCase) -> None:
 
 
 def stateful(subject: Curvature) -> st.SearchStrategy[NetworkCase]:
+    """Networks with batch normalisation, and with dropout where the subject supports it."""
     return suited(("normalised", *(["dropout"] if "random" in subject.offers else [])))(subject)
 
 

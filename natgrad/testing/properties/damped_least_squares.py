@@ -1,4 +1,4 @@
-"""Directions of damped least squares, in parameter or in sample space. N4, N5, N7."""
+"""Checks of damped least-squares directions, in parameter or in sample space. N4, N5, N7."""
 
 from __future__ import annotations
 

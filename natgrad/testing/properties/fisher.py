@@ -1,4 +1,4 @@
-"""The Fisher matrix: its definitions, the divergence that it approximates. O18, N2, N8, N9."""
+"""The Fisher matrix: its definitions, and the divergence it approximates. O18, N2, N8, N9."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def half_the_form_is_the_divergence(subject: Curvature, case: NetworkCase, seed:
     cost=5,
 )
 def natural_parameters_make_all_one(subject: Curvature, case: NetworkCase) -> None:
-    if subject.matrix == "empirical_fisher":  # which is none of them, whatever its name
+    if subject.matrix == "empirical_fisher":  # it is none of the four, in spite of its name
         return
     got = subject.dense(case)
     if subject.matrix == "gauss_newton":
-        # Of torch's means and squares; ½ of a square is −log p of a normal.
+        # From torch's loss to −log p: by samples, not elements, and with the ½ of a normal.
         got = got * case.terms / len(case.targets) / (2 if case.family == "mse" else 1)
     scale = case.terms / len(case.targets) / (2 if case.family == "mse" else 1)
     definitions = {

@@ -1,4 +1,4 @@
-"""Kronecker-factored curvature: where it is exact, and what it is everywhere. N6, O3c-O20c."""
+"""Kronecker-factored curvature: exactness, algebra and side effects. N6, O1c-O20c."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Line searches: what they accept, and what they leave alone. L1-L9."""
+"""Line searches: accepted points, refusals and evaluations. L1-L9."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BAD = st.sampled_from([math.nan, math.inf, -math.inf])
     Kind.LINE_SEARCH,
     "an accepted point, evaluated anew, satisfies Armijo: f(θ′) <= f(θ) + c gᵀ(θ′ − θ)",
     tolerance="16 eps |f|",
-    # Nearly twice the way to the minimum: lower than the start, and by too little.
+    # Steps of nearly twice the distance to the minimum decrease f, but not sufficiently.
     ray=st.one_of(rays(), rays(lengths=(1.9, 1.8), max_log10_condition=0)),
 )
 def accepted_is_sufficient_decrease(search: LineSearch, ray: Ray) -> None:
@@ -84,7 +84,7 @@ def what_is_not_finite_is_not_accepted(
     found = search(ray)
     value = float(ray.value(found.theta))
     assert math.isfinite(value), f"f = {value} at the point to go on from"
-    # Half of the way to the edge is always within reach, and lower than the start.
+    # Up to length 0.2, half the way to the edge decreases f, and backtracking reaches it.
     assert found.accepted or ray.length > 0.2, f"refused after {found.calls} evaluations"
 
 

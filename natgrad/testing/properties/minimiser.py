@@ -1,4 +1,4 @@
-"""Functions that minimise: what they claim, in any unit, at a minimum and without one. M1-M7."""
+"""Minimisers: claims and results in any unit, at a minimum and without one. M1-M7."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from natgrad.testing.check import Kind, check
 from natgrad.testing.strategies import objectives
 from natgrad.testing.subjects.minimiser import Answer, Minimiser
 
-SHORT = 4_000  # operations of torch, where there is nothing to find
+SHORT = 4_000  # operations of torch, for an objective that needs no search
 NEAR = 1e-3
 
 

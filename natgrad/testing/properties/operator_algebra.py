@@ -1,4 +1,4 @@
-"""Operators that are made from a matrix: the algebra of a product. O1b, O2b, O3b, O6b-O9b, O20b."""
+"""Operators made from a matrix: the algebra of a product. O1b, O2b, O3b, O6b-O9b, O20b."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ ROUNDING = 2.0**10
 
 
 def systems(subject: Operator) -> st.SearchStrategy[System]:
-    """Of either sign where the subject's matrix may be, in float32 where it keeps that."""
+    """Indefinite ones where the subject's matrix may be, float32 ones where it keeps float32."""
     dtypes = DTYPES if "float32" in subject.offers else DTYPES[:1]
     return symmetric_systems(semidefinite=subject.structure == "semidefinite", dtypes=dtypes)
 
 
 def in_float64(subject: Operator) -> st.SearchStrategy[System]:
+    """As :func:`systems`, in float64 only."""
     return symmetric_systems(semidefinite=subject.structure == "semidefinite")
 
 
 def vectors(system: System, count: int, seed: int) -> Tensor:
+    """Standard normal vectors (n, count) of the system's dtype."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(len(system), count, generator=generator, dtype=torch.float64)
     return drawn.to(system.dtype)

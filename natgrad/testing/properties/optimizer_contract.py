@@ -1,4 +1,4 @@
-"""Optimizers: what torch.optim promises of a step, its closure and its groups. P2-P4, P6."""
+"""Optimizers: torch.optim's contract for steps, closures, groups and hooks. P2-P4, P6."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BY_CLOSURE: Cases = lambda subject: trainings(  # noqa: E731
 BY_LOSS: Cases = lambda subject: trainings(subject, forms=("closure", "bare closure"))  # noqa: E731
 WITHOUT: Cases = lambda subject: trainings(subject, forms=("plain",))  # noqa: E731
 
-GAMMA = 2.0**-13  # so that a rate that is a cap is one
+GAMMA = 2.0**-13  # so small that an lr which only caps the step takes effect
 
 
 @check(
@@ -102,7 +102,7 @@ def groups_have_their_own_rate(subject: Optimizer, training: Training) -> None:
     before = [_flat(first), _flat(rest)]
     run.step()
     assert torch.equal(_flat(first), before[0]), f"at lr = 0, {far(_flat(first), before[0])}"
-    if run.status in ("", "ACCEPTED"):  # a part of a direction that descends may not descend
+    if run.status in ("", "ACCEPTED"):  # part of a descent direction may be none
         assert not torch.equal(_flat(rest), before[1]), "the group with a rate stayed"
 
 

@@ -1,4 +1,4 @@
-"""Optimizers: gradients that are missing, and those that are there. P5, P10."""
+"""Optimizers: missing gradients, and .grad after a step. P5, P10."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _flat(parameters: list[nn.Parameter]) -> Tensor:
 
 
 def _cleared(run: Run, to_none: bool) -> None:
-    """The next zero_grad makes gradients None, or zero."""
+    """Make the optimizer's zero_grad set gradients to None, or to zero."""
     original = type(run.optimizer).zero_grad
 
     def zero_grad() -> None:

@@ -1,4 +1,4 @@
-"""Optimizers: what changes no step, and where a step must lead. P7, P13, P14, P18, N1."""
+"""Optimizers: invariances of a step, and its descent. P7, P13, P14, P18, N1."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def singular_quadratics_are_minimised(subject: Optimizer, objective: Objective) 
     assert bool(torch.isfinite(run.theta).all()), f"x = {run.theta.tolist()}"
     assert run.value() <= 1e-6 * first, f"the value {first:.3g} became {run.value():.3g}"
     moved = float((run.theta - start).norm())
-    # The shortest way is the projection of the distance; damping only shortens it.
+    # The shortest step to a minimum is the projection of start − x*; damping shortens it.
     allowed = float((start - objective.minimum).norm()) * (1 + 1e-6)
     assert moved <= allowed, f"moved by {moved:.3g}, the minimum is at most {allowed:.3g} away"
 

@@ -1,4 +1,4 @@
-"""Optimizers: NaN and infinity, steps that only get worse, and optima. P15, P16."""
+"""Optimizers: NaN and infinity, refused steps, and minima. P15, P16."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from natgrad.testing.strategies import objectives
 from natgrad.testing.subjects.optimizer import Optimizer, trainings
 from natgrad.testing.subjects.run import Run, far
 
-EVALUATIONS = 200  # more than one step of a bounded search takes
+EVALUATIONS = 200  # a step of a bounded search takes fewer
 BAD = st.sampled_from([math.nan, math.inf, -math.inf])
 SEARCHING: Cases = lambda subject: trainings(  # noqa: E731
     subject, forms=("closure", "bare closure", "residuals")
@@ -132,10 +132,10 @@ def refused_steps_leave_no_trace(subject: Optimizer, training: Training, steps: 
         assert calls <= EVALUATIONS, f"no end after {EVALUATIONS} evaluations"
         return run.closure() + (calls - 1) * rise
 
-    # More than the loss can fall, which is not negative.
+    # The loss is not negative: a rise above its value exceeds any decrease.
     before, rise = run.theta, 1 + 10 * run.value()
     run.step_by(closure)
-    if calls > 1:  # or nothing was compared
+    if calls > 1:  # a single evaluation compares nothing
         assert torch.equal(run.theta, before), far(run.theta, before)
         _assert_no_claim(run)
 
@@ -195,7 +195,7 @@ def minima_are_kept(subject: Optimizer, objective: Objective) -> None:
 
 
 def _spoiled(run: Run, bad: float) -> Tensor:
-    """The closure of a loss that is NaN or infinite, and its gradients NaN."""
+    """Run the closure of the loss times ``bad``: it and its gradients are not finite."""
     return run.closure_of(
         lambda: run.task.loss(run.model) * bad, lambda: run.task.residuals(run.model) * bad
     )

@@ -1,4 +1,4 @@
-"""Optimizers: what they keep, draw and leave behind. P1, P8, P11, P12, P17."""
+"""Optimizers: state, dtypes, random numbers and memory. P1, P8, P11, P12, P17."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def batches_are_freed(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     run.step()
     collecting = gc.isenabled()
-    gc.disable()  # what is freed now, is freed by the count of references
+    gc.disable()  # memory freed from here on is freed by reference counts alone
     try:
         for _ in range(2):
             watched = _step_on_a_copy(run, training)
@@ -214,7 +214,7 @@ def batches_are_freed(subject: Optimizer, training: Training) -> None:
 
 @contextmanager
 def _older_objects_not_looked_at() -> Iterator[None]:
-    """Or a collection would go through all that was ever imported."""
+    """Keep the collector from objects older than the block: they are many and slow."""
     gc.freeze()
     try:
         yield
@@ -223,7 +223,7 @@ def _older_objects_not_looked_at() -> Iterator[None]:
 
 
 def _step_on_a_copy(run: Run, training: Training) -> Callable[[], Tensor | None]:
-    """A weak reference to the inputs of a step that nobody but the optimizer may keep."""
+    """Step on a copy of the inputs, and return a weak reference to the copy."""
     inputs = training.batch[0].clone()
 
     def closure() -> Tensor:

@@ -1,4 +1,4 @@
-"""Optimizers in what torch puts around them: mixed precision, several processes. P9, P19."""
+"""Optimizers under mixed precision and in several processes. P9, P19."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from natgrad.testing.subjects.optimizer import Optimizer, trainings
 from natgrad.testing.subjects.run import far
 
 CLEAR = (RuntimeError, TypeError, ValueError, NotImplementedError)
-SECONDS = 60.0  # for two processes that never meet
+SECONDS = 60.0  # until processes that wait for each other count as hung
 
 
 @check(
@@ -122,10 +122,10 @@ def two_processes_are_one(subject: Optimizer, training: Training) -> None:
 
 
 def _in_two_processes(subject: Optimizer, training: Training) -> list[Any]:
-    """What :func:`_trained` says on both ranks."""
+    """The results of :func:`_trained` on both ranks, or the errors in words."""
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads
         pipes, processes = [], []
         for rank in range(2):
             here, there = context.Pipe(duplex=False)
@@ -152,7 +152,7 @@ def _on_rank(
     rank: int, store: Path, subject: Optimizer, training: Training, answers: Connection
 ) -> None:
     """Send the parameters after two steps, or the error in words."""
-    # OpenMP's threads do not come along with a fork: a loop shared among them waits forever.
+    # A fork has none of OpenMP's threads: a loop shared among them would wait forever.
     torch.set_num_threads(1)
     try:
         torch.distributed.init_process_group(
@@ -179,5 +179,5 @@ def _trained(rank: int, subject: Optimizer, training: Training) -> Tensor:
 
 
 def _assert_clear(error: Exception) -> None:
-    """It is the optimizer's own word, not an accident in the middle of it."""
+    """Assert that an error explains itself, as one that the optimizer raises on purpose does."""
     assert len(str(error)) > 20, f"{type(error).__name__} says only {str(error)!r}"

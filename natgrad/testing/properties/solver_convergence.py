@@ -116,7 +116,7 @@ def a_rotation_rotates_the_answer(solve: Solver, system: System, seed: int, perm
     turned = Q @ system.A @ Q.mT
     one = solve(Counted(system.A), system.b, rtol=RTOL)
     other = solve(Counted((turned + turned.mT) / 2), Q @ system.b, rtol=RTOL)
-    if one.solved and other.solved:  # that it is solved is S4b
+    if one.solved and other.solved:  # S4b checks that easy systems are solved
         algebra.assert_close(other.x, Q @ one.x, 4 * RTOL * system.condition)
 
 
@@ -172,12 +172,12 @@ def a_start_is_never_made_worse(solve: Solver, system: System, j: int, distance:
 )
 def columns_are_the_loop_over_them(solve: Solver, system: System, k: int, scale: float) -> None:
     B = system.vectors(k + 1)
-    B[:, -1] *= scale  # one column of another size than the rest
+    B[:, -1] *= scale  # one column is smaller than the rest
     whole = solve(Counted(system.A), B, rtol=RTOL)
     assert whole.x.shape == B.shape, f"X is {tuple(whole.x.shape)}, B is {tuple(B.shape)}"
     alone = [solve(Counted(system.A), b.contiguous(), rtol=RTOL) for b in B.mT]
     if not all(answer.solved for answer in alone):
-        return  # that it is solved is S4b
+        return  # S4b checks that easy systems are solved
     assert whole.solved, f"each column alone is solved, the whole is not: {whole.status}"
     for column, answer in zip(whole.x.mT, alone, strict=True):
         algebra.assert_close(column, answer.x, 4 * RTOL * system.condition)
@@ -214,7 +214,7 @@ def few_results_are_read_back(solve: Solver, system: System) -> None:
 
 
 class _ReadBacks(TorchFunctionMode):
-    """Counts what would make a GPU wait: a tensor's value as a number or a truth."""
+    """Count operations that synchronise with a GPU: a tensor's value as a number or a bool."""
 
     NAMES = ("__bool__", "__float__", "__int__", "item", "tolist", "equal")
 
@@ -234,12 +234,12 @@ def _energy(system: System, error: Tensor) -> float:
 
 
 def _krylov(A: Tensor, b: Tensor, size: int) -> Tensor:
-    """An orthonormal basis (n, j) of span{b, A b, …}, j <= size where the space is exhausted."""
+    """An orthonormal basis (n, j) of span{b, A b, …}; j < size where the space is exhausted."""
     columns = [b / b.norm()]
     for _ in range(size - 1):
         v = A @ columns[-1]
         length = v.norm()
-        for _ in range(2):  # once is not enough, twice is
+        for _ in range(2):  # one pass leaves rounding errors, a second removes them
             basis = torch.stack(columns, dim=1)
             v = v - basis @ (basis.mT @ v)
         if v.norm() <= 1e-6 * length:

@@ -109,7 +109,7 @@ def products_are_few_and_counted(solve: Solver, system: System, rtol: float) -> 
     answer, A = solve.solve(system, rtol=rtol)
     if answer.iterations is None:
         raise NotApplicable(f"{solve.name} does not tell its iterations")
-    # A refused claim is verified once more: rare, and bounded.
+    # An unsolved end may follow claims that verification refused, at one product each.
     allowed = answer.iterations + 2 + (0 if answer.solved else 3)
     assert A.count <= allowed, f"{A.count} products in {answer.iterations} iterations"
     if answer.products is not None:

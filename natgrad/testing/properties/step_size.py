@@ -1,4 +1,4 @@
-"""The size of a step of bounded KL divergence. N3."""
+"""Checks of rules for the size of a step of bounded KL divergence. N3."""
 
 from __future__ import annotations
 
