@@ -1,6 +1,6 @@
-"""Properties that mathematics guarantees, for anyone's solver, operator, line search or optimizer.
+"""Checks of mathematical properties for any solver, operator, line search or optimizer.
 
-Hypothesis tries to break what it is handed, and shrinks what it finds to a few numbers:
+Hypothesis searches for a case where a property fails, and shrinks it to a few numbers:
 
 >>> import torch
 >>> from natgrad.testing import check_solver
@@ -20,8 +20,8 @@ Traceback (most recent call last):
     ...
 natgrad.testing.conformance.ChecksFailed: solve: 5 checks failed
 
-On the command line: ``python -m natgrad.testing scipy.sparse.linalg:cg --kind solver``. Needs the
-extra ``testing``.
+On the command line: ``python -m natgrad.testing scipy.sparse.linalg:cg --kind solver``. It needs
+the extra ``testing``.
 """
 
 from natgrad.testing.adapters import subject

@@ -1,4 +1,4 @@
-"""python -m natgrad.testing MODULE:NAME --kind KIND: every check of the kind, and a table."""
+"""The command ``python -m natgrad.testing MODULE:NAME --kind KIND``: a table of verdicts."""
 
 from __future__ import annotations
 
@@ -28,32 +28,47 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """Try to break a solver, an operator, a line search or an optimizer with what mathematics
+    """Search for cases where a solver, operator, line search or optimizer breaks what mathematics
     guarantees. Exit status: 0 where every check held, 1 where one failed, 2 for a wrong call."""
 
     target: Annotated[str, tyro.conf.Positional]
-    """What to check, as MODULE:NAME."""
+    """The object to check, as MODULE:NAME."""
     kind: Literal[
-        "operator", "curvature", "kronecker", "solver", "damped-least-squares",
-        "trust-region-solver", "step-size", "line-search", "optimizer", "minimiser",
+        "operator",
+        "curvature",
+        "kronecker",
+        "solver",
+        "damped-least-squares",
+        "trust-region-solver",
+        "step-size",
+        "line-search",
+        "optimizer",
+        "minimiser",
         "advantages",
-    ]  # fmt: skip
-    """What it is."""
+    ]
+    """The kind of the object."""
     traits: tuple[str, ...] = ()
-    """What it promises beyond its signature: see its class in natgrad.testing.subjects."""
+    """Promises beyond its signature: see the kind's class in natgrad.testing.subjects."""
     only: tuple[str, ...] = ()
     """Identifiers of the checks to run; all by default."""
     seed: int | None = None
-    """Of the cases; without one they are the same in every run."""
+    """Seed of the cases; without one they are the same in every run."""
     examples: int = EXAMPLES
     """Cases for each check."""
     json: bool = False
-    """The verdicts as JSON, instead of a table."""
+    """Print the verdicts as JSON instead of a table."""
 
 
 def main(arguments: Arguments) -> int:
+    """Run the command; return its exit status.
+
+    Parameters
+    ----------
+    arguments
+        The parsed command line.
+    """
     torch.set_num_threads(1)  # small matrices are faster with one
-    warnings.simplefilter("ignore")  # of the subject's; the verdicts say what matters
+    warnings.simplefilter("ignore")  # the subject's warnings; the verdicts say what matters
     problems = Console(stderr=True, emoji=False)
     try:
         tested = subject(load(arguments.target), arguments.kind, arguments.traits)
@@ -81,7 +96,20 @@ def main(arguments: Arguments) -> int:
 
 
 def record(verdict: Verdict, tested: Any) -> dict[str, Any]:
-    """``code`` shows the failure without natgrad, where that can be said."""
+    """A verdict as a record for JSON.
+
+    Parameters
+    ----------
+    verdict
+        The verdict.
+    tested
+        The subject.
+
+    Returns
+    -------
+    dict
+        Its ``code`` is a script that shows a failure without natgrad, or None.
+    """
     failed = verdict.outcome is Outcome.FAILED
     return {
         "identifier": verdict.check.identifier,
@@ -96,15 +124,26 @@ def record(verdict: Verdict, tested: Any) -> dict[str, Any]:
 
 
 def table(name: str, verdicts: list[Verdict]) -> Table:
+    """Verdicts as a table.
+
+    Parameters
+    ----------
+    name
+        The subject's name, the title.
+    verdicts
+        A row each.
+    """
     counts = [sum(v.outcome is outcome for v in verdicts) for outcome in Outcome]
     caption = "{} passed, {} failed, {} not applicable".format(*counts)
     shown = Table("", "check", "verdict", "counterexample and reason", title=name, caption=caption)
     for verdict in verdicts:
         found = [text for text in (verdict.counterexample, verdict.reason) if text]
         shown.add_row(
-            verdict.check.identifier, escape(verdict.check.statement), SHOWN[verdict.outcome],
+            verdict.check.identifier,
+            escape(verdict.check.statement),
+            SHOWN[verdict.outcome],
             escape("\n".join(found)),
-        )  # fmt: skip
+        )
     return shown
 
 

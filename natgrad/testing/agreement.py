@@ -1,4 +1,9 @@
-"""What curvature of a network must agree with, whole or in Kronecker factors."""
+"""Assertions on curvature matrices of networks, shared by whole and Kronecker-factored ones.
+
+In all of them ``dense(case)`` returns an operator's matrix (n, n) for a :class:`NetworkCase`,
+``relative`` is the slack in units of the largest entry or eigenvalue, and ``seed`` is the seed of
+what is drawn. They raise ``AssertionError`` with the worst deviation.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,17 @@ Dense = Callable[[NetworkCase], Tensor]
 
 
 def assert_equal(got: Tensor, expected: Tensor, relative: float, what: str = "") -> None:
-    """Entries agree up to so much of the largest, the message names the worst."""
+    """Assert that entries differ by at most ``relative`` times the largest expected one.
+
+    Parameters
+    ----------
+    got, expected
+        Tensors of one shape.
+    relative
+        The slack, in units of the largest expected entry.
+    what
+        A name of ``got`` for the message.
+    """
     assert got.shape == expected.shape, f"{what}: {tuple(got.shape)}, not {tuple(expected.shape)}"
     difference = (got - expected).abs()
     largest = float(expected.abs().max())
@@ -35,13 +50,14 @@ def assert_equal(got: Tensor, expected: Tensor, relative: float, what: str = "")
 
 
 def assert_semidefinite(dense: Tensor, relative: float) -> None:
+    """Assert that no eigenvalue is below −``relative`` times the largest absolute one."""
     eigenvalues = torch.linalg.eigvalsh((dense + dense.mT) / 2)
     least, largest = float(eigenvalues[0]), float(eigenvalues.abs().max())
     assert least >= -relative * largest, f"eigenvalues from {least:.3g} to {largest:.3g}"
 
 
 def assert_rows_follow_the_parameters(dense: Dense, case: NetworkCase) -> None:
-    """Listed in reverse, they permute rows and columns."""
+    """Assert that parameters listed in reverse only permute rows and columns."""
     order = case.reversal()
     expected = dense(case)[order][:, order]
     got = dense(replace(case, reverse=True))
@@ -49,6 +65,7 @@ def assert_rows_follow_the_parameters(dense: Dense, case: NetworkCase) -> None:
 
 
 def assert_samples_have_no_order(dense: Dense, case: NetworkCase, seed: int) -> None:
+    """Assert that a permutation of the samples leaves the matrix as it was."""
     count = len(case.targets)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     mixed = replace(case, rows=tuple(order.tolist()))
@@ -58,7 +75,19 @@ def assert_samples_have_no_order(dense: Dense, case: NetworkCase, seed: int) -> 
 def assert_draws_tend_to(
     truth: Tensor, make: Callable[[NetworkCase], Any], case: NetworkCase, seed: int
 ) -> None:
-    """The mean of vᵀA v over draws, to vᵀ(truth) v."""
+    """Assert that the mean of vᵀA v over draws of labels is vᵀ(truth) v, within standard errors.
+
+    Parameters
+    ----------
+    truth
+        The expected matrix (n, n).
+    make
+        ``make(case)`` returns the operator A, which draws labels by ``case.draw_seed``.
+    case
+        The network and its data.
+    seed
+        Seed of v and of the draws.
+    """
     v = case.vectors(1, seed)[:, 0]
     exact = float(v @ (truth @ v))
     values = []

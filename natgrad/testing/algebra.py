@@ -1,4 +1,8 @@
-"""What products with any symmetric matrix have in common, whatever made it."""
+"""Assertions on products with a symmetric matrix, shared by all kinds of operators.
+
+``A`` is an operator with ``A @ v``, u and v are vectors (n,), V holds columns (n, k), and
+``relative`` is the slack, in units of the norms that each message names.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ FACTORS = (-2.0, 1e-20, 1e20)
 
 
 def assert_linear(A: Any, u: Tensor, v: Tensor, a: float, b: float, relative: float) -> None:
+    """Assert A(a u + b v) = a A u + b A v."""
     Au, Av = A @ u, A @ v
     size = abs(a) * float(Au.norm()) + abs(b) * float(Av.norm())
     off = float((A @ (a * u + b * v) - (a * Au + b * Av)).norm())
@@ -18,6 +23,7 @@ def assert_linear(A: Any, u: Tensor, v: Tensor, a: float, b: float, relative: fl
 
 
 def assert_homogeneous(A: Any, v: Tensor, relative: float) -> None:
+    """Assert A(c v) = c A v for very small and very large c, and A 0 = 0."""
     Av = A @ v
     for factor in FACTORS:
         scaled = (A @ (factor * v)) / factor
@@ -31,6 +37,7 @@ def assert_homogeneous(A: Any, v: Tensor, relative: float) -> None:
 
 
 def assert_symmetric(A: Any, u: Tensor, v: Tensor, relative: float) -> None:
+    """Assert ⟨A u, v⟩ = ⟨u, A v⟩."""
     Au, Av = A @ u, A @ v
     left, right = float(Au @ v), float(u @ Av)
     size = float(Au.norm() * v.norm() + u.norm() * Av.norm())
@@ -38,7 +45,7 @@ def assert_symmetric(A: Any, u: Tensor, v: Tensor, relative: float) -> None:
 
 
 def assert_kept(A: Any, v: Tensor) -> None:
-    """Dtype, device and shape, for a vector, for columns and for one column."""
+    """Assert that products keep dtype, device and shape: of a vector, columns and one column."""
     for operand in (v[:, 0].contiguous(), v, v[:, :1]):
         product = A @ operand
         expected = (tuple(operand.shape), operand.dtype, operand.device)
@@ -47,7 +54,7 @@ def assert_kept(A: Any, v: Tensor) -> None:
 
 
 def assert_repeatable(A: Any, v: Tensor) -> None:
-    """Twice the same bits, whatever was drawn from the global generator in between."""
+    """Assert that a second product has the same bits, though random numbers were drawn between."""
     first = A @ v
     kept = first.clone()
     torch.rand(3)
@@ -60,7 +67,7 @@ def assert_repeatable(A: Any, v: Tensor) -> None:
 
 
 def assert_columnwise(A: Any, V: Tensor, relative: float) -> None:
-    """Of contiguous columns, of the same in another layout, and one after another."""
+    """Assert that A V is A times each column, for V in both memory layouts."""
     whole, turned = A @ V, A @ V.mT.contiguous().mT
     alone = torch.stack([A @ column.contiguous() for column in V.mT], dim=1)
     assert whole.shape == V.shape, f"A V is {tuple(whole.shape)}, V is {tuple(V.shape)}"
@@ -73,7 +80,7 @@ def assert_columnwise(A: Any, V: Tensor, relative: float) -> None:
 
 
 def assert_unwritten(A: Any, v: Tensor) -> None:
-    """v stays as it was, and the product is new and carries no graph."""
+    """Assert that v is unchanged, and that the product is new memory without a graph."""
     kept = v.clone()
     product = A @ v
     assert torch.equal(v, kept), "v was written to"
@@ -82,6 +89,6 @@ def assert_unwritten(A: Any, v: Tensor) -> None:
 
 
 def assert_close(got: Tensor, expected: Tensor, relative: float) -> None:
-    """‖got − expected‖ <= relative ‖expected‖."""
+    """Assert ‖got − expected‖ <= relative ‖expected‖."""
     distance = float((got - expected).norm() / expected.norm().clamp_min(1e-300))
     assert distance <= relative, f"relative distance {distance:.2g}, allowed {relative:.2g}"

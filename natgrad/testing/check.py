@@ -1,9 +1,14 @@
-"""A check: one sentence of mathematics, the cases it is tried on, and a verdict on any subject."""
+"""A check: a mathematical statement, the cases that Hypothesis draws, and a verdict on a subject.
+
+A check function asserts its statement. Its first argument is the subject, an object of a class in
+:mod:`natgrad.testing.subjects`; the others are the case, one keyword for each strategy that the
+decorator :func:`check` names. It returns nothing, raises ``AssertionError`` where the statement
+does not hold and :class:`NotApplicable` where the subject does not offer what it needs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import time
 import unittest
 from collections.abc import Callable, Iterable
@@ -11,18 +16,19 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import hypothesis
 import torch
 from hypothesis import strategies as st
 
+from natgrad.testing.search import asserted, searched
+
 EXAMPLES = 25
-# Attempts at a smaller counterexample; the smallest found stands. Fewer where examples are fewer.
+# Attempts to shrink a counterexample, in proportion to the number of examples up to EXAMPLES.
 SHRINKS = 150
 Cases = st.SearchStrategy[Any] | Callable[[Any], st.SearchStrategy[Any]]
 
 
 class Kind(Enum):
-    """What a subject is; the value is its name on the command line."""
+    """The kind of a subject; the value is its name on the command line."""
 
     OPERATOR = "operator"
     CURVATURE = "curvature"
@@ -38,7 +44,7 @@ class Kind(Enum):
 
 
 class Outcome(Enum):
-    """How a check ended on a subject."""
+    """The result of a check on a subject; the value is the result in words."""
 
     PASSED = "held on every case tried"
     FAILED = "a case was found where it does not hold"
@@ -46,11 +52,29 @@ class Outcome(Enum):
 
 
 class NotApplicable(unittest.SkipTest):
-    """Raised inside a check whose subject does not tell what it is about; a skip to pytest."""
+    """The subject does not offer what a check is about; pytest reports a skip.
+
+    Parameters
+    ----------
+    *args
+        The reason, in words.
+    """
 
 
 class CheckFailed(AssertionError):
-    """A counterexample: ``arguments`` are the smallest found, ``reason`` what went wrong there."""
+    """A check does not hold: the error carries a counterexample.
+
+    Parameters
+    ----------
+    check
+        The check that failed; kept as an attribute.
+    subject
+        The subject's name, for the message.
+    arguments
+        The smallest counterexample found, by argument of the check; kept as an attribute.
+    reason
+        The failed assertion, or the type and text of another error; kept as an attribute.
+    """
 
     def __init__(self, check: Check, subject: str, arguments: dict[str, Any], reason: str) -> None:
         self.check, self.arguments, self.reason = check, arguments, reason
@@ -62,8 +86,23 @@ class CheckFailed(AssertionError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a check on a subject; ``counterexample`` and ``reason`` where it failed,
-    ``reason`` alone where it does not apply."""
+    """The outcome of a check on a subject.
+
+    Attributes
+    ----------
+    check
+        The check.
+    outcome
+        Passed, failed or not applicable.
+    counterexample
+        The arguments of the failed case in words; "" unless the check failed.
+    reason
+        Why the check failed or does not apply; "" where it passed.
+    seconds
+        Wall-clock time of the check, in s.
+    arguments
+        The failed case itself, for :func:`natgrad.testing.counterexample.script`.
+    """
 
     check: Check
     outcome: Outcome
@@ -75,12 +114,30 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Check:
-    """``body(subject, **case)`` asserts; ``cases`` are Hypothesis strategies, by argument, or
-    functions of the subject that give one: what a subject supports may bound what it is tried on.
+    """A mathematical statement that Hypothesis tries to refute on a subject.
 
-    ``statement`` is the mathematics, ``tolerance`` where its slack comes from, ``found`` what it
-    found in the field, ``needs`` what a subject must offer for the check to apply. ``identifier``
-    is that of the list in the documentation, with a letter where an entry is several checks.
+    Attributes
+    ----------
+    identifier
+        Its number in the list of the documentation, such as "S4b": a letter follows where an
+        entry of the list is several checks.
+    kind
+        The kind of subjects that it checks.
+    statement
+        What must hold, in one sentence.
+    tolerance
+        The slack that is allowed, and the source of the slack.
+    found
+        Defects in published code that the check finds.
+    needs
+        Traits that a subject must offer; without one of them the check does not apply.
+    cases
+        Hypothesis strategies by argument of ``body``, or functions of the subject that return
+        one, where the subject's traits bound its cases.
+    body
+        ``body(subject, **case)`` asserts the statement.
+    cost
+        Divides the number of examples. Raise it for slow checks.
     """
 
     identifier: str
@@ -95,16 +152,30 @@ class Check:
 
     @property
     def name(self) -> str:
+        """The name of the check function."""
         return self.body.__name__
 
     def __str__(self) -> str:
         return f"{self.identifier}_{self.name}"
 
     def __call__(self, subject: Any, *, seed: int | None = None, examples: int = EXAMPLES) -> None:
-        """Raise :class:`CheckFailed` with the smallest counterexample found, if there is one.
+        """Search for a counterexample.
 
-        Without a ``seed`` the cases are the same in every run. Raises :class:`NotApplicable` where
-        the subject lacks what the check needs.
+        Parameters
+        ----------
+        subject
+            What :func:`natgrad.testing.subject` returns for the check's kind.
+        seed
+            Seed of the cases. Without one they are the same in every run; give one to try others.
+        examples
+            Cases to try before ``cost`` divides them. Raise it to search longer.
+
+        Raises
+        ------
+        CheckFailed
+            With the smallest counterexample found.
+        NotApplicable
+            If the subject lacks one of ``needs``.
         """
         missing = self.needs - subject.offers
         if missing:
@@ -123,7 +194,8 @@ class Check:
                 attempts_left -= 1
                 if attempts_left < 0:
                     return
-            # A subject that draws from the global generator, as some peers do, must not flake.
+            # A fixed state: a subject that draws from the global generator must fail again on the
+            # same case, or Hypothesis calls the check flaky.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 try:
@@ -137,11 +209,11 @@ class Check:
 
         count = max(1, round(examples / self.cost))
         try:
-            _searched(attempt, cases, seed, count)()
+            searched(attempt, cases, seed, count)()
         except unittest.SkipTest as error:
             raise NotApplicable(str(error)) from None
         except Exception as error:
-            reason = str(error).strip() or _asserted(error)
+            reason = str(error).strip() or asserted(error)
             if not isinstance(error, AssertionError):
                 reason = f"{type(error).__name__}: {reason}"
             raise CheckFailed(self, subject.name, failed, reason) from error
@@ -149,7 +221,18 @@ class Check:
     def examine(
         self, subject: Any, *, seed: int | None = None, examples: int = EXAMPLES
     ) -> Verdict:
-        """The same as a :class:`Verdict`, which never raises."""
+        """Search for a counterexample and return the verdict instead of raising it.
+
+        Parameters
+        ----------
+        subject, seed, examples
+            As for calling the check.
+
+        Returns
+        -------
+        Verdict
+            The outcome, with the counterexample and the time taken.
+        """
         began = time.perf_counter()
         verdict = Verdict(self, Outcome.PASSED)
         try:
@@ -158,9 +241,12 @@ class Check:
             verdict = Verdict(self, Outcome.NOT_APPLICABLE, reason=str(skipped))
         except CheckFailed as error:
             verdict = Verdict(
-                self, Outcome.FAILED, shown(error.arguments), error.reason,
+                self,
+                Outcome.FAILED,
+                shown(error.arguments),
+                error.reason,
                 arguments=error.arguments,
-            )  # fmt: skip
+            )
         return dataclasses.replace(verdict, seconds=time.perf_counter() - began)
 
 
@@ -175,49 +261,38 @@ def check(
     cost: float = 1.0,
     **cases: Cases,
 ) -> Callable[[Callable[..., None]], Check]:
-    """Make a function a :class:`Check`; ``cost`` divides the number of examples."""
+    """Turn a check function into a :class:`Check`.
+
+    Parameters
+    ----------
+    identifier, kind, statement, tolerance, found, needs, cost
+        As the attributes of :class:`Check`.
+    **cases
+        For each other argument of the function, its strategy or a function of the subject that
+        returns one.
+
+    Returns
+    -------
+    callable
+        The decorator.
+    """
 
     def decorate(body: Callable[..., None]) -> Check:
         return Check(
-            identifier, kind, statement, tolerance, tuple(found), frozenset(needs), dict(cases),
-            body, cost,
-        )  # fmt: skip
+            identifier,
+            kind,
+            statement,
+            tolerance,
+            tuple(found),
+            frozenset(needs),
+            dict(cases),
+            body,
+            cost,
+        )
 
     return decorate
 
 
 def shown(arguments: dict[str, Any]) -> str:
+    """The arguments of a case as in a call: ``name=value, ...``."""
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-
-
-def _searched(
-    attempt: Callable[..., None],
-    cases: dict[str, st.SearchStrategy[Any]],
-    seed: int | None,
-    examples: int,
-) -> Callable[[], None]:
-    """Hypothesis' search for arguments that make ``attempt`` raise, the smallest there are."""
-    if not cases:
-        return attempt
-    attempt.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in cases
-    ])  # fmt: skip
-    configured = hypothesis.settings(
-        max_examples=examples,
-        deadline=None,  # a time limit would make the verdict depend on the machine
-        database=None,
-        derandomize=seed is None,
-        print_blob=False,
-        report_multiple_bugs=False,
-        phases=(hypothesis.Phase.generate, hypothesis.Phase.target, hypothesis.Phase.shrink),
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    search: Callable[[], None] = configured(hypothesis.given(**cases)(attempt))
-    return search if seed is None else hypothesis.seed(seed)(search)
-
-
-def _asserted(error: BaseException) -> str:
-    """The line of source of an assertion without a message."""
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    context = frames[-1].code_context if frames else None
-    return context[0].strip() if context else type(error).__name__

@@ -1,4 +1,4 @@
-"""The faces of the kit: checks by kind, all of them at once, and as parameters of a pytest test."""
+"""Entry points of the kit: checks by kind, all checks of a subject, and pytest parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
 
 class ChecksFailed(AssertionError):
-    """Some checks failed that were not expected to; ``verdicts`` are those of all."""
+    """The outcome of some checks is not the expected one.
+
+    Parameters
+    ----------
+    subject
+        The subject's name, for the message.
+    verdicts
+        The verdicts of all checks; kept as an attribute.
+    surprising
+        A paragraph for each unexpected outcome, for the message.
+    """
 
     def __init__(self, subject: str, verdicts: list[Verdict], surprising: list[str]) -> None:
         self.verdicts = verdicts
@@ -37,11 +47,21 @@ def all_checks() -> tuple[Check, ...]:
 
 
 def checks_for(kind: Kind | str) -> tuple[Check, ...]:
-    """The checks of a kind, or of its name on the command line.
+    """The checks of a kind of subjects.
 
-    Each is called on a subject, ``check(subject)``, and raises ``CheckFailed`` with a
-    counterexample; ``check.examine(subject)`` gives a :class:`Verdict` instead.
+    Parameters
+    ----------
+    kind
+        The kind, or its name on the command line.
 
+    Returns
+    -------
+    tuple of Check
+        In the order of the documentation's list. ``check(subject)`` raises ``CheckFailed`` with a
+        counterexample; ``check.examine(subject)`` returns a :class:`Verdict` instead.
+
+    Examples
+    --------
     >>> [check.identifier for check in checks_for("step-size")]
     ['N3', 'N3b']
     """
@@ -52,7 +72,24 @@ def checks_for(kind: Kind | str) -> tuple[Check, ...]:
 def examine(
     tested: Any, kind: Kind | str, *, seed: int | None = None, examples: int = EXAMPLES
 ) -> list[Verdict]:
-    """The verdict of every check of the kind."""
+    """The verdict of every check of a kind on a subject.
+
+    Parameters
+    ----------
+    tested
+        What :func:`natgrad.testing.subject` returns for the kind.
+    kind
+        The kind, or its name on the command line.
+    seed
+        Seed of the cases. Without one they are the same in every run; give one to try others.
+    examples
+        Cases for each check, fewer for slow ones. Raise it to search longer.
+
+    Returns
+    -------
+    list of Verdict
+        In the order of :func:`checks_for`.
+    """
     return [each.examine(tested, seed=seed, examples=examples) for each in checks_for(kind)]
 
 
@@ -65,11 +102,35 @@ def enforce(
     seed: int | None = None,
     examples: int = EXAMPLES,
 ) -> list[Verdict]:
-    """Every check of the kind on ``thing``, a subject or what :func:`natgrad.testing.subject` makes
-    one of; the verdicts.
+    """Run every check of a kind on ``thing``; raise where an outcome is not the expected one.
 
-    Raises :class:`ChecksFailed` where an outcome is not the expected one. ``expected_failures``
-    maps identifiers of checks to reasons; one of them that holds by now is a surprise too.
+    Parameters
+    ----------
+    thing
+        A subject, or an object that :func:`natgrad.testing.subject` makes one of.
+    traits
+        What ``thing`` promises beyond its signature: see its class in
+        :mod:`natgrad.testing.subjects`. Name one to add the checks that need it.
+    kind
+        The kind, or its name on the command line.
+    expected_failures
+        Reasons by identifier of the checks that are known to fail.
+    seed
+        Seed of the cases. Without one they are the same in every run; give one to try others.
+    examples
+        Cases for each check, fewer for slow ones. Raise it to search longer.
+
+    Returns
+    -------
+    list of Verdict
+        The verdicts of all checks, in the order of :func:`checks_for`.
+
+    Raises
+    ------
+    ChecksFailed
+        If a check fails unexpectedly, or one of ``expected_failures`` does not fail.
+    ValueError
+        If ``expected_failures`` names a check that the kind does not have.
     """
     kind, tested = Kind(kind), subject(thing, kind, traits)
     expected = dict(expected_failures or {})
@@ -107,8 +168,20 @@ def parametrize_with_checks(
 ) -> pytest.MarkDecorator:
     """A pytest decorator for ``test(subject, check)``: every subject with every check of its kind.
 
-    ``expected_failures`` maps a subject's name to {identifier: reason}: those are strict xfails, so
-    that a repaired subject is noticed.
+    Parameters
+    ----------
+    subjects
+        Subjects of the kind: what :func:`natgrad.testing.subject` returns.
+    kind
+        The kind, or its name on the command line.
+    expected_failures
+        {identifier: reason} by subject's name. These become strict xfails, so that a check that
+        holds after all fails the test.
+
+    Returns
+    -------
+    pytest.MarkDecorator
+        It parametrises ``subject`` and ``check``; the test calls ``check(subject)``.
     """
     import pytest
 
@@ -122,18 +195,69 @@ def parametrize_with_checks(
     return pytest.mark.parametrize(("subject", "check"), parameters)
 
 
-# Each takes (thing, traits=(), *, expected_failures=None, seed=None, examples=25): see enforce.
-check_operator = partial(enforce, kind=Kind.OPERATOR)
-check_curvature = partial(enforce, kind=Kind.CURVATURE)
-check_kronecker = partial(enforce, kind=Kind.KRONECKER)
-check_solver = partial(enforce, kind=Kind.SOLVER)
-check_damped_least_squares = partial(enforce, kind=Kind.DAMPED_LEAST_SQUARES)
-check_trust_region_solver = partial(enforce, kind=Kind.TRUST_REGION_SOLVER)
-check_step_size = partial(enforce, kind=Kind.STEP_SIZE)
-check_line_search = partial(enforce, kind=Kind.LINE_SEARCH)
-check_optimizer = partial(enforce, kind=Kind.OPTIMIZER)
-check_minimiser = partial(enforce, kind=Kind.MINIMISER)
-check_advantages = partial(enforce, kind=Kind.ADVANTAGES)
+def _enforced(kind: Kind, thing: str) -> partial[list[Verdict]]:
+    """:func:`enforce` for one kind, with a docstring that ``help`` shows."""
+    checker = partial(enforce, kind=kind)
+    checker.__doc__ = f"""Run every check of the kind "{kind.value}"; see :func:`enforce`.
+
+    Parameters
+    ----------
+    thing
+        {thing}.
+        Otherwise a subject, or an object of a package that has an adapter.
+    traits
+        What ``thing`` promises beyond its signature. Name one to add the checks that need it.
+    kind
+        Set by this function; leave it.
+    expected_failures
+        Reasons by identifier of the checks that are known to fail.
+    seed
+        Seed of the cases. Without one they are the same in every run; give one to try others.
+    examples
+        Cases for each check, fewer for slow ones. Raise it to search longer.
+
+    Returns
+    -------
+    list of Verdict
+        The verdicts of all checks.
+
+    Raises
+    ------
+    ChecksFailed
+        If a check fails unexpectedly, or one of ``expected_failures`` does not fail.
+    ValueError
+        If ``expected_failures`` names a check that the kind does not have.
+    """
+    return checker
+
+
+# help(check_solver) lists the arguments of each: thing, traits, expected_failures, seed, examples.
+check_operator = _enforced(Kind.OPERATOR, "``make(matrix)`` returns an object with ``A @ v``")
+check_curvature = _enforced(
+    Kind.CURVATURE, "``make(case)`` returns an object with ``A @ v``; a trait names its matrix"
+)
+check_kronecker = _enforced(Kind.KRONECKER, "``make(case)`` returns an object with ``A @ v``")
+check_solver = _enforced(Kind.SOLVER, "``solve(A, b, rtol=...)`` returns x or an answer with x")
+check_damped_least_squares = _enforced(
+    Kind.DAMPED_LEAST_SQUARES, "``solve(J, r, damping)`` returns s or an answer with x"
+)
+check_trust_region_solver = _enforced(
+    Kind.TRUST_REGION_SOLVER, "``solve(A, g, radius, rtol=...)`` returns s or an answer with x"
+)
+check_step_size = _enforced(Kind.STEP_SIZE, "``rule(sKs, delta)`` returns alpha")
+check_line_search = _enforced(
+    Kind.LINE_SEARCH, "A line search that ``LineSearch.of`` in natgrad.testing.subjects describes"
+)
+check_optimizer = _enforced(
+    Kind.OPTIMIZER, "A class of optimizers, or ``make(model)``, which returns an optimizer"
+)
+check_minimiser = _enforced(
+    Kind.MINIMISER, "``minimise(f, start)`` returns an object with ``x`` and ``success``"
+)
+check_advantages = _enforced(
+    Kind.ADVANTAGES,
+    "``estimate(rewards, values, next_values, terminated, truncated, discount=, decay=)``",
+)
 
 
 def _order(each: Check) -> tuple[str, int, str]:

@@ -1,4 +1,4 @@
-"""A counterexample as a few lines of code that run without natgrad."""
+"""A solver's counterexample as a few lines of code that run without natgrad."""
 
 from __future__ import annotations
 
@@ -24,8 +24,21 @@ COUNTED = (
 
 
 def script(verdict: Verdict, subject: Any) -> str | None:
-    """The counterexample of a failed check on a solver, a minimiser or an optimizer that says how
-    it is called (their ``script``); None for others."""
+    """The counterexample of a failed check as a script.
+
+    Parameters
+    ----------
+    verdict
+        The verdict of the failed check.
+    subject
+        The subject that failed.
+
+    Returns
+    -------
+    str or None
+        The script for a solver, minimiser or optimizer with a ``script``; None where the subject
+        has none, or the check is of another kind.
+    """
     identifier, arguments = verdict.check.identifier, verdict.arguments
     if isinstance(subject, Optimizer):
         return optimizer_script(identifier, arguments, subject)
@@ -69,24 +82,33 @@ def _scaled(arguments: Arguments, call: Script) -> str:
     A_power, b_power = arguments["A_power"], arguments["b_power"]
     return (
         _system(arguments) + PRODUCT + "rtol = 1e-8\n" + _call(call) + "first = x\n"
-        f"A, b = A * 4.0**{A_power}, b * 4.0**{b_power}\n" + PRODUCT + _call(call)
+        f"A, b = A * 4.0**{A_power}, b * 4.0**{b_power}\n"
+        + PRODUCT
+        + _call(call)
         + f"x = x / 4.0**{b_power - A_power}\n"
         'print("differ by", float((x - first).norm() / first.norm()), "of their norm")\n'
-    )  # fmt: skip
+    )
 
 
 def _counted(arguments: Arguments, call: Script) -> str:
     return (
-        _system(arguments) + COUNTED + "rtol = 1e-8\n" + _call(call)
+        _system(arguments)
+        + COUNTED
+        + "rtol = 1e-8\n"
+        + _call(call)
         + 'print(products, "products, distinct eigenvalues:", len(set(values.tolist())))\n'
-    )  # fmt: skip
+    )
 
 
 def _zero(arguments: Arguments, call: Script) -> str:
     return (
-        _system(arguments) + "b = torch.zeros_like(b)\n" + COUNTED + "rtol = 1e-8\n"
-        + _call(call) + 'print(products, "products for b = 0, x =", x)\n'
-    )  # fmt: skip
+        _system(arguments)
+        + "b = torch.zeros_like(b)\n"
+        + COUNTED
+        + "rtol = 1e-8\n"
+        + _call(call)
+        + 'print(products, "products for b = 0, x =", x)\n'
+    )
 
 
 def _nan(arguments: Arguments, call: Script) -> str:
@@ -94,50 +116,66 @@ def _nan(arguments: Arguments, call: Script) -> str:
         "return A @ v", f"return A @ v if products < {arguments['k']} else v * torch.nan"
     )
     return (
-        _system(arguments) + broken + "rtol = 1e-12\n" + _call(call)
+        _system(arguments)
+        + broken
+        + "rtol = 1e-12\n"
+        + _call(call)
         + 'print(products, "products, x =", x)\n'
-    )  # fmt: skip
+    )
 
 
 def _nan_in_b(arguments: Arguments, call: Script) -> str:
     bad = f"b[0] = float('{arguments['bad']}')\n"
     return (
-        _system(arguments) + bad + COUNTED + "rtol = 1e-8\n" + _call(call)
+        _system(arguments)
+        + bad
+        + COUNTED
+        + "rtol = 1e-8\n"
+        + _call(call)
         + 'print(products, "products, x =", x)\n'
-    )  # fmt: skip
+    )
 
 
 def _started(arguments: Arguments, call: Script) -> str:
     return (
-        _system(arguments) + COUNTED + "rtol = 1e-6\nx0 = torch.linalg.solve(A, b)\n"
-        + _call(call, "x0") + 'print(products, "products from the solution")\n'
-    )  # fmt: skip
+        _system(arguments)
+        + COUNTED
+        + "rtol = 1e-6\nx0 = torch.linalg.solve(A, b)\n"
+        + _call(call, "x0")
+        + 'print(products, "products from the solution")\n'
+    )
 
 
 def _preconditioned(arguments: Arguments, call: Script) -> str:
     return (
-        _system(arguments) + COUNTED + "rtol = 1e-6\nP = torch.linalg.inv(A)\n"
-        + _call(call, "preconditioner") + 'print(products, "products with the inverse")\n'
-    )  # fmt: skip
+        _system(arguments)
+        + COUNTED
+        + "rtol = 1e-6\nP = torch.linalg.inv(A)\n"
+        + _call(call, "preconditioner")
+        + 'print(products, "products with the inverse")\n'
+    )
 
 
 def _one_iteration(arguments: Arguments, call: Script) -> str:
     return (
-        _system(arguments) + PRODUCT + "rtol, limit = 0.0, 1\n"
+        _system(arguments)
+        + PRODUCT
+        + "rtol, limit = 0.0, 1\n"
         + _call(call, "max_iterations")
         + "outside = x - b * (b @ x) / (b @ b)\n"
         'print("after one iteration this share of x is no multiple of b:",\n'
         "      float(outside.norm() / x.norm()))\n"
-    )  # fmt: skip
+    )
 
 
 def _trace(arguments: Arguments, call: Script) -> str:
     return (
-        _system(arguments) + PRODUCT
+        _system(arguments)
+        + PRODUCT
         + "rtol = 1e-8\ntorch.manual_seed(0)\ndrawn = torch.get_rng_state()\n"
         + _call(call)
         + 'print("global random state kept:", torch.equal(torch.get_rng_state(), drawn))\n'
-    )  # fmt: skip
+    )
 
 
 def _rescaled(arguments: Arguments, call: Script) -> str:
@@ -146,11 +184,14 @@ def _rescaled(arguments: Arguments, call: Script) -> str:
     given = ("preconditioner", "max_iterations")
     return (
         _system(arguments) + f"draw = torch.Generator().manual_seed({arguments['seed']})\n"
-        f"P = (3 ** (2 * {entries} - 1)).diag()\n" + PRODUCT + f"rtol, limit = 1e-14, {limit}\n"
-        + _call(call, *given) + f"first, P = x, P * 4.0**{arguments['power']}\n"
+        f"P = (3 ** (2 * {entries} - 1)).diag()\n"
+        + PRODUCT
+        + f"rtol, limit = 1e-14, {limit}\n"
+        + _call(call, *given)
+        + f"first, P = x, P * 4.0**{arguments['power']}\n"
         + _call(call, *given)
         + 'print("differ by", float((x - first).norm() / first.norm()), "of their norm")\n'
-    )  # fmt: skip
+    )
 
 
 def _from_afar(arguments: Arguments, call: Script) -> str:
@@ -158,21 +199,29 @@ def _from_afar(arguments: Arguments, call: Script) -> str:
     draw = f"draw = torch.Generator().manual_seed({2 * system.seed + 1})\n"
     far = f"torch.randn(2, {len(system)}, generator=draw, dtype=torch.float64)[1]"
     return (
-        _system(arguments) + draw
+        _system(arguments)
+        + draw
         + f"x0 = torch.linalg.solve(A, b) + {arguments['distance']} * {far}\n"
-        + PRODUCT + "rtol = 1e-8\n" + _call(call, "x0") + RESIDUAL
-    )  # fmt: skip
+        + PRODUCT
+        + "rtol = 1e-8\n"
+        + _call(call, "x0")
+        + RESIDUAL
+    )
 
 
 def _columns(arguments: Arguments, call: Script) -> str:
     system, columns = arguments["system"], arguments["k"] + 1
     draw = f"draw = torch.Generator().manual_seed({2 * system.seed + 1})\n"
     return (
-        _system(arguments) + draw
+        _system(arguments)
+        + draw
         + f"b = torch.randn({columns}, {len(system)}, generator=draw, dtype=torch.float64).mT\n"
-        f"b[:, -1] *= {arguments['scale']}\n" + PRODUCT + "rtol = 1e-8\n" + _call(call)
+        f"b[:, -1] *= {arguments['scale']}\n"
+        + PRODUCT
+        + "rtol = 1e-8\n"
+        + _call(call)
         + 'print("relative residuals", (b - A @ x).norm(dim=0) / b.norm(dim=0))\n'
-    )  # fmt: skip
+    )
 
 
 def _asked(arguments: Arguments) -> float:

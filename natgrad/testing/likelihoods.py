@@ -1,4 +1,4 @@
-"""What a network's three outputs are the parameters of: every family, and its exact metric."""
+"""Families of distributions whose parameters are a network's three outputs, and their metrics."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _affine_normal(y: Tensor) -> Distribution:
     )
 
 
-# Of outputs (N, 3); the batch shape is (N,) throughout.
+# Functions of outputs (N, 3); the batch shape of each distribution is (N,).
 FAMILIES: dict[str, Family] = {
     "categorical": lambda y: Categorical(logits=y),
     "gaussian": lambda y: Independent(_normal(y), 1),
@@ -86,24 +86,42 @@ FAMILIES: dict[str, Family] = {
 # Families in their natural parameters, where the Fisher matrix is the Hessian of −log p in them.
 NATURAL = ("categorical", "bernoulli", "mse")
 COMMON = ("categorical", "gaussian", "mse", "bernoulli")
-# A bijection without parameters carries no information, draws add up: same metric, times a number.
+# A bijection without parameters changes no Fisher matrix, and k draws multiply it by k.
 _SAME = {
-    "tanh_normal": ("gaussian", 1), "affine_normal": ("gaussian", 1),
-    "log_normal": ("gaussian", 1), "one_hot": ("categorical", 1), "multinomial": ("categorical", 4),
-}  # fmt: skip
+    "tanh_normal": ("gaussian", 1),
+    "affine_normal": ("gaussian", 1),
+    "log_normal": ("gaussian", 1),
+    "one_hot": ("categorical", 1),
+    "multinomial": ("categorical", 4),
+}
 
 
 def divergence(family: str, old: Tensor, new: Tensor) -> Tensor:
-    """KL(old ‖ new) (N,) of outputs (N, 3); Laplace's has no Hessian at 0, use :func:`metric`."""
+    """The divergence KL(old ‖ new) (N,).
+
+    Parameters
+    ----------
+    family
+        A name of :data:`FAMILIES`. Laplace's divergence has no Hessian at 0: use :func:`metric`.
+    old, new
+        Outputs (N, 3).
+    """
     base, times = _SAME.get(family, (family, 1))
     found: Tensor = times * kl_divergence(FAMILIES[base](old), FAMILIES[base](new))
     return found
 
 
 def metric(family: str, outputs: Tensor) -> Tensor:
-    """The Fisher matrices (N, 3, 3) of the family in its outputs (N, 3).
+    """The Fisher matrices (N, 3, 3) of a family in its outputs.
 
-    Written down for the common ones, else the Hessian of the divergence.
+    In closed form for the common families, else the Hessian of the divergence.
+
+    Parameters
+    ----------
+    family
+        A name of :data:`FAMILIES`.
+    outputs
+        Outputs (N, 3).
     """
     y = outputs.detach()
     base, times = _SAME.get(family, (family, 1))
@@ -132,7 +150,15 @@ def metric(family: str, outputs: Tensor) -> Tensor:
 
 
 def draw(distribution: Distribution, seed: int) -> Tensor:
-    """A sample by a seed, for torch draws from the global generator only."""
+    """A sample by a seed; distributions of torch draw from the global generator only.
+
+    Parameters
+    ----------
+    distribution
+        The distribution.
+    seed
+        Seed of the sample; the global generator's state is restored.
+    """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         return distribution.sample()

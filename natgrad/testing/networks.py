@@ -1,5 +1,8 @@
-"""Small networks of every kind that a curvature operator must cope with, of at most 60 parameters:
-a dense matrix of each operator is then cheap, and what is wrong shows in a few entries."""
+"""Small networks of every kind that a curvature operator must cope with.
+
+Each has at most 60 parameters: an operator's dense matrix is cheap, and a defect shows in a few
+entries. ``network.inputs(generator)`` draws a batch of inputs; the outputs are (N, 3).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class Mlp(nn.Module):
 
 
 class Convolution(nn.Module):
-    """In two dimensions with stride and padding, in one with dilation, then a mean over pixels."""
+    """A 2-D convolution with stride and padding, then a 1-D one with dilation and a mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +52,13 @@ class Convolution(nn.Module):
 
 
 class Words(nn.Module):
-    """An embedding, with a padding index by default, and a mean over words."""
+    """An embedding and a mean over words.
+
+    Parameters
+    ----------
+    padding
+        The index of the padding; None for an embedding without.
+    """
 
     def __init__(self, padding: int | None = 0) -> None:
         super().__init__()
@@ -65,7 +74,13 @@ class Words(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """An LSTM or a GRU, and a linear layer on its last output."""
+    """A recurrent layer, and a linear layer on its last output.
+
+    Parameters
+    ----------
+    kind
+        ``nn.LSTM`` or ``nn.GRU``.
+    """
 
     def __init__(self, kind: type[nn.LSTM] | type[nn.GRU]) -> None:
         super().__init__()
@@ -81,7 +96,7 @@ class Recurrent(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention by the fused kernel, which cannot be differentiated twice."""
+    """Causal attention by the fused kernel, which has no second derivative."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +115,7 @@ class Attention(nn.Module):
 
 
 class Linear(nn.Module):
-    """Two linear layers and nothing between them, where Kronecker factors are exact."""
+    """Two linear layers without a nonlinearity: Kronecker factors are exact."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +131,7 @@ class Linear(nn.Module):
 
 
 class Tied(nn.Module):
-    """One weight, used by two layers."""
+    """Two layers that share weight and bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +146,7 @@ class Tied(nn.Module):
 
 
 class Unused(nn.Module):
-    """A layer that the outputs do not depend on, between two that they do."""
+    """Two layers, and a third that the outputs do not depend on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +163,13 @@ class Unused(nn.Module):
 
 
 class Stateful(nn.Module):
-    """Batch normalisation or dropout, in training mode: buffers to write to, or random numbers."""
+    """A layer that writes buffers or draws random numbers in training mode.
+
+    Parameters
+    ----------
+    normalised
+        Whether the layer is batch normalisation; dropout otherwise.
+    """
 
     def __init__(self, normalised: bool) -> None:
         super().__init__()
@@ -165,7 +186,7 @@ class Stateful(nn.Module):
 
 
 class Shapes(nn.Module):
-    """A parameter of shape () and one whose memory is not in the order of its entries."""
+    """A parameter of shape () and one that is not contiguous."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +201,7 @@ class Shapes(nn.Module):
 
 
 class Free(nn.Module):
-    """The outputs are the parameters themselves, the same for every input."""
+    """Outputs that are the parameters themselves, the same for every input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +222,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "gru": lambda: Recurrent(nn.GRU),
     "attention": Attention,
 }
-# What each of these tries is one thing that operators get wrong.
+# Each of these has one property that operators get wrong.
 SPECIAL: dict[str, Callable[[], nn.Module]] = {
     "tokens": lambda: Words(padding=None),
     "linear": Linear,
@@ -215,10 +236,19 @@ SPECIAL: dict[str, Callable[[], nn.Module]] = {
 
 
 def make_network(kind: str, generator: torch.Generator) -> tuple[nn.Module, Tensor]:
-    """A network of :data:`NETWORKS` or :data:`SPECIAL` with float64 weights of order one half, and
-    inputs for it.
+    """A network with float64 weights of standard deviation one half, and inputs for it.
 
-    Both come from the generator alone. Raises ``KeyError`` for a kind that there is not.
+    Parameters
+    ----------
+    kind
+        A key of :data:`NETWORKS` or :data:`SPECIAL`.
+    generator
+        The only source of weights and inputs.
+
+    Raises
+    ------
+    KeyError
+        If there is no such kind.
     """
     with torch.random.fork_rng():  # torch initialises from the global generator
         network = (NETWORKS | SPECIAL)[kind]()
@@ -231,12 +261,25 @@ def make_network(kind: str, generator: torch.Generator) -> tuple[nn.Module, Tens
 
 
 def categorical(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Distribution]:
-    """The outputs as logits."""
+    """The categorical distribution whose logits are a network's outputs.
+
+    Parameters
+    ----------
+    network
+        Maps inputs to outputs (N, classes).
+    """
     return lambda x: Categorical(logits=network(x))
 
 
 def gaussian(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Distribution]:
-    """Outputs 0 and 1 as the mean, softplus of 1 and 2 as the deviation, of a Normal in R²."""
+    """The normal distribution in R² whose mean and deviation are a network's outputs.
+
+    Parameters
+    ----------
+    network
+        Maps inputs to outputs (N, 3): the first two are the mean, softplus of the last two the
+        standard deviation.
+    """
 
     def forward(x: Tensor) -> Distribution:
         outputs = network(x)

@@ -1,5 +1,7 @@
-"""What an optimizer does wrong, on a small network or objective, as code that needs nothing of
-ours. The network is one for all: a failure of the contract does not depend on it."""
+"""An optimizer's counterexample as a few lines of code that run without natgrad.
+
+All scripts on networks have the same one: failures of the contract do not depend on the network.
+"""
 
 from __future__ import annotations
 
@@ -105,15 +107,31 @@ SCENES: dict[str, str] = {
 
 
 def optimizer_script(identifier: str, arguments: Arguments, subject: Optimizer) -> str | None:
-    """None where the optimizer does not say how it is made, or the check is of another kind."""
+    """The counterexample of a failed check on an optimizer as a script.
+
+    Parameters
+    ----------
+    identifier
+        The check's identifier.
+    arguments
+        The failed case, by argument of the check.
+    subject
+        The optimizer.
+
+    Returns
+    -------
+    str or None
+        The script; None where the optimizer has no ``script``, or the check no scene.
+    """
     if not subject.script:
         return None
     imports, _, make = subject.script.rpartition("\n")
     bare = "closure" not in subject.offers and identifier != "P4"
     words = {
-        "imports": imports + "\n" if imports else "", "make": make,
+        "imports": imports + "\n" if imports else "",
+        "make": make,
         "backward": "" if bare else STANDARD,
-    }  # fmt: skip
+    }
     objective = arguments.get("objective")
     if objective is not None:
         steps = 50 if identifier.startswith("P14") else 2

@@ -1,4 +1,8 @@
-"""Curvature as its definition says, dense, by plain autograd: what operators are compared with."""
+"""Dense curvature by its definition and plain autograd, for comparison with operators.
+
+The argument ``case`` of each function is a :class:`NetworkCase`: a network, its data and the family
+of its outputs. Matrices (n, n) have a row for each entry of ``case.parameters``.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +16,20 @@ from natgrad.testing.likelihoods import FAMILIES, NATURAL, divergence, metric
 
 
 def jacobian(case: NetworkCase) -> Tensor:
-    """J (N, C, n) of the outputs."""
+    """The Jacobian J (N, C, n) of the outputs."""
     with torch.enable_grad():
         outputs = case.model(case.inputs)
     return _rows(case, outputs.reshape(-1)).reshape(*outputs.shape, -1)
 
 
 def fisher(case: NetworkCase) -> Tensor:
-    """Σ wᵢ Jᵢᵀ Mᵢ Jᵢ / Σ wᵢ, M the metric of the family; undivided where the reduction is a sum."""
+    """The Fisher matrix Σ wᵢ Jᵢᵀ Mᵢ Jᵢ / Σ wᵢ, M the family's metric; a "sum" is not divided."""
     J, M = jacobian(case), metric(case.family, case.model(case.inputs))
     return _reduced(case, J.mT @ M @ J)
 
 
 def expected_scores(case: NetworkCase) -> Tensor:
-    """The same as Σ wᵢ E[∇log p ∇log pᵀ] / Σ wᵢ: all labels, or Gauss and Hermite's nodes."""
+    """The Fisher matrix as Σ wᵢ E[∇log p ∇log pᵀ] / Σ wᵢ, over all labels or by Gauss-Hermite."""
     with torch.enable_grad():
         outputs = case.model(case.inputs)
     labels, probabilities = _labels(case.family, outputs.detach())
@@ -39,7 +43,7 @@ def expected_scores(case: NetworkCase) -> Tensor:
 
 
 def kl_hessian(case: NetworkCase) -> Tensor:
-    """The same as ∇² of mean KL(p_old ‖ p_θ) at θ_old, differentiated twice through the network."""
+    """The Fisher matrix as ∇² of the mean KL(p_old ‖ p_θ) at θ_old, through the network."""
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         outputs = case.model(case.inputs)
         each = divergence(case.family, outputs.detach(), outputs)
@@ -49,7 +53,13 @@ def kl_hessian(case: NetworkCase) -> Tensor:
 
 
 def gauss_newton(case: NetworkCase) -> Tensor:
-    """Jᵀ ∇²_y loss J, of the loss and by its reduction; for losses that are convex in outputs."""
+    """The generalised Gauss-Newton matrix Jᵀ ∇²_y loss J.
+
+    Raises
+    ------
+    ValueError
+        If the loss is not convex in the outputs.
+    """
     if case.family not in NATURAL:
         raise ValueError(f"the loss of {case.family} is not convex in the outputs")
     with torch.enable_grad():
@@ -66,14 +76,14 @@ def gauss_newton(case: NetworkCase) -> Tensor:
 
 
 def hessian(case: NetworkCase) -> Tensor:
-    """∇² loss."""
+    """The Hessian ∇² loss."""
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         loss = case.loss(case.inputs, case.targets)
     return _hessian(case, loss)
 
 
 def empirical_fisher(case: NetworkCase) -> Tensor:
-    """Σ wᵢ gᵢ gᵢᵀ / Σ wᵢ, gᵢ the gradient of log p of the label that is there."""
+    """The empirical Fisher matrix Σ wᵢ gᵢ gᵢᵀ / Σ wᵢ, gᵢ the gradient of log p of the label."""
     with torch.enable_grad():
         log_probs = case.log_probs(case.inputs, case.targets)
     g = _rows(case, log_probs)
@@ -81,13 +91,23 @@ def empirical_fisher(case: NetworkCase) -> Tensor:
 
 
 TRUTHS = {
-    "fisher": fisher, "gauss_newton": gauss_newton, "hessian": hessian,
+    "fisher": fisher,
+    "gauss_newton": gauss_newton,
+    "hessian": hessian,
     "empirical_fisher": empirical_fisher,
-}  # fmt: skip
+}
 
 
 def blocks(case: NetworkCase, dense: Tensor) -> Tensor:
-    """The diagonal blocks of a dense matrix, one a module with parameters of its own."""
+    """A matrix with zeros outside its diagonal blocks, one for each module with parameters.
+
+    Parameters
+    ----------
+    case
+        The network.
+    dense
+        The matrix (n, n).
+    """
     owner = {
         id(parameter): index
         for index, module in enumerate(case.model.modules())
@@ -104,7 +124,7 @@ def _reduced(case: NetworkCase, each: Tensor) -> Tensor:
 
 
 def _rows(case: NetworkCase, outputs: Tensor) -> Tensor:
-    """∂outputs/∂parameters (m, n) of outputs (m,); zero for what is frozen or unused."""
+    """∂outputs/∂parameters (m, n) of outputs (m,); zero for frozen and unused parameters."""
     return torch.stack([_flat(case, output) for output in outputs])
 
 
@@ -134,8 +154,11 @@ def _flat(case: NetworkCase, scalar: Tensor) -> Tensor:
 
 
 def _labels(family: str, y: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Labels (N, ...) and their probabilities (labels, N), or nodes and weights of a quadrature
-    that is exact for polynomials of degree five, as scores squared are of four."""
+    """Labels (N, ...) and their probabilities (labels, N).
+
+    For normal distributions they are nodes and weights of a quadrature that is exact to degree
+    five; squared scores are polynomials of degree four.
+    """
     if family == "categorical":
         classes = y.shape[-1]
         every = [torch.full((len(y),), index) for index in range(classes)]
@@ -151,9 +174,9 @@ def _labels(family: str, y: Tensor) -> tuple[list[Tensor], Tensor]:
 
     nodes, weights = map(torch.tensor, np.polynomial.hermite_e.hermegauss(3))
     weights = weights / weights.sum()
-    location, scale = (y, torch.ones_like(y)) if family == "mse" else (
-        y[:, :2], F.softplus(y[:, 1:])
-    )  # fmt: skip
+    location, scale = (
+        (y, torch.ones_like(y)) if family == "mse" else (y[:, :2], F.softplus(y[:, 1:]))
+    )
     dims = location.shape[-1]
     grid = torch.cartesian_prod(*[nodes] * dims).to(y.dtype)
     shares = torch.cartesian_prod(*[weights] * dims).prod(dim=1).to(y.dtype)

@@ -1,4 +1,4 @@
-"""Subjects by name: MODULE:NAME loaded, and seen through the adapter that knows it."""
+"""Objects loaded by MODULE:NAME, and made subjects by the adapter for their package."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from natgrad.testing.check import Kind
 
-# What a function that follows the contract promises beyond its signature, by where it is defined.
+# Traits of functions that need no adapter, beyond those that their signatures tell.
 TRAITS: dict[str, tuple[str, ...]] = {
     "natgrad.solvers.cg:cg": ("columns", "direction"),
     "natgrad.solvers.minres:minres": ("columns", "indefinite", "least residual"),
     "natgrad.solvers.cholesky:cholesky": ("columns", "direction"),
     "natgrad.trust_region.approximate_wolfe:approximate_wolfe": ("wolfe",),
 }
-# (kind, prefix of "module:name" as defined): the module here with ``adapt(name, object)``.
+# (kind, prefix of "module:name" where it is defined): the module with ``adapt(name, object)``.
 ADAPTERS: dict[tuple[Kind, str], str] = {
     (Kind.SOLVER, "scipy.sparse.linalg."): "scipy",
     (Kind.SOLVER, "linear_operator.utils.linear_cg:"): "linear_operator",
@@ -43,13 +43,30 @@ SUBJECTS: dict[Kind, str] = {
 
 
 def load(target: str) -> Any:
-    """The object named MODULE:NAME. Raises ``ValueError`` for another form, ``ImportError`` and
-    ``AttributeError`` where there is none."""
+    """Import an object by name.
+
+    Parameters
+    ----------
+    target
+        MODULE:NAME, such as scipy.sparse.linalg:cg; NAME may have dots.
+
+    Returns
+    -------
+    object
+        The object.
+
+    Raises
+    ------
+    ValueError
+        If ``target`` has another form.
+    ImportError, AttributeError
+        If there is no such module, or no such name in it.
+    """
     module, separator, name = target.partition(":")
     if not separator or not module or not name:
         raise ValueError(f"expected MODULE:NAME, such as scipy.sparse.linalg:cg, got {target!r}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of what a peer imports
+        warnings.simplefilter("ignore", DeprecationWarning)  # raised by the modules that it imports
         found = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
@@ -57,8 +74,29 @@ def load(target: str) -> Any:
 
 
 def subject(thing: Any, kind: Kind | str, traits: Iterable[str] = ()) -> Any:
-    """``thing`` as a subject of that kind: itself if it is one, through an adapter where one knows
-    it, else by its signature and ``traits``, which the class of the subject lists."""
+    """Make a subject of an object, for the checks of a kind.
+
+    Parameters
+    ----------
+    thing
+        A subject, which is returned as it is; an object of a package that has an adapter; or a
+        callable that follows the contract of the kind's class in :mod:`natgrad.testing.subjects`.
+    kind
+        The kind, or its name on the command line.
+    traits
+        What ``thing`` promises beyond its signature, as listed in the kind's class; adapters know
+        the traits and ignore these. Name one to add the checks that need it.
+
+    Returns
+    -------
+    object
+        An instance of the kind's class in :mod:`natgrad.testing.subjects`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind, or a curvature operator's traits do not name its matrix.
+    """
     kind = Kind(kind)
     if hasattr(thing, "offers"):
         return thing

@@ -1,4 +1,4 @@
-"""The operators of curvlinops as subjects."""
+"""Adapters for the operators of curvlinops."""
 
 from __future__ import annotations
 
@@ -19,12 +19,25 @@ MATRICES = {
     "FisherMCLinearOperator": "gauss_newton",
 }
 FACTORED = ("KFACLinearOperator", "EKFACLinearOperator")
-# Its K-FAC has no embeddings and no convolutions in one dimension.
+# Its K-FAC supports neither embeddings nor 1-D convolutions.
 LAYERS = ("mlp", "linear", "unused")
 
 
 def adapt(name: str, _: Any) -> Curvature | Kronecker:
-    """Raises ``ValueError`` for an operator that is neither curvature nor its Kronecker factors."""
+    """A subject of an operator's name.
+
+    Parameters
+    ----------
+    name
+        The name of the class.
+    _
+        The class itself, ignored.
+
+    Raises
+    ------
+    ValueError
+        If the operator is neither curvature nor its Kronecker factors.
+    """
     if name in MATRICES:
         return curvature(name)
     if name in FACTORED:
@@ -33,7 +46,13 @@ def adapt(name: str, _: Any) -> Curvature | Kronecker:
 
 
 def curvature(name: str) -> Curvature:
-    """Of a name in :data:`MATRICES`; chunks are the batches of its data."""
+    """A curvature operator; ``chunk_size`` becomes the size of its batches.
+
+    Parameters
+    ----------
+    name
+        A name in :data:`MATRICES`.
+    """
 
     def make(case: NetworkCase) -> Any:
         settings = {}
@@ -41,7 +60,7 @@ def curvature(name: str) -> Curvature:
             settings = {"mc_samples": case.draws, "seed": case.draw_seed}
         return _operator(name, case, **settings)
 
-    # It refuses models that draw random numbers, and has no cure for fused kernels.
+    # It refuses models that draw random numbers, and fails in fused kernels.
     traits = ["chunks", "forward", "sum"]
     traits += ["sampled"] if name == "FisherMCLinearOperator" else []
     families = ("categorical",) if name == "EFLinearOperator" else NATURAL
@@ -49,17 +68,31 @@ def curvature(name: str) -> Curvature:
 
 
 def kronecker(name: str, *, exact: bool = True) -> Kronecker:
-    """KFACLinearOperator or EKFACLinearOperator; exact, or by ``case.draws`` labels a sample."""
+    """A Kronecker-factored operator.
+
+    Parameters
+    ----------
+    name
+        KFACLinearOperator or EKFACLinearOperator.
+    exact
+        Whether expectations are over all labels; otherwise it draws ``case.draws`` labels a
+        sample.
+    """
 
     def make(case: NetworkCase) -> Any:
         types = importlib.import_module("curvlinops").FisherType
         kind = types.TYPE2 if exact else types.MC
         operator = _operator(
-            name, case, fisher_type=kind, mc_samples=case.draws, seed=case.draw_seed,
-            separate_weight_and_bias=False, num_per_example_loss_terms=1,
-        )  # fmt: skip
+            name,
+            case,
+            fisher_type=kind,
+            mc_samples=case.draws,
+            seed=case.draw_seed,
+            separate_weight_and_bias=False,
+            num_per_example_loss_terms=1,
+        )
         operator.compute_kronecker_factors()
-        # Its mean of squares is over elements and lacks the ½ of −log p.
+        # Its mean square error averages over elements, and lacks the ½ of −log p.
         factor = case.terms / len(case.targets) / (2 if case.family == "mse" else 1)
         return factor * operator
 
@@ -76,9 +109,16 @@ def _operator(name: str, case: NetworkCase, **settings: Any) -> Any:
         zip(torch.split(case.inputs, size), torch.split(case.targets, size), strict=True)
     )
     criterion = {
-        "categorical": nn.CrossEntropyLoss, "mse": nn.MSELoss, "bernoulli": nn.BCEWithLogitsLoss,
-    }[case.family](reduction=case.reduction)  # fmt: skip
+        "categorical": nn.CrossEntropyLoss,
+        "mse": nn.MSELoss,
+        "bernoulli": nn.BCEWithLogitsLoss,
+    }[case.family](reduction=case.reduction)
     return getattr(importlib.import_module("curvlinops"), name)(
-        case.model, criterion, case.parameters, data, num_data=len(case.targets),
-        check_deterministic=False, **settings,
-    )  # fmt: skip
+        case.model,
+        criterion,
+        case.parameters,
+        data,
+        num_data=len(case.targets),
+        check_deterministic=False,
+        **settings,
+    )

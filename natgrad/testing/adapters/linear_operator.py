@@ -1,4 +1,4 @@
-"""The conjugate gradients of linear_operator, which are those of gpytorch."""
+"""Adapter for the conjugate gradients of linear_operator, which gpytorch uses."""
 
 from __future__ import annotations
 
@@ -13,21 +13,40 @@ from natgrad.testing.subjects.solver import Answer, Solver
 
 
 def adapt(name: str, function: Callable[..., Any]) -> Solver:
-    """``linear_cg(matmul_closure, rhs, ...)``. It returns x alone: a NumericalWarning is its word
-    for not converged, and its error about NaN for NaN."""
+    """A subject of ``linear_cg(matmul_closure, rhs, ...)``.
+
+    It returns x alone: a NumericalWarning tells that it did not converge, a RuntimeError that it
+    met NaN.
+
+    Parameters
+    ----------
+    name
+        Ignored.
+    function
+        ``linear_cg``.
+    """
 
     def call(
-        A: Any, b: Tensor, *, rtol: float, x0: Tensor | None = None,
-        preconditioner: Tensor | None = None, max_iterations: int | None = None,
-    ) -> Answer:  # fmt: skip
+        A: Any,
+        b: Tensor,
+        *,
+        rtol: float,
+        x0: Tensor | None = None,
+        preconditioner: Tensor | None = None,
+        max_iterations: int | None = None,
+    ) -> Answer:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 x = function(
-                    A, b, tolerance=rtol, initial_guess=x0, max_tridiag_iter=0,
+                    A,
+                    b,
+                    tolerance=rtol,
+                    initial_guess=x0,
+                    max_tridiag_iter=0,
                     max_iter=10 * len(b) if max_iterations is None else max_iterations,
                     preconditioner=None if preconditioner is None else preconditioner.matmul,
-                )  # fmt: skip
+                )
             except RuntimeError as error:
                 if "NaNs encountered" not in str(error):
                     raise

@@ -1,4 +1,4 @@
-"""The conjugate gradients of sb3-contrib's TRPO."""
+"""Adapter for the conjugate gradients of sb3-contrib's TRPO."""
 
 from __future__ import annotations
 
@@ -11,15 +11,24 @@ from natgrad.testing.subjects.solver import Answer, Solver
 
 
 def adapt(name: str, function: Callable[..., Any]) -> Solver:
-    """``conjugate_gradient_solver(matrix_vector_dot_fn, b, max_iter, residual_tol)``. Its tolerance
-    is that of rᵀr, absolute: rtol² is handed to it, right for b of unit norm. It returns x alone:
-    an end before the last iteration is its claim of convergence."""
+    """A subject of ``conjugate_gradient_solver(matrix_vector_dot_fn, b, max_iter, residual_tol)``.
+
+    Its tolerance bounds rᵀr, absolutely: it gets rtol², which is right for b of unit norm. It
+    returns x alone: an end before the last iteration counts as a claim of convergence.
+
+    Parameters
+    ----------
+    name
+        Ignored.
+    function
+        ``conjugate_gradient_solver``.
+    """
 
     def call(A: Any, b: Tensor, *, rtol: float, max_iterations: int | None = None) -> Answer:
         limit = 10 * len(b) if max_iterations is None else max_iterations
         before = A.count
         x = function(A, b, max_iter=limit, residual_tol=rtol**2)
-        # One product before the first iteration.
+        # It takes one product before the first iteration.
         early = A.count - before <= limit
         return Answer(x, early, "ends early" if early else "all iterations")
 

@@ -1,4 +1,4 @@
-"""SciPy's iterative solvers."""
+"""Adapter for SciPy's iterative solvers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,28 @@ TRAITS = {
 
 
 def adapt(name: str, function: Callable[..., Any]) -> Solver:
-    """``function(A, b, rtol=, x0=, M=, maxiter=, callback=) -> (x, info)`` of scipy.sparse.linalg;
-    ``atol`` is 0 where it is taken, so that the tolerance is the relative one."""
+    """A subject of a solver in scipy.sparse.linalg.
+
+    ``atol`` is 0 where the solver takes it, so that only the relative tolerance counts.
+
+    Parameters
+    ----------
+    name
+        The solver's name.
+    function
+        ``function(A, b, rtol=, x0=, M=, maxiter=, callback=) -> (x, info)``.
+    """
     atol = {} if name == "minres" else {"atol": 0.0}
 
     def call(
-        A: Any, b: Tensor, *, rtol: float, x0: Tensor | None = None,
-        preconditioner: Tensor | None = None, max_iterations: int | None = None,
-    ) -> Answer:  # fmt: skip
+        A: Any,
+        b: Tensor,
+        *,
+        rtol: float,
+        x0: Tensor | None = None,
+        preconditioner: Tensor | None = None,
+        max_iterations: int | None = None,
+    ) -> Answer:
         from scipy.sparse.linalg import LinearOperator
 
         iterations = 0
@@ -39,13 +53,18 @@ def adapt(name: str, function: Callable[..., Any]) -> Solver:
 
         dtype = b.numpy().dtype
         operator = LinearOperator(A.shape, multiply, dtype=dtype)
-        # NumPy's warnings of divisions by zero are an accident, not the solver's account.
+        # The solver's account is x and info; NumPy's warnings of divisions by zero are not.
         with np.errstate(all="ignore"):
             x, info = function(
-                operator, b.numpy(), rtol=rtol, maxiter=max_iterations, callback=count,
+                operator,
+                b.numpy(),
+                rtol=rtol,
+                maxiter=max_iterations,
+                callback=count,
                 x0=None if x0 is None else x0.numpy(),
-                M=None if preconditioner is None else preconditioner.numpy(), **atol,
-            )  # fmt: skip
+                M=None if preconditioner is None else preconditioner.numpy(),
+                **atol,
+            )
         x = torch.from_numpy(np.asarray(x, dtype=dtype))
         return Answer(x, info == 0, f"info {info}", iterations)
 

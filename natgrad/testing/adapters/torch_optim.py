@@ -1,4 +1,4 @@
-"""The optimizers of torch.optim."""
+"""Adapter for the optimizers of torch.optim."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from torch import nn
 from natgrad.testing.subjects.optimizer import Optimizer
 
 FIRST_ORDER = frozenset({"closure", "plain", "groups", "deterministic", "objectives"})
-# Where the lr is no more than the factor of the first step.
+# The first step of these is proportional to lr.
 PROPORTIONAL = frozenset({"Adam", "AdamW", "SGD", "Adagrad", "RMSprop", "Adamax", "NAdam", "RAdam"})
 
 
 def adapt(name: str, kind: Callable[..., Any], **settings: Any) -> Optimizer:
-    """A class of torch.optim with these settings, its own where none are given; ``lr`` is 1e-2.
+    """A subject of a class in torch.optim.
 
-    LBFGS is taken with its line search, strong Wolfe, and 20 iterations a step: what it claims is
-    that of a minimiser. It takes one group and no step without a closure.
+    LBFGS has its strong Wolfe line search by default, and then claims to be a minimiser; it takes
+    one group, and no step without a closure.
+
+    Parameters
+    ----------
+    name
+        The name of the class.
+    kind
+        The class.
+    **settings
+        Arguments of the class; ``lr`` is 1e-2 where it is not given, except for LBFGS.
     """
     if name == "LBFGS":
         given = {"line_search_fn": "strong_wolfe", **settings}
@@ -26,9 +35,11 @@ def adapt(name: str, kind: Callable[..., Any], **settings: Any) -> Optimizer:
         if given["line_search_fn"]:
             searching |= {"search", "minimiser"}
         return Optimizer(
-            "torch.optim.LBFGS", lambda model: kind(model.parameters(), **given),
-            frozenset(searching), script=_script("LBFGS", given),
-        )  # fmt: skip
+            "torch.optim.LBFGS",
+            lambda model: kind(model.parameters(), **given),
+            frozenset(searching),
+            script=_script("LBFGS", given),
+        )
     given = {"lr": 1e-2, **settings}
 
     def make(model: nn.Module) -> Any:

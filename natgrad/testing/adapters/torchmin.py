@@ -1,4 +1,4 @@
-"""pytorch-minimize: its function ``minimize`` and its optimizer ``Minimizer``."""
+"""Adapters for pytorch-minimize: its function ``minimize`` and its optimizer ``Minimizer``."""
 
 from __future__ import annotations
 
@@ -12,17 +12,30 @@ from natgrad.testing.subjects.minimiser import Answer, Minimiser
 from natgrad.testing.subjects.optimizer import Optimizer
 
 METHODS = (
-    "bfgs", "l-bfgs", "cg", "newton-cg", "newton-exact", "dogleg", "trust-ncg", "trust-krylov",
+    "bfgs",
+    "l-bfgs",
+    "cg",
+    "newton-cg",
+    "newton-exact",
+    "dogleg",
+    "trust-ncg",
+    "trust-krylov",
     "trust-exact",
-)  # fmt: skip
+)
 
 
 def minimiser(method: str) -> Minimiser:
-    """``torchmin.minimize(fun, x0, method)``; its claim is ``success``."""
+    """A subject of ``torchmin.minimize(fun, x0, method)``.
+
+    Parameters
+    ----------
+    method
+        One of :data:`METHODS`.
+    """
 
     def call(value: Callable[[Tensor], Tensor], start: Tensor) -> Answer:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit.script
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.script
             from torchmin import minimize
 
         found = minimize(value, start, method)
@@ -37,8 +50,18 @@ def minimiser(method: str) -> Minimiser:
 
 
 def adapt(name: str, kind: Callable[..., Any], **settings: Any) -> Optimizer | Minimiser:
-    """``Minimizer`` as an optimizer whose closure leaves ``backward`` to it, of 20 iterations a
-    step, and ``minimize`` as a minimiser; ``method`` is l-bfgs where it is not given."""
+    """A subject of ``minimize``, or of ``Minimizer``, which calls ``backward`` itself.
+
+    Parameters
+    ----------
+    name
+        "minimize" or "Minimizer".
+    kind
+        The function or the class.
+    **settings
+        ``method``, l-bfgs by default, and other arguments of ``Minimizer``; ``max_iter`` is 20
+        where it is not given.
+    """
     method = settings.pop("method", "l-bfgs")
     if name == "minimize":
         return minimiser(method)

@@ -1,1 +1,1 @@
-"""What checks are tried on: small frozen records, whose repr is the counterexample."""
+"""Cases that checks are tried on: small frozen records, whose repr is the counterexample."""

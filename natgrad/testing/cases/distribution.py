@@ -14,8 +14,17 @@ from natgrad.testing.likelihoods import FAMILIES, metric
 
 @dataclass(frozen=True)
 class DistributionCase:
-    """``batch`` distributions of a ``family`` (:mod:`natgrad.testing.likelihoods`), as a function
-    of standard normal ``outputs`` (batch, 3) that carry a graph."""
+    """Distributions as a function of standard normal outputs.
+
+    Attributes
+    ----------
+    family
+        A name of :data:`natgrad.testing.likelihoods.FAMILIES`.
+    batch
+        The number N of distributions.
+    seed
+        Seed of the outputs.
+    """
 
     family: str = "categorical"
     batch: int = 1
@@ -23,15 +32,17 @@ class DistributionCase:
 
     @cached_property
     def outputs(self) -> Tensor:
+        """The outputs (N, 3), which require a gradient."""
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.randn(self.batch, 3, generator=generator, dtype=torch.float64)
         return drawn.requires_grad_()
 
     @property
     def distribution(self) -> Distribution:
+        """The distributions of the outputs, of batch shape (N,)."""
         return FAMILIES[self.family](self.outputs)
 
     @property
     def metric(self) -> Tensor:
-        """Its Fisher matrices (batch, 3, 3) in the outputs."""
+        """Their Fisher matrices (N, 3, 3) in the outputs."""
         return metric(self.family, self.outputs)

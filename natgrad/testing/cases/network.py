@@ -1,4 +1,4 @@
-"""A small network, its data and what its outputs mean, from kinds and seeds."""
+"""A small network, its data and the family of its outputs, from kinds and seeds."""
 
 from __future__ import annotations
 
@@ -13,18 +13,40 @@ from torch.nn import functional as F
 from natgrad.testing.likelihoods import FAMILIES, draw
 from natgrad.testing.networks import make_network
 
-BY_ELEMENT = ("mse", "bernoulli")  # losses that torch averages over elements, not over samples
+BY_ELEMENT = ("mse", "bernoulli")  # torch averages these losses over elements, not over samples
 
 
 @dataclass(frozen=True)
 class NetworkCase:
-    """The network of kind ``network`` (:mod:`natgrad.testing.networks`), whose three outputs are
-    those of a ``family`` (:mod:`natgrad.testing.likelihoods`).
+    """A network with three outputs, and data.
 
-    ``rows`` picks samples of the data, in this order; None takes all as they come. ``reduction`` is
-    that of the loss, ``chunk_size`` how many samples to take at once, ``weighted`` whether samples
-    weigh differently, ``reverse`` lists the parameters the other way round, ``frozen`` holds the
-    first of them fixed. ``draws`` labels a sample, by ``draw_seed``, are for operators that draw.
+    Attributes
+    ----------
+    network
+        The kind of network, of :mod:`natgrad.testing.networks`.
+    family
+        The family of distributions, of :data:`natgrad.testing.likelihoods.FAMILIES`, whose
+        parameters the outputs are.
+    seed
+        Seed of weights, inputs and labels.
+    rows
+        The samples to keep, in this order; None keeps all.
+    reduction
+        The reduction of the loss, "mean" or "sum".
+    chunk_size
+        The number of samples that an operator takes at once; None takes all.
+    weighted
+        Whether samples have different weights.
+    reverse
+        Whether the parameters are listed in reverse.
+    frozen
+        Whether the first parameter is frozen.
+    draws
+        Labels to draw for each sample, for operators that draw.
+    draw_seed
+        Seed of these labels.
+    dtype
+        The dtype of parameters and floating-point data.
     """
 
     network: str = "mlp"
@@ -58,15 +80,17 @@ class NetworkCase:
 
     @property
     def model(self) -> nn.Module:
+        """The network, in training mode."""
         return self._made[0]
 
     @property
     def inputs(self) -> Tensor:
+        """Inputs (N, ...)."""
         return self._picked(self._made[1])
 
     @cached_property
     def _labels(self) -> Tensor:
-        # Of other outputs than the model's, so that no loss is near its minimum.
+        # Drawn from other outputs than the model's, so that no loss is near its minimum.
         generator = torch.Generator().manual_seed(self.seed + 1)
         outputs = torch.randn(len(self._made[1]), 3, generator=generator, dtype=torch.float64)
         labels = draw(FAMILIES[self.family](outputs), self.seed)
@@ -74,12 +98,12 @@ class NetworkCase:
 
     @property
     def targets(self) -> Tensor:
-        """Labels (N, ...), in no relation to what the model says."""
+        """Labels (N, ...), independent of the model's outputs."""
         return self._picked(self._labels)
 
     @property
     def weights(self) -> Tensor | None:
-        """Weights (N,) of samples, where they are weighted."""
+        """Weights (N,) of the samples; None unless ``weighted``."""
         if not self.weighted:
             return None
         whole = torch.linspace(0.25, 2.0, len(self._made[1]), dtype=self.dtype)
@@ -87,33 +111,58 @@ class NetworkCase:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
+        """The parameters, in the order of an operator's rows."""
         found = list(self.model.parameters())
         return found[::-1] if self.reverse else found
 
     @property
     def n(self) -> int:
+        """The number of entries of all parameters."""
         return sum(parameter.numel() for parameter in self.parameters)
 
     @property
     def terms(self) -> int:
-        """What the mean of the loss divides by: samples, or elements where torch does so."""
+        """The divisor of a mean loss: samples, or elements where torch averages over them."""
         return len(self.targets) * (3 if self.family in BY_ELEMENT else 1)
 
     @property
     def eps(self) -> float:
+        """The machine precision of ``dtype``."""
         return torch.finfo(self.dtype).eps
 
     def distribution(self, x: Tensor) -> Distribution:
-        """That of the model's outputs, of batch shape (N,)."""
+        """The distribution of the model's outputs, of batch shape (N,).
+
+        Parameters
+        ----------
+        x
+            Inputs (N, ...).
+        """
         return FAMILIES[self.family](self.model(x))
 
     def log_probs(self, x: Tensor, targets: Tensor) -> Tensor:
-        """log p(targets | x) (N,)."""
+        """The log-likelihood of each sample (N,).
+
+        Parameters
+        ----------
+        x
+            Inputs (N, ...).
+        targets
+            Labels (N, ...).
+        """
         found: Tensor = self.distribution(x).log_prob(targets)
         return found
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of outputs, by torch's functions and their means, else −log p by samples."""
+        """The loss of outputs: torch's function where there is one, else −log p by samples.
+
+        Parameters
+        ----------
+        outputs
+            The model's outputs (N, 3).
+        targets
+            Labels (N, ...).
+        """
         if self.family == "categorical":
             return F.cross_entropy(outputs, targets, reduction=self.reduction)
         if self.family == "mse":
@@ -124,16 +173,39 @@ class NetworkCase:
         return -(log_probs.sum() if self.reduction == "sum" else log_probs.mean())
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """The loss of the model.
+
+        Parameters
+        ----------
+        x
+            Inputs (N, ...).
+        targets
+            Labels (N, ...).
+        """
         return self.criterion(self.model(x), targets)
 
     def vectors(self, count: int, seed: int = 0) -> Tensor:
-        """Standard normal (n, count) of the case's dtype."""
+        """Standard normal vectors (n, count) of the case's dtype.
+
+        Parameters
+        ----------
+        count
+            The number of vectors.
+        seed
+            Their seed.
+        """
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(count, self.n, generator=generator, dtype=torch.float64)
         return drawn.to(self.dtype).mT.contiguous()
 
     def pieces(self, v: Tensor) -> list[Tensor]:
-        """A vector (n,) as one piece for each parameter, of its shape."""
+        """Split a vector into pieces of the parameters' shapes.
+
+        Parameters
+        ----------
+        v
+            The vector (n,).
+        """
         found, start = [], 0
         for parameter in self.parameters:
             end = start + parameter.numel()
@@ -142,12 +214,18 @@ class NetworkCase:
         return found
 
     def reversal(self) -> Tensor:
-        """The places (n,) of entries once the parameters are listed the other way round."""
+        """The indices (n,) of the entries when the parameters are listed in reverse."""
         places = self.pieces(torch.arange(self.n))
         return torch.cat([piece.reshape(-1) for piece in places[::-1]])
 
     def move(self, seed: int) -> None:
-        """Write other values into the parameters."""
+        """Move the parameters by 0.3 times a standard normal vector.
+
+        Parameters
+        ----------
+        seed
+            Seed of the vector.
+        """
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters:

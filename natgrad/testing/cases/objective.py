@@ -1,4 +1,4 @@
-"""Functions of a vector, from a spectrum and a seed or with a name, in any unit."""
+"""Functions of a vector to minimise, by name or from a spectrum and a seed, in any unit."""
 
 from __future__ import annotations
 
@@ -14,15 +14,26 @@ DOUBLE = torch.float64
 
 @dataclass(frozen=True)
 class Objective:
-    """``scale`` times a function of x (n,), in float64.
+    """A function of x (n,) in float64, with a start.
 
-    - "quadratic": ½ (x − x*)ᵀA(x − x*), A of these nonnegative ``eigenvalues`` in a random basis,
-      from a standard normal distance to a standard normal x*;
-    - "rosenbrock": 100 (x₂ − x₁²)² + (1 − x₁)², from (−1.2, 1);
-    - "logarithm": log x from 1, which is NaN below 0 and has no minimum;
-    - "nan": NaN, with a gradient of NaN, from (−1.2, 1).
-
-    ``at_minimum`` starts there, where the gradient is exactly zero.
+    Attributes
+    ----------
+    kind
+        - "quadratic": ½ (x − x*)ᵀA(x − x*) with A in a random basis, x* standard normal, started
+          at a standard normal distance from x*;
+        - "rosenbrock": 100 (x₂ − x₁²)² + (1 − x₁)², from (−1.2, 1);
+        - "logarithm": log x from 1, which is NaN below 0 and has no minimum;
+        - "nan": NaN, with a gradient of NaN, from (−1.2, 1).
+    eigenvalues
+        The eigenvalues of a quadratic function's A, none negative.
+    seed
+        Seed of a quadratic function's basis, minimum and start.
+    scale
+        A factor of the function, its unit.
+    at_minimum
+        Whether the start is the minimum, where the gradient is exactly zero.
+    form
+        The form of the optimizer's closure; "" is the optimizer's first.
     """
 
     kind: str = "quadratic"
@@ -30,7 +41,7 @@ class Objective:
     seed: int = 0
     scale: float = 1.0
     at_minimum: bool = False
-    form: str = ""  # that of the optimizer's closure, its first where nothing is said
+    form: str = ""
 
     def __repr__(self) -> str:
         given = [repr(self.kind)]
@@ -51,13 +62,14 @@ class Objective:
 
     @property
     def minimum(self) -> Tensor:
-        """x*; of a logarithm, the edge of its domain."""
+        """The minimum x* (n,); for a logarithm the edge of its domain."""
         if self.kind == "quadratic":
             return self._drawn[1]
         return torch.zeros(1, dtype=DOUBLE) if self.kind == "logarithm" else torch.ones(2).double()
 
     @property
     def start(self) -> Tensor:
+        """The start (n,)."""
         if self.at_minimum:
             return self.minimum.clone()
         if self.kind == "quadratic":
@@ -65,7 +77,18 @@ class Objective:
         return torch.tensor([1.0] if self.kind == "logarithm" else [-1.2, 1.0], dtype=DOUBLE)
 
     def residual_vector(self, x: Tensor) -> Tensor:
-        """r with the value ½‖r‖²."""
+        """Residuals r (m,) with the value ½‖r‖².
+
+        Parameters
+        ----------
+        x
+            The point (n,).
+
+        Raises
+        ------
+        TypeError
+            For a logarithm, which is no sum of squares.
+        """
         if self.kind == "logarithm":
             raise TypeError("a logarithm is no sum of squares")
         if self.kind == "quadratic":
@@ -76,33 +99,68 @@ class Objective:
         return math.sqrt(self.scale) * (r * math.nan if self.kind == "nan" else r)
 
     def value(self, x: Tensor) -> Tensor:
+        """The value at a point, with its graph.
+
+        Parameters
+        ----------
+        x
+            The point (n,).
+        """
         if self.kind == "logarithm":
             return self.scale * x.log().sum()
-        # The unit last: it must only multiply what a value of unit 1 is.
+        # The scale last: the value then is the unscaled one times scale, bit for bit.
         return self.scale * (replace(self, scale=1.0).residual_vector(x).square().sum() / 2)
 
     def times(self, factor: float) -> Objective:
+        """The same function in another unit.
+
+        Parameters
+        ----------
+        factor
+            Multiplies the scale.
+        """
         return replace(self, scale=self.scale * factor)
 
     def distance(self, x: Tensor) -> float:
-        """‖x − x*‖ by the distance at the start, at least 1 of it."""
+        """‖x − x*‖ / max(1, ‖start − x*‖).
+
+        Parameters
+        ----------
+        x
+            The point (n,).
+        """
         return float((x - self.minimum).norm()) / max(
             1.0, float((replace(self, at_minimum=False).start - self.minimum).norm())
         )
 
     def model(self) -> Point:
+        """A module whose parameter is x, at the start."""
         return Point(self)
 
     def loss(self, model: nn.Module) -> Tensor:
+        """The value at the parameter of a module.
+
+        Parameters
+        ----------
+        model
+            A module that :meth:`model` made.
+        """
         value: Tensor = model()
         return value
 
     def residuals(self, model: nn.Module) -> Tensor:
+        """The residuals (m,) at the parameter of a module.
+
+        Parameters
+        ----------
+        model
+            A module that :meth:`model` made.
+        """
         assert isinstance(model, Point)
         return model.residuals()
 
     def code(self) -> str:
-        """Lines of torch that make ``x``, the start, and ``f``, and need nothing of ours."""
+        """Code that makes ``x``, the start, and ``f``, and runs without natgrad."""
         scale = "" if self.scale == 1 else f"{self.scale:.17g} * "
         rosenbrock = "(100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2)"
         start = [1.0] if self.kind == "logarithm" else [1.0, 1.0] if self.at_minimum else [-1.2, 1]
@@ -130,7 +188,13 @@ class Objective:
 
 
 class Point(nn.Module):
-    """The module whose one parameter is ``x``, and whose output is the value there."""
+    """A module with the parameter ``x``, whose output is an objective's value there.
+
+    Parameters
+    ----------
+    objective
+        The objective, which gives the start.
+    """
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
@@ -138,7 +202,9 @@ class Point(nn.Module):
         self.x = nn.Parameter(objective.start.clone())
 
     def forward(self) -> Tensor:
+        """The value at ``x``."""
         return self.objective.value(self.x)
 
     def residuals(self) -> Tensor:
+        """The residuals (m,) at ``x``."""
         return self.objective.residual_vector(self.x)

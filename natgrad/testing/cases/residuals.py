@@ -11,8 +11,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Residuals:
-    """J (rows, columns) of these ``singular_values`` between random orthonormal bases, and a
-    standard normal r (rows,), in float64; both sides are at least as long as the values."""
+    """J s ≈ r with J between random orthonormal bases and r standard normal, in float64.
+
+    Attributes
+    ----------
+    singular_values
+        The k nonzero singular values of J.
+    more_rows
+        J and r have k + ``more_rows`` rows.
+    more_columns
+        J has k + ``more_columns`` columns.
+    seed
+        Seed of the bases and r.
+    """
 
     singular_values: tuple[float, ...]
     more_rows: int = 0
@@ -37,14 +48,22 @@ class Residuals:
 
     @property
     def J(self) -> Tensor:
+        """J (m, n)."""
         return self._parts[0]
 
     @property
     def r(self) -> Tensor:
+        """r (m,)."""
         return self._parts[1]
 
     def direction(self, damping: float) -> Tensor:
-        """The solution of (JᵀJ + λI)s = Jᵀr in parameter space."""
+        """The solution s (n,) of (JᵀJ + λI)s = Jᵀr, solved in parameter space.
+
+        Parameters
+        ----------
+        damping
+            λ > 0.
+        """
         n = self.J.shape[1]
         normal = self.J.mT @ self.J + damping * torch.eye(n, dtype=torch.float64)
         s: Tensor = torch.linalg.solve(normal, self.J.mT @ self.r)

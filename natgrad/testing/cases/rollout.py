@@ -1,4 +1,4 @@
-"""Steps of several environments at once, with episodes that end in both ways."""
+"""A rollout whose episodes end by termination or truncation."""
 
 from __future__ import annotations
 
@@ -11,34 +11,54 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rollout:
-    """One environment; ``ends`` says of each step whether the episode goes on ("."), is terminated
-    ("x") or truncated ("|") there. Rewards and values are standard normal, from the seed."""
+    """Steps of one environment, with standard normal rewards and values.
+
+    Attributes
+    ----------
+    ends
+        A character for each of the T steps: the episode goes on ("."), is terminated ("x") or is
+        truncated ("|").
+    seed
+        Seed of rewards and values.
+    """
 
     ends: str
     seed: int = 0
 
     @cached_property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """rewards, values, next_values, terminated, truncated, each (T, 1)."""
+        """Rewards, values, next values, terminated and truncated, each (T, 1)."""
         generator = torch.Generator().manual_seed(self.seed)
         T = len(self.ends)
         rewards, values, following = torch.randn(3, T, 1, generator=generator, dtype=torch.float64)
         terminated = torch.tensor([[end == "x"] for end in self.ends])
         truncated = torch.tensor([[end == "|"] for end in self.ends])
-        # Within an episode V of the next observation is the next step's own value.
+        # Within an episode the next observation's V is the value of the next step.
         inside = ~(terminated | truncated)[:-1]
         following[:-1] = torch.where(inside, values[1:], following[:-1])
         return rewards, values, following, terminated, truncated
 
     def differences(self, discount: float) -> list[float]:
-        """δ_t = r_t + γ V(s_{t+1}) − V(s_t), V = 0 after termination."""
+        """Temporal differences δ_t = r_t + γ V(s_{t+1}) − V(s_t), with V = 0 after termination.
+
+        Parameters
+        ----------
+        discount
+            The discount γ per step.
+        """
         rewards, values, following, terminated, _ = self.tensors
         bootstrapped = torch.where(terminated, 0.0, following)
         found: list[float] = (rewards + discount * bootstrapped - values).flatten().tolist()
         return found
 
     def to_the_end(self, t: int) -> int:
-        """How many steps from t on belong to its episode, t included."""
+        """The number of steps from t to the end of its episode, t included.
+
+        Parameters
+        ----------
+        t
+            A step, from 0.
+        """
         for length, end in enumerate(self.ends[t:], start=1):
             if end != ".":
                 return length

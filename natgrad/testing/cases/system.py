@@ -1,4 +1,4 @@
-"""A x = b, from a spectrum and two seeds."""
+"""A linear system A x = b, from a spectrum and a seed, and an operator that counts products."""
 
 from __future__ import annotations
 
@@ -11,8 +11,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class System:
-    """A symmetric A (n, n) of these ``eigenvalues`` in a random orthogonal basis, and a standard
-    normal b (n,), each times a scale; both are formed in float64 and rounded to ``dtype``."""
+    """A x = b with a symmetric A in a random orthogonal basis and a standard normal b.
+
+    Attributes
+    ----------
+    eigenvalues
+        The eigenvalues of A before its scale.
+    seed
+        Seed of the basis and b.
+    A_scale, b_scale
+        Factors of A and b, their units.
+    dtype
+        The dtype to which A and b, formed in float64, are rounded.
+    """
 
     eigenvalues: tuple[float, ...]
     seed: int = 0
@@ -41,54 +52,90 @@ class System:
 
     @cached_property
     def A(self) -> Tensor:
+        """The matrix (n, n)."""
         spectrum = torch.tensor(self.eigenvalues, dtype=torch.float64) * self.A_scale
         A = (self.basis * spectrum) @ self.basis.mT
         return ((A + A.mT) / 2).to(self.dtype)
 
     @cached_property
     def b(self) -> Tensor:
+        """The right-hand side (n,)."""
         return (self.vectors(1)[:, 0] * self.b_scale).to(self.dtype)
 
     @property
     def eps(self) -> float:
+        """The machine precision of ``dtype``."""
         return torch.finfo(self.dtype).eps
 
     @property
     def condition(self) -> float:
-        """Of A: the largest by the least absolute eigenvalue that is not zero."""
+        """The condition of A on its range: the ratio of absolute eigenvalues that are not zero."""
         sizes = [abs(value) for value in self.eigenvalues if value]
         return max(sizes) / min(sizes) if sizes else 1.0
 
     @property
     def distinct(self) -> int:
+        """The number of distinct eigenvalues that are not zero."""
         return len({value for value in self.eigenvalues if value})
 
     def vectors(self, count: int) -> Tensor:
-        """Standard normal (n, count) in float64; the first column is b before its scale."""
+        """Standard normal vectors (n, count) in float64; the first is b before its scale.
+
+        Parameters
+        ----------
+        count
+            The number of vectors.
+        """
         generator = self._generator(1)
         return torch.randn(count, len(self), generator=generator, dtype=torch.float64).mT
 
     def scaled(self, A_scale: float, b_scale: float) -> System:
+        """The system in other units.
+
+        Parameters
+        ----------
+        A_scale, b_scale
+            Multiply the scales.
+        """
         return replace(self, A_scale=self.A_scale * A_scale, b_scale=self.b_scale * b_scale)
 
     def in_dtype(self, dtype: torch.dtype) -> System:
+        """The system in another dtype.
+
+        Parameters
+        ----------
+        dtype
+            As the attribute.
+        """
         return replace(self, dtype=dtype)
 
     def relative_residual(self, x: Tensor) -> float:
-        """‖b − A x‖ / ‖b‖ in float64, of A, b and x as they are, and safe from overflow."""
+        """‖b − A x‖ / ‖b‖ in float64, safe from overflow.
+
+        Parameters
+        ----------
+        x
+            The solution to judge (n,); A, b and x are taken as rounded.
+        """
         A, b, x = self.A.double(), self.b.double(), x.double()
         unit = b.abs().max()
         r = b / unit - (A / A.abs().max()) @ (x * (A.abs().max() / unit))
         return float(r.norm() / (b / unit).norm())
 
     def rounding(self, x: Tensor) -> float:
-        """What computing :meth:`relative_residual` leaves open, 4 eps (‖A‖ ‖x‖ / ‖b‖ + 1)."""
+        """The rounding error of :meth:`relative_residual`, 4 eps (‖A‖ ‖x‖ / ‖b‖ + 1).
+
+        Parameters
+        ----------
+        x
+            The solution to judge (n,).
+        """
         unit = self.b_scale / self.A_scale
         sizes = float((x.double() / unit).norm()) / float((self.b.double() / self.b_scale).norm())
         return 4 * torch.finfo(torch.float64).eps * (sizes + 1)
 
     def code(self) -> str:
-        """Lines of torch that make ``A`` and ``b``, and need nothing of ours."""
+        """Code that makes ``A`` and ``b``, and runs without natgrad."""
         n, cast = len(self), "" if self.dtype == torch.float64 else f".to({self.dtype})"
         spectrum = ", ".join(f"{value:.12g}" for value in self.eigenvalues)
         A_scale, b_scale = (
@@ -111,11 +158,16 @@ class System:
 
 
 class Counted:
-    """A matrix behind products that are counted and bounded, as torch or NumPy wants it.
+    """A matrix known by its products ``A @ v`` or ``A(v)``, which are counted and bounded.
 
-    ``nan_from=k`` makes the product numbered k and those after it NaN. ``limit`` products are
-    more than any bounded loop takes: the next raises ``AssertionError``, so that an endless one
-    ends.
+    Parameters
+    ----------
+    matrix
+        The matrix (n, n).
+    nan_from
+        The number, from 1, of the first product that is NaN; those after it are NaN too.
+    limit
+        Products after which the next raises ``AssertionError``, to end an endless loop.
     """
 
     def __init__(self, matrix: Tensor, *, nan_from: int | None = None, limit: int = 20_000) -> None:
@@ -133,4 +185,5 @@ class Counted:
     __call__ = __matmul__
 
     def to_dense(self) -> Tensor:
+        """The matrix itself (n, n)."""
         return self.matrix

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation. G1-G5."""
+"""Checks of generalised advantage estimation. G1-G5."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ SLACK = 1e-10
 
 
 @check(
-    "G1", Kind.ADVANTAGES,
+    "G1",
+    Kind.ADVANTAGES,
     "A = (1 − λ) Σ_k λ^(k−1) A^(k), the mixture of the k-step estimators, within the episode",
     tolerance="1e-10",
-    rollout=rollouts(), discount=DISCOUNTS, decay=st.sampled_from([0.95, 0.5]),
-)  # fmt: skip
+    rollout=rollouts(),
+    discount=DISCOUNTS,
+    decay=st.sampled_from([0.95, 0.5]),
+)
 def it_is_the_mixture_of_k_step_estimators(
     estimate: AdvantageEstimator, rollout: Rollout, discount: float, decay: float
 ) -> None:
@@ -30,17 +33,19 @@ def it_is_the_mixture_of_k_step_estimators(
     for t in range(len(delta)):
         length = rollout.to_the_end(t)
         steps = [sum(discount**i * delta[t + i] for i in range(k)) for k in range(1, length + 1)]
-        # From the end of the episode on all k-step estimators are the last one.
+        # Beyond the end of the episode each k-step estimator equals the last one within it.
         mixture = sum((1 - decay) * decay**k * value for k, value in enumerate(steps[:-1]))
         _assert_close(found[t], mixture + decay ** (length - 1) * steps[-1], t)
 
 
 @check(
-    "G2", Kind.ADVANTAGES,
+    "G2",
+    Kind.ADVANTAGES,
     "λ = 0 gives the temporal difference δ_t = r_t + γ V(s_{t+1}) − V(s_t)",
     tolerance="1e-10",
-    rollout=rollouts(), discount=DISCOUNTS,
-)  # fmt: skip
+    rollout=rollouts(),
+    discount=DISCOUNTS,
+)
 def without_decay_it_is_the_difference(
     estimate: AdvantageEstimator, rollout: Rollout, discount: float
 ) -> None:
@@ -50,11 +55,13 @@ def without_decay_it_is_the_difference(
 
 
 @check(
-    "G3", Kind.ADVANTAGES,
+    "G3",
+    Kind.ADVANTAGES,
     "λ = 1 gives the discounted rewards to the episode's end, plus V there if it was cut, minus V",
     tolerance="1e-10",
-    rollout=rollouts(), discount=DISCOUNTS,
-)  # fmt: skip
+    rollout=rollouts(),
+    discount=DISCOUNTS,
+)
 def with_full_decay_it_is_monte_carlo(
     estimate: AdvantageEstimator, rollout: Rollout, discount: float
 ) -> None:
@@ -70,13 +77,15 @@ def with_full_decay_it_is_monte_carlo(
 
 
 @check(
-    "G4", Kind.ADVANTAGES,
+    "G4",
+    Kind.ADVANTAGES,
     "a terminated step bootstraps 0 whatever V says there, NaN too; a truncated one V of its own "
     "last observation",
     tolerance="1e-10",
     found=["gymnasium's TimeLimit read as termination: a bias in every bootstrapped target"],
-    seed=st.integers(0, 2**20), decay=st.sampled_from([0.0, 0.95, 1.0]),
-)  # fmt: skip
+    seed=st.integers(0, 2**20),
+    decay=st.sampled_from([0.0, 0.95, 1.0]),
+)
 def termination_is_no_truncation(estimate: AdvantageEstimator, seed: int, decay: float) -> None:
     for end in "x|":
         rewards, values, following, terminated, truncated = Rollout(f".{end}", seed).tensors
@@ -89,11 +98,14 @@ def termination_is_no_truncation(estimate: AdvantageEstimator, seed: int, decay:
 
 
 @check(
-    "G5", Kind.ADVANTAGES,
+    "G5",
+    Kind.ADVANTAGES,
     "nothing leaks over the end of an episode, nor from one environment into another",
     tolerance="none",
-    rollout=rollouts(), other=rollouts(), decay=st.sampled_from([0.95, 1.0]),
-)  # fmt: skip
+    rollout=rollouts(),
+    other=rollouts(),
+    decay=st.sampled_from([0.95, 1.0]),
+)
 def nothing_leaks(
     estimate: AdvantageEstimator, rollout: Rollout, other: Rollout, decay: float
 ) -> None:

@@ -1,4 +1,4 @@
-"""Curvature matrices: whether they are what their definition says. O6, O10-O14, O17, O19."""
+"""Curvature matrices: agreement with the definition. O6, O10-O14, O17, O19."""
 
 from __future__ import annotations
 
@@ -25,36 +25,43 @@ FUSED = ("attention", "lstm", "gru")
 
 
 @check(
-    "O6", Kind.CURVATURE,
+    "O6",
+    Kind.CURVATURE,
     "A is the matrix that autograd makes of the definition, entry by entry",
     tolerance=ENTRY,
     found=["mushroom-rl#79: a wrong Fisher-vector product"],
     needs=["exact"],
-    case=suited((*PLAIN, "linear")), cost=2.5,
-)  # fmt: skip
+    case=suited((*PLAIN, "linear")),
+    cost=2.5,
+)
 def is_its_definition(subject: Curvature, case: NetworkCase) -> None:
     assert_equal(subject.dense(case), subject.truth(case), ROUNDING * case.eps)
 
 
 @check(
-    "O6c", Kind.CURVATURE,
+    "O6c",
+    Kind.CURVATURE,
     "so it is for attention and recurrent layers, whose fused kernels have no second derivative",
     tolerance=ENTRY,
     found=["pytorch#116350, #128971, #154226: neither forward derivatives nor double backward"],
     needs=["exact", "fused"],
-    case=suited(FUSED), cost=5,
-)  # fmt: skip
+    case=suited(FUSED),
+    cost=5,
+)
 def is_its_definition_behind_fused_kernels(subject: Curvature, case: NetworkCase) -> None:
     assert_equal(subject.dense(case), subject.truth(case), ROUNDING * case.eps)
 
 
 @check(
-    "O6d", Kind.CURVATURE,
+    "O6d",
+    Kind.CURVATURE,
     "an operator that is built after the parameters moved is that of where they are now",
     tolerance=ENTRY,
     needs=["exact"],
-    case=suited(), seed=SEEDS, cost=5,
-)  # fmt: skip
+    case=suited(),
+    seed=SEEDS,
+    cost=5,
+)
 def a_new_operator_is_of_the_new_point(subject: Curvature, case: NetworkCase, seed: int) -> None:
     subject.build(case) @ case.vectors(1)[:, 0]
     case.move(seed)
@@ -62,13 +69,16 @@ def a_new_operator_is_of_the_new_point(subject: Curvature, case: NetworkCase, se
 
 
 @check(
-    "O6e", Kind.CURVATURE,
+    "O6e",
+    Kind.CURVATURE,
     "when the parameters move under an operator, its product is of one point, the old or the new, "
     "or is refused",
     tolerance=ENTRY,
     needs=["exact"],
-    case=suited(), seed=SEEDS, cost=5,
-)  # fmt: skip
+    case=suited(),
+    seed=SEEDS,
+    cost=5,
+)
 def a_product_is_of_one_point(subject: Curvature, case: NetworkCase, seed: int) -> None:
     A = subject.build(case)
     as_dense(A, case)
@@ -86,12 +96,15 @@ def a_product_is_of_one_point(subject: Curvature, case: NetworkCase, seed: int) 
 
 
 @check(
-    "O10", Kind.CURVATURE,
+    "O10",
+    Kind.CURVATURE,
     "A is the same whatever the size of the chunks that the data are taken in, uneven ones too",
     tolerance=ENTRY,
     needs=["exact", "chunks"],
-    case=suited(), size=st.integers(1, 8), cost=5,
-)  # fmt: skip
+    case=suited(),
+    size=st.integers(1, 8),
+    cost=5,
+)
 def chunks_make_no_difference(subject: Curvature, case: NetworkCase, size: int) -> None:
     whole = subject.dense(replace(case, chunk_size=None))
     chunked = subject.dense(replace(case, chunk_size=size))
@@ -99,29 +112,33 @@ def chunks_make_no_difference(subject: Curvature, case: NetworkCase, size: int) 
 
 
 @check(
-    "O11", Kind.CURVATURE,
+    "O11",
+    Kind.CURVATURE,
     "with reduction sum, A is its mean times what the mean divides by",
     tolerance=ENTRY,
     needs=["exact", "sum"],
-    case=suited(), cost=5,
-)  # fmt: skip
+    case=suited(),
+    cost=5,
+)
 def a_sum_is_the_mean_times_its_divisor(subject: Curvature, case: NetworkCase) -> None:
     summed = replace(case, reduction="sum")
     got = subject.dense(summed)
     assert_equal(got, subject.truth(summed), ROUNDING * case.eps, "as a sum")
-    # Of a Fisher matrix the mean is over samples, whatever the loss averages over.
+    # A Fisher matrix averages over samples, even where the loss averages over elements.
     by_loss = subject.matrix in ("gauss_newton", "hessian")
     divisor = case.terms if by_loss else len(case.targets)
     assert_equal(got, divisor * subject.dense(case), ROUNDING * case.eps, "as a sum")
 
 
 @check(
-    "O11b", Kind.CURVATURE,
+    "O11b",
+    Kind.CURVATURE,
     "a mean does not change when every sample is there twice, one after the other",
     tolerance=ENTRY,
     needs=["exact"],
-    case=suited(), cost=5,
-)  # fmt: skip
+    case=suited(),
+    cost=5,
+)
 def twice_the_data_is_the_same_mean(subject: Curvature, case: NetworkCase) -> None:
     rows = tuple(range(len(case.targets)))
     once, twice = subject.dense(case), subject.dense(replace(case, rows=rows + rows))
@@ -129,12 +146,14 @@ def twice_the_data_is_the_same_mean(subject: Curvature, case: NetworkCase) -> No
 
 
 @check(
-    "O11c", Kind.CURVATURE,
+    "O11c",
+    Kind.CURVATURE,
     "A is the mean of the operators of single samples, the reduction none",
     tolerance=ENTRY,
     needs=["exact"],
-    case=suited(), cost=8,
-)  # fmt: skip
+    case=suited(),
+    cost=8,
+)
 def a_mean_is_that_of_single_samples(subject: Curvature, case: NetworkCase) -> None:
     count = len(case.targets)
     single = [subject.dense(replace(case, rows=(row,))) for row in range(count)]
@@ -143,25 +162,29 @@ def a_mean_is_that_of_single_samples(subject: Curvature, case: NetworkCase) -> N
 
 
 @check(
-    "O11d", Kind.CURVATURE,
+    "O11d",
+    Kind.CURVATURE,
     "with weights of samples, A is Σ wᵢ Aᵢ / Σ wᵢ, in chunks as well",
     tolerance=ENTRY,
     needs=["exact", "weights"],
-    case=suited(), cost=5,
-)  # fmt: skip
+    case=suited(),
+    cost=5,
+)
 def weights_weigh(subject: Curvature, case: NetworkCase) -> None:
     case = replace(case, weighted=True)
     assert_equal(subject.dense(case), subject.truth(case), ROUNDING * case.eps, "weighted")
 
 
 @check(
-    "O12", Kind.CURVATURE,
+    "O12",
+    Kind.CURVATURE,
     "rows and columns of parameters that the outputs do not depend on are zero, in their place",
     tolerance=f"none for zeros; {ENTRY}",
     found=["curvlinops 3.0.1: a RuntimeError about sizes, from every operator"],
     needs=["exact"],
-    case=suited(("unused",)), cost=5,
-)  # fmt: skip
+    case=suited(("unused",)),
+    cost=5,
+)
 def unused_parameters_have_zero_rows(subject: Curvature, case: NetworkCase) -> None:
     dense, truth = subject.dense(case), subject.truth(case)
     assert_equal(dense, truth, ROUNDING * case.eps)
@@ -170,12 +193,14 @@ def unused_parameters_have_zero_rows(subject: Curvature, case: NetworkCase) -> N
 
 
 @check(
-    "O12b", Kind.CURVATURE,
+    "O12b",
+    Kind.CURVATURE,
     "rows and columns of frozen parameters are zero, and the others are as before",
     tolerance=ENTRY,
     needs=["exact", "frozen"],
-    case=suited(), cost=5,
-)  # fmt: skip
+    case=suited(),
+    cost=5,
+)
 def frozen_parameters_have_zero_rows(subject: Curvature, case: NetworkCase) -> None:
     case = replace(case, frozen=True)
     assert_equal(subject.dense(case), subject.truth(case), ROUNDING * case.eps, "frozen")
@@ -183,7 +208,8 @@ def frozen_parameters_have_zero_rows(subject: Curvature, case: NetworkCase) -> N
 
 
 @check(
-    "O12d", Kind.CURVATURE,
+    "O12d",
+    Kind.CURVATURE,
     "rows and columns of an embedding's padding are zero, as its gradient is",
     tolerance=ENTRY,
     found=[
@@ -191,63 +217,76 @@ def frozen_parameters_have_zero_rows(subject: Curvature, case: NetworkCase) -> N
         "does. So curvlinops 3.0.1's GGN, Hessian and empirical Fisher matrix are not symmetric",
     ],
     needs=["exact"],
-    case=suited(("embedding",)), cost=5,
-)  # fmt: skip
+    case=suited(("embedding",)),
+    cost=5,
+)
 def padding_has_zero_rows(subject: Curvature, case: NetworkCase) -> None:
     assert_equal(subject.dense(case), subject.truth(case), ROUNDING * case.eps)
 
 
 @check(
-    "O13", Kind.CURVATURE,
+    "O13",
+    Kind.CURVATURE,
     "a weight that is used twice counts with the sum of both derivatives",
     tolerance=ENTRY,
     needs=["exact"],
-    case=suited(("tied",)), cost=5,
-)  # fmt: skip
+    case=suited(("tied",)),
+    cost=5,
+)
 def tied_weights_count_for_every_use(subject: Curvature, case: NetworkCase) -> None:
     assert_equal(subject.dense(case), subject.truth(case), ROUNDING * case.eps)
 
 
 @check(
-    "O14", Kind.CURVATURE,
+    "O14",
+    Kind.CURVATURE,
     "the parameters listed in another order permute the rows and columns, and nothing else",
     tolerance=ENTRY,
     needs=["exact"],
-    case=suited((*PLAIN, "shapes")), cost=5,
-)  # fmt: skip
+    case=suited((*PLAIN, "shapes")),
+    cost=5,
+)
 def rows_are_in_the_order_of_the_parameters(subject: Curvature, case: NetworkCase) -> None:
     assert_rows_follow_the_parameters(subject.dense, case)
 
 
 @check(
-    "O14b", Kind.CURVATURE,
+    "O14b",
+    Kind.CURVATURE,
     "a parameter of shape () has one row, one of another layout its rows in the order of its "
     "entries",
     tolerance=ENTRY,
     needs=["exact"],
-    case=suited(("shapes",)), cost=5,
-)  # fmt: skip
+    case=suited(("shapes",)),
+    cost=5,
+)
 def rows_are_in_the_order_of_the_entries(subject: Curvature, case: NetworkCase) -> None:
     assert_equal(subject.dense(case), subject.truth(case), ROUNDING * case.eps)
 
 
 @check(
-    "O17", Kind.CURVATURE,
+    "O17",
+    Kind.CURVATURE,
     "with drawn labels, the mean of vᵀA v over draws tends to that of the exact matrix",
     tolerance=STANDARD_ERRORS,
     needs=["sampled"],
-    case=suited(("mlp",)), seed=SEEDS, cost=8,
-)  # fmt: skip
+    case=suited(("mlp",)),
+    seed=SEEDS,
+    cost=8,
+)
 def draws_tend_to_the_exact_matrix(subject: Curvature, case: NetworkCase, seed: int) -> None:
     assert_draws_tend_to(subject.truth(case), subject.build, case, seed)
 
 
 @check(
-    "O19", Kind.CURVATURE,
+    "O19",
+    Kind.CURVATURE,
     "the order of the samples makes no difference",
     tolerance=ENTRY,
     needs=["exact"],
-    case=suited(), seed=SEEDS, cost=5,
-)  # fmt: skip
+    case=suited(),
+    seed=SEEDS,
+    cost=5,
+)
 def the_order_of_samples_is_nothing(subject: Curvature, case: NetworkCase, seed: int) -> None:
     assert_samples_have_no_order(subject.dense, case, seed)

@@ -1,4 +1,4 @@
-"""Curvature matrices: what they leave as it was, and what state they work in. O9, O15, O16."""
+"""Curvature matrices: side effects, dropout and gradient modes. O9, O15, O16."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ MODES: dict[str, Callable[[], AbstractContextManager[object]]] = {
 
 
 @check(
-    "O9", Kind.CURVATURE,
+    "O9",
+    Kind.CURVATURE,
     "building and multiplying leave .grad as it was, None or a value",
     tolerance="none",
-    case=suited(), held=st.booleans(), cost=5,
-)  # fmt: skip
+    case=suited(),
+    held=st.booleans(),
+    cost=5,
+)
 def gradients_are_left_alone(subject: Curvature, case: NetworkCase, held: bool) -> None:
     before: list[Tensor | None] = [None] * len(case.parameters)
     if held:
@@ -45,22 +48,26 @@ def gradients_are_left_alone(subject: Curvature, case: NetworkCase, held: bool) 
 
 
 @check(
-    "O9c", Kind.CURVATURE,
+    "O9c",
+    Kind.CURVATURE,
     "building and multiplying leave the global generator where it was",
     tolerance="none",
-    case=suited(), cost=5,
-)  # fmt: skip
+    case=suited(),
+    cost=5,
+)
 def the_global_generator_is_left_alone(subject: Curvature, case: NetworkCase) -> None:
     _assert_generator_left_alone(subject, case)
 
 
 @check(
-    "O9g", Kind.CURVATURE,
+    "O9g",
+    Kind.CURVATURE,
     "so they do in dropout, whose masks they draw",
     tolerance="none",
     needs=["random"],
-    case=suited(("dropout",)), cost=8,
-)  # fmt: skip
+    case=suited(("dropout",)),
+    cost=8,
+)
 def dropout_leaves_the_global_generator_alone(subject: Curvature, case: NetworkCase) -> None:
     _assert_generator_left_alone(subject, case)
 
@@ -77,11 +84,13 @@ def _assert_generator_left_alone(subject: Curvature, case: NetworkCase) -> None:
 
 
 def stateful(subject: Curvature) -> st.SearchStrategy[NetworkCase]:
+    """Networks with batch normalisation, and with dropout where the subject supports it."""
     return suited(("normalised", *(["dropout"] if "random" in subject.offers else [])))(subject)
 
 
 @check(
-    "O9d", Kind.CURVATURE,
+    "O9d",
+    Kind.CURVATURE,
     "requires_grad, training mode, hooks and the values of parameters and buffers stay, those of "
     "batch normalisation too",
     tolerance="none",
@@ -89,8 +98,9 @@ def stateful(subject: Curvature) -> st.SearchStrategy[NetworkCase]:
         "functorch#273, #867: batch normalisation in training mode is an error under its "
         "transforms, and so in curvlinops 3.0.1",
     ],
-    case=stateful, cost=5,
-)  # fmt: skip
+    case=stateful,
+    cost=5,
+)
 def the_model_is_left_alone(subject: Curvature, case: NetworkCase) -> None:
     for training in (True, False):
         case.model.train(training)
@@ -107,11 +117,15 @@ def the_model_is_left_alone(subject: Curvature, case: NetworkCase) -> None:
 
 
 @check(
-    "O9e", Kind.CURVATURE,
+    "O9e",
+    Kind.CURVATURE,
     "a product leaves v, the data and the gradient mode, and is new memory without a graph",
     tolerance="none",
-    case=suited(), seed=SEEDS, grad=st.booleans(), cost=5,
-)  # fmt: skip
+    case=suited(),
+    seed=SEEDS,
+    grad=st.booleans(),
+    cost=5,
+)
 def a_product_is_a_product(subject: Curvature, case: NetworkCase, seed: int, grad: bool) -> None:
     inputs, targets = case.inputs.clone(), case.targets.clone()
     A = subject.build(case)
@@ -123,12 +137,15 @@ def a_product_is_a_product(subject: Curvature, case: NetworkCase, seed: int, gra
 
 
 @check(
-    "O15", Kind.CURVATURE,
+    "O15",
+    Kind.CURVATURE,
     "under dropout all products see the same masks: bit for bit the same, and symmetric",
     tolerance="2^14 eps on symmetry",
     needs=["random"],
-    case=suited(("dropout",)), seed=SEEDS, cost=5,
-)  # fmt: skip
+    case=suited(("dropout",)),
+    seed=SEEDS,
+    cost=5,
+)
 def dropout_is_frozen(subject: Curvature, case: NetworkCase, seed: int) -> None:
     A, V = subject.build(case), case.vectors(2, seed)
     u, v = V.mT.contiguous()
@@ -138,12 +155,15 @@ def dropout_is_frozen(subject: Curvature, case: NetworkCase, seed: int) -> None:
 
 
 @check(
-    "O16", Kind.CURVATURE,
+    "O16",
+    Kind.CURVATURE,
     "built and used under no_grad or inference_mode, it is the same matrix",
     tolerance="2^14 eps of the largest entry",
     needs=["exact", "forward"],
-    case=suited(), mode=st.sampled_from(sorted(MODES)), cost=5,
-)  # fmt: skip
+    case=suited(),
+    mode=st.sampled_from(sorted(MODES)),
+    cost=5,
+)
 def gradient_mode_is_nothing(subject: Curvature, case: NetworkCase, mode: str) -> None:
     expected = subject.truth(case)
     with MODES[mode]():
@@ -152,11 +172,14 @@ def gradient_mode_is_nothing(subject: Curvature, case: NetworkCase, mode: str) -
 
 
 @check(
-    "O16b", Kind.CURVATURE,
+    "O16b",
+    Kind.CURVATURE,
     "built with gradients and used under no_grad or inference_mode, it is the same matrix",
     tolerance="2^14 eps of the largest entry",
-    case=suited(), mode=st.sampled_from(sorted(MODES)), cost=5,
-)  # fmt: skip
+    case=suited(),
+    mode=st.sampled_from(sorted(MODES)),
+    cost=5,
+)
 def products_need_no_gradient_mode(subject: Curvature, case: NetworkCase, mode: str) -> None:
     A = subject.build(case)
     v = case.vectors(1)[:, 0]
@@ -181,7 +204,9 @@ def _hooks(case: NetworkCase) -> int:
         len(hooks)
         for module in case.model.modules()
         for hooks in (
-            module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
             module._backward_pre_hooks,
         )
-    )  # fmt: skip
+    )

@@ -1,4 +1,4 @@
-"""Directions of damped least squares, in parameter or in sample space. N4, N5, N7."""
+"""Checks of damped least-squares directions, in parameter or in sample space. N4, N5, N7."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ DAMPINGS = st.integers(-6, 2).map(lambda power: 10.0**power)
 
 
 @check(
-    "N4", Kind.DAMPED_LEAST_SQUARES,
+    "N4",
+    Kind.DAMPED_LEAST_SQUARES,
     "sample space and parameter space agree: Jᵀ(J Jᵀ + λI)⁻¹r = (JᵀJ + λI)⁻¹Jᵀr",
     tolerance="1000 eps (‖J‖² + λ) / λ, the condition of either system",
-    problem=residuals(), damping=DAMPINGS,
-)  # fmt: skip
+    problem=residuals(),
+    damping=DAMPINGS,
+)
 def sample_space_is_parameter_space(
     solve: DampedLeastSquares, problem: Residuals, damping: float
 ) -> None:
@@ -28,12 +30,14 @@ def sample_space_is_parameter_space(
 
 
 @check(
-    "N5", Kind.DAMPED_LEAST_SQUARES,
+    "N5",
+    Kind.DAMPED_LEAST_SQUARES,
     "momentum μ = 0 gives the step without momentum, whatever the previous one was",
     tolerance="1e-12",
     needs=["momentum"],
-    problem=residuals(), damping=DAMPINGS,
-)  # fmt: skip
+    problem=residuals(),
+    damping=DAMPINGS,
+)
 def no_momentum_is_no_momentum(
     solve: DampedLeastSquares, problem: Residuals, damping: float
 ) -> None:
@@ -43,12 +47,15 @@ def no_momentum_is_no_momentum(
 
 
 @check(
-    "N5b", Kind.DAMPED_LEAST_SQUARES,
+    "N5b",
+    Kind.DAMPED_LEAST_SQUARES,
     "with momentum s minimises ‖J s − r‖² + λ ‖s − μ s_previous‖²",
     tolerance="1000 eps (‖J‖² + λ) / λ",
     needs=["momentum"],
-    problem=residuals(), damping=DAMPINGS, momentum=st.sampled_from([0.5, 0.9, 0.99]),
-)  # fmt: skip
+    problem=residuals(),
+    damping=DAMPINGS,
+    momentum=st.sampled_from([0.5, 0.9, 0.99]),
+)
 def momentum_is_a_proximal_term(
     solve: DampedLeastSquares, problem: Residuals, damping: float, momentum: float
 ) -> None:
@@ -61,13 +68,15 @@ def momentum_is_a_proximal_term(
 
 
 @check(
-    "N5c", Kind.DAMPED_LEAST_SQUARES,
+    "N5c",
+    Kind.DAMPED_LEAST_SQUARES,
     "for μ < 1 the iteration has the fixed point (JᵀJ + λ(1 − μ)I)s = Jᵀr",
     tolerance="1e-8, from a start at it",
     found=["SPRING's amplification 1/√(1 − μ²) has no bound at μ = 1"],
     needs=["momentum"],
-    problem=residuals(), momentum=st.sampled_from([0.5, 0.9, 0.99]),
-)  # fmt: skip
+    problem=residuals(),
+    momentum=st.sampled_from([0.5, 0.9, 0.99]),
+)
 def momentum_has_a_fixed_point(
     solve: DampedLeastSquares, problem: Residuals, momentum: float
 ) -> None:
@@ -77,11 +86,13 @@ def momentum_has_a_fixed_point(
 
 
 @check(
-    "N7", Kind.DAMPED_LEAST_SQUARES,
+    "N7",
+    Kind.DAMPED_LEAST_SQUARES,
     "as λ grows, λ s tends to the gradient Jᵀr",
     tolerance="2 ‖J‖² / λ, the next term of the series, and rounding",
-    problem=residuals(), log10_damping=st.integers(3, 8),
-)  # fmt: skip
+    problem=residuals(),
+    log10_damping=st.integers(3, 8),
+)
 def heavy_damping_is_the_gradient(
     solve: DampedLeastSquares, problem: Residuals, log10_damping: int
 ) -> None:
@@ -91,11 +102,13 @@ def heavy_damping_is_the_gradient(
 
 
 @check(
-    "N7b", Kind.DAMPED_LEAST_SQUARES,
+    "N7b",
+    Kind.DAMPED_LEAST_SQUARES,
     "as λ falls, s tends to the least-squares solution of least norm",
     tolerance="2 λ / σ_min², the next term, and 1e-6 for rounding at condition 10",
-    problem=residuals(max_log10_condition=1), log10_damping=st.integers(-8, -4),
-)  # fmt: skip
+    problem=residuals(max_log10_condition=1),
+    log10_damping=st.integers(-8, -4),
+)
 def light_damping_is_newton(
     solve: DampedLeastSquares, problem: Residuals, log10_damping: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""The Fisher matrix: its definitions, the divergence that it approximates. O18, N2, N8, N9."""
+"""The Fisher matrix: its definitions, and the divergence it approximates. O18, N2, N8, N9."""
 
 from __future__ import annotations
 
@@ -19,24 +19,29 @@ SMOOTH = tuple(family for family in FAMILIES if family != "laplace")
 
 
 @check(
-    "O18", Kind.CURVATURE,
+    "O18",
+    Kind.CURVATURE,
     "F is the Hessian of the mean KL(p_old ‖ p_θ) at θ_old, differentiated twice through the "
     "network",
     tolerance=ENTRY,
     needs=["exact", "fisher"],
-    case=suited(PLAIN, SMOOTH), cost=5,
-)  # fmt: skip
+    case=suited(PLAIN, SMOOTH),
+    cost=5,
+)
 def is_the_hessian_of_the_divergence(subject: Curvature, case: NetworkCase) -> None:
     assert_equal(subject.dense(case), kl_hessian(case), ROUNDING * case.eps)
 
 
 @check(
-    "N2", Kind.CURVATURE,
+    "N2",
+    Kind.CURVATURE,
     "KL(θ, θ + ε s) = ½ ε² sᵀF s + O(ε³)",
     tolerance="the error falls by 8³ from ε = 2^-6 to 2^-9; 8^2.5 is asked for, above 1e-8 of KL",
     needs=["exact", "fisher"],
-    case=suited(PLAIN, SMOOTH), seed=SEEDS, cost=5,
-)  # fmt: skip
+    case=suited(PLAIN, SMOOTH),
+    seed=SEEDS,
+    cost=5,
+)
 def half_the_form_is_the_divergence(subject: Curvature, case: NetworkCase, seed: int) -> None:
     case = replace(case, chunk_size=None)
     s = case.vectors(1, seed)[:, 0]
@@ -53,19 +58,21 @@ def half_the_form_is_the_divergence(subject: Curvature, case: NetworkCase, seed:
 
 
 @check(
-    "N8", Kind.CURVATURE,
+    "N8",
+    Kind.CURVATURE,
     "in natural parameters the Fisher matrix, the Hessian of the divergence, the expected outer "
     "product of scores and the generalised Gauss-Newton matrix of −log p are one",
     tolerance=ENTRY,
     needs=["exact", "semidefinite"],
-    case=suited(("mlp", "linear"), NATURAL), cost=5,
-)  # fmt: skip
+    case=suited(("mlp", "linear"), NATURAL),
+    cost=5,
+)
 def natural_parameters_make_all_one(subject: Curvature, case: NetworkCase) -> None:
-    if subject.matrix == "empirical_fisher":  # which is none of them, whatever its name
+    if subject.matrix == "empirical_fisher":  # it is none of the four, in spite of its name
         return
     got = subject.dense(case)
     if subject.matrix == "gauss_newton":
-        # Of torch's means and squares; ½ of a square is −log p of a normal.
+        # From torch's loss to −log p: by samples, not elements, and with the ½ of a normal.
         got = got * case.terms / len(case.targets) / (2 if case.family == "mse" else 1)
     scale = case.terms / len(case.targets) / (2 if case.family == "mse" else 1)
     definitions = {
@@ -79,24 +86,28 @@ def natural_parameters_make_all_one(subject: Curvature, case: NetworkCase) -> No
 
 
 @check(
-    "N8b", Kind.CURVATURE,
+    "N8b",
+    Kind.CURVATURE,
     "F is the expected outer product of scores under the model's own labels, not the data's",
     tolerance=ENTRY,
     needs=["exact", "fisher"],
-    case=suited(PLAIN, COMMON), cost=8,
-)  # fmt: skip
+    case=suited(PLAIN, COMMON),
+    cost=8,
+)
 def is_the_expected_outer_product_of_scores(subject: Curvature, case: NetworkCase) -> None:
     assert_equal(subject.dense(case), expected_scores(case), ROUNDING * case.eps)
 
 
 @check(
-    "N9", Kind.CURVATURE,
+    "N9",
+    Kind.CURVATURE,
     "in the parameters of a distribution itself: diag(p) − p pᵀ for a softmax, 1/σ² for the mean "
     "and 2/σ² for the deviation of a normal, p(1 − p) for a coin",
     tolerance=ENTRY,
     needs=["exact", "fisher"],
-    case=suited(("free",), COMMON), cost=2.5,
-)  # fmt: skip
+    case=suited(("free",), COMMON),
+    cost=2.5,
+)
 def closed_forms(subject: Curvature, case: NetworkCase) -> None:
     y = case.parameters[0].detach()
     expected = torch.zeros(3, 3, dtype=y.dtype)

@@ -1,4 +1,4 @@
-"""Functions that minimise: what they claim, in any unit, at a minimum and without one. M1-M7."""
+"""Minimisers: claims and results in any unit, at a minimum and without one. M1-M7."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from natgrad.testing.check import Kind, check
 from natgrad.testing.strategies import objectives
 from natgrad.testing.subjects.minimiser import Answer, Minimiser
 
-SHORT = 4_000  # operations of torch, where there is nothing to find
+SHORT = 4_000  # operations of torch, for an objective that needs no search
 NEAR = 1e-3
 
 
 @check(
-    "M1", Kind.MINIMISER,
+    "M1",
+    Kind.MINIMISER,
     "an objective that is NaN everywhere ends the search, where it began, without success",
     tolerance="none",
     found=[
@@ -26,7 +27,7 @@ NEAR = 1e-3
     ],
     cost=12,
     objective=objectives(("nan",)),
-)  # fmt: skip
+)
 def nan_is_no_success(minimise: Minimiser, objective: Objective) -> None:
     answer = minimise(objective, limit=SHORT)
     assert torch.equal(answer.x, objective.start), f"x = {answer.x.tolist()}, {answer.message}"
@@ -34,7 +35,8 @@ def nan_is_no_success(minimise: Minimiser, objective: Objective) -> None:
 
 
 @check(
-    "M2", Kind.MINIMISER,
+    "M2",
+    Kind.MINIMISER,
     "at the minimum of Rosenbrock's function or a quadratic nothing moves, and that is success",
     tolerance="none: the gradient is exactly zero",
     found=[
@@ -44,7 +46,7 @@ def nan_is_no_success(minimise: Minimiser, objective: Objective) -> None:
     ],
     cost=3,
     objective=objectives(("rosenbrock", "quadratic"), at_minimum=True),
-)  # fmt: skip
+)
 def a_minimum_is_success(minimise: Minimiser, objective: Objective) -> None:
     answer = minimise(objective, limit=SHORT)
     assert torch.equal(answer.x, objective.start), f"x = {answer.x.tolist()}, {answer.message}"
@@ -52,7 +54,8 @@ def a_minimum_is_success(minimise: Minimiser, objective: Objective) -> None:
 
 
 @check(
-    "M3", Kind.MINIMISER,
+    "M3",
+    Kind.MINIMISER,
     "success is claimed only near the minimum of Rosenbrock's function, in any unit of it",
     tolerance="1e-3 in x",
     found=[
@@ -61,7 +64,7 @@ def a_minimum_is_success(minimise: Minimiser, objective: Objective) -> None:
     needs=["rosenbrock"],
     cost=3,
     objective=objectives(("rosenbrock",), max_digits=12),
-)  # fmt: skip
+)
 def success_is_claimed_at_minima_only(minimise: Minimiser, objective: Objective) -> None:
     answer = minimise(objective)
     if answer.success:
@@ -69,20 +72,22 @@ def success_is_claimed_at_minima_only(minimise: Minimiser, objective: Objective)
 
 
 @check(
-    "M3b", Kind.MINIMISER,
+    "M3b",
+    Kind.MINIMISER,
     "the minimum of Rosenbrock's function is found in any unit of it",
     tolerance="1e-3 in x",
     found=["torchmin trust-krylov on Rosenbrock's function: RuntimeError in any unit"],
     needs=["rosenbrock"],
     cost=3,
     objective=objectives(("rosenbrock",), max_digits=12),
-)  # fmt: skip
+)
 def minima_are_found_in_any_unit(minimise: Minimiser, objective: Objective) -> None:
     _assert_near(minimise(objective), objective)
 
 
 @check(
-    "M4", Kind.MINIMISER,
+    "M4",
+    Kind.MINIMISER,
     "log x from 1, NaN below 0, ends at a finite value that is no greater than at the start",
     tolerance="none",
     found=[
@@ -92,7 +97,7 @@ def minima_are_found_in_any_unit(minimise: Minimiser, objective: Objective) -> N
     ],
     cost=12,
     objective=objectives(("logarithm",)),
-)  # fmt: skip
+)
 def the_edge_of_the_domain_is_not_crossed(minimise: Minimiser, objective: Objective) -> None:
     answer = minimise(objective)
     value = float(objective.value(answer.x))
@@ -100,12 +105,13 @@ def the_edge_of_the_domain_is_not_crossed(minimise: Minimiser, objective: Object
 
 
 @check(
-    "M5", Kind.MINIMISER,
+    "M5",
+    Kind.MINIMISER,
     "convex quadratics of condition at most 100 are minimised",
     tolerance="1e-3 of the distance",
     cost=2,
     objective=objectives(),
-)  # fmt: skip
+)
 def quadratics_are_minimised(minimise: Minimiser, objective: Objective) -> None:
     answer = minimise(objective)
     distance = objective.distance(answer.x)
@@ -113,12 +119,13 @@ def quadratics_are_minimised(minimise: Minimiser, objective: Objective) -> None:
 
 
 @check(
-    "M6", Kind.MINIMISER,
+    "M6",
+    Kind.MINIMISER,
     "success is claimed on a quadratic in small units only near its minimum",
     tolerance="1e-3 of the distance",
     cost=2,
     objective=objectives(max_digits=12),
-)  # fmt: skip
+)
 def success_does_not_depend_on_units(minimise: Minimiser, objective: Objective) -> None:
     answer = minimise(objective)
     distance = objective.distance(answer.x)
@@ -128,12 +135,13 @@ def success_does_not_depend_on_units(minimise: Minimiser, objective: Objective) 
 
 
 @check(
-    "M7", Kind.MINIMISER,
+    "M7",
+    Kind.MINIMISER,
     "the start is left as it was, and the same call gives the same bits and draws nothing",
     tolerance="none",
     cost=3,
     objective=objectives(("quadratic", "rosenbrock")),
-)  # fmt: skip
+)
 def nothing_is_written_to(minimise: Minimiser, objective: Objective) -> None:
     start, before = objective.start, torch.get_rng_state()
     kept = start.clone()

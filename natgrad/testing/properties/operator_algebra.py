@@ -1,4 +1,4 @@
-"""Operators that are made from a matrix: the algebra of a product. O1b, O2b, O3b, O6b-O9b, O20b."""
+"""Operators made from a matrix: the algebra of a product. O1b, O2b, O3b, O6b-O9b, O20b."""
 
 from __future__ import annotations
 
@@ -16,38 +16,45 @@ ROUNDING = 2.0**10
 
 
 def systems(subject: Operator) -> st.SearchStrategy[System]:
-    """Of either sign where the subject's matrix may be, in float32 where it keeps that."""
+    """Indefinite ones where the subject's matrix may be, float32 ones where it keeps float32."""
     dtypes = DTYPES if "float32" in subject.offers else DTYPES[:1]
     return symmetric_systems(semidefinite=subject.structure == "semidefinite", dtypes=dtypes)
 
 
 def in_float64(subject: Operator) -> st.SearchStrategy[System]:
+    """As :func:`systems`, in float64 only."""
     return symmetric_systems(semidefinite=subject.structure == "semidefinite")
 
 
 def vectors(system: System, count: int, seed: int) -> Tensor:
+    """Standard normal vectors (n, count) of the system's dtype."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(len(system), count, generator=generator, dtype=torch.float64)
     return drawn.to(system.dtype)
 
 
 @check(
-    "O1b", Kind.OPERATOR,
+    "O1b",
+    Kind.OPERATOR,
     "A(a u + b v) = a A u + b A v",
     tolerance="2^10 eps ‖A‖ (|a| ‖u‖ + |b| ‖v‖): sums of n <= 12 terms",
-    system=systems, seed=SEEDS, a=st.sampled_from([2.0, -0.5, 1e3]),
-)  # fmt: skip
+    system=systems,
+    seed=SEEDS,
+    a=st.sampled_from([2.0, -0.5, 1e3]),
+)
 def is_linear(subject: Operator, system: System, seed: int, a: float) -> None:
     A, V = subject.build(system), vectors(system, 2, seed)
     _within(system, V, A @ (a * V[:, 0] - 3 * V[:, 1]), a * (A @ V[:, 0]) - 3 * (A @ V[:, 1]), a)
 
 
 @check(
-    "O2b", Kind.OPERATOR,
+    "O2b",
+    Kind.OPERATOR,
     "A(c v) = c A v for c from 1e-20 to 1e20, and A 0 = 0",
     tolerance="2^10 eps |c| ‖A‖ ‖v‖, in float64",
-    system=in_float64, seed=SEEDS,
-)  # fmt: skip
+    system=in_float64,
+    seed=SEEDS,
+)
 def is_homogeneous(subject: Operator, system: System, seed: int) -> None:
     A, v = subject.build(system), vectors(system, 1, seed)
     for c in algebra.FACTORS:
@@ -57,11 +64,13 @@ def is_homogeneous(subject: Operator, system: System, seed: int) -> None:
 
 
 @check(
-    "O3b", Kind.OPERATOR,
+    "O3b",
+    Kind.OPERATOR,
     "⟨A u, v⟩ = ⟨u, A v⟩",
     tolerance="2^10 eps ‖A‖ ‖u‖ ‖v‖",
-    system=systems, seed=SEEDS,
-)  # fmt: skip
+    system=systems,
+    seed=SEEDS,
+)
 def is_symmetric(subject: Operator, system: System, seed: int) -> None:
     A, V = subject.build(system), vectors(system, 2, seed)
     u, v = V[:, 0].contiguous(), V[:, 1].contiguous()
@@ -71,43 +80,52 @@ def is_symmetric(subject: Operator, system: System, seed: int) -> None:
 
 
 @check(
-    "O6b", Kind.OPERATOR,
+    "O6b",
+    Kind.OPERATOR,
     "A v is the matrix times v",
     tolerance="2^10 eps ‖A‖ ‖v‖",
-    system=systems, seed=SEEDS,
-)  # fmt: skip
+    system=systems,
+    seed=SEEDS,
+)
 def is_the_matrix(subject: Operator, system: System, seed: int) -> None:
     A, v = subject.build(system), vectors(system, 1, seed)
     _within(system, v, A @ v[:, 0], subject.matrix(system) @ v[:, 0], 1.0)
 
 
 @check(
-    "O7b", Kind.OPERATOR,
+    "O7b",
+    Kind.OPERATOR,
     "A v has the dtype, the device and the shape of v; (n, k) stays (n, k), k = 1 too",
     tolerance="none",
     needs=["columns"],
-    system=systems, seed=SEEDS, k=st.integers(1, 4),
-)  # fmt: skip
+    system=systems,
+    seed=SEEDS,
+    k=st.integers(1, 4),
+)
 def keeps_dtype_and_shape(subject: Operator, system: System, seed: int, k: int) -> None:
     algebra.assert_kept(subject.build(system), vectors(system, k, seed))
 
 
 @check(
-    "O8b", Kind.OPERATOR,
+    "O8b",
+    Kind.OPERATOR,
     "the same product gives the same bits, and leaves the one before as it was",
     tolerance="none",
-    system=systems, seed=SEEDS,
-)  # fmt: skip
+    system=systems,
+    seed=SEEDS,
+)
 def is_repeatable(subject: Operator, system: System, seed: int) -> None:
     algebra.assert_repeatable(subject.build(system), vectors(system, 1, seed)[:, 0].contiguous())
 
 
 @check(
-    "O9b", Kind.OPERATOR,
+    "O9b",
+    Kind.OPERATOR,
     "neither v nor the matrix is written to, and the product is new memory without a graph",
     tolerance="none",
-    system=systems, seed=SEEDS,
-)  # fmt: skip
+    system=systems,
+    seed=SEEDS,
+)
 def writes_to_nothing(subject: Operator, system: System, seed: int) -> None:
     matrix = subject.matrix(system).clone()
     kept, state = matrix.clone(), torch.get_rng_state()
@@ -118,12 +136,15 @@ def writes_to_nothing(subject: Operator, system: System, seed: int) -> None:
 
 
 @check(
-    "O20b", Kind.OPERATOR,
+    "O20b",
+    Kind.OPERATOR,
     "A V is column by column A times the column, whatever the layout of V",
     tolerance="2^10 eps ‖A‖ ‖v‖ of each column",
     needs=["columns"],
-    system=systems, seed=SEEDS, k=st.integers(1, 4),
-)  # fmt: skip
+    system=systems,
+    seed=SEEDS,
+    k=st.integers(1, 4),
+)
 def columns_are_the_loop_over_them(subject: Operator, system: System, seed: int, k: int) -> None:
     A, V = subject.build(system), vectors(system, k, seed)
     for product in (A @ V, A @ V.mT.contiguous().mT):

@@ -1,4 +1,4 @@
-"""Optimizers: what torch.optim promises of a step, its closure and its groups. P2-P4, P6."""
+"""Optimizers: torch.optim's contract for steps, closures, groups and hooks. P2-P4, P6."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch.optim.lr_scheduler import StepLR
 
 from natgrad.testing.cases.training import Training
 from natgrad.testing.check import Cases, Kind, NotApplicable, check
-from natgrad.testing.subjects.optimizer import Optimizer, far, trainings
+from natgrad.testing.subjects.optimizer import Optimizer, trainings
+from natgrad.testing.subjects.run import far
 
 BY_CLOSURE: Cases = lambda subject: trainings(  # noqa: E731
     subject, forms=("closure", "bare closure", "residuals")
@@ -17,17 +18,18 @@ BY_CLOSURE: Cases = lambda subject: trainings(  # noqa: E731
 BY_LOSS: Cases = lambda subject: trainings(subject, forms=("closure", "bare closure"))  # noqa: E731
 WITHOUT: Cases = lambda subject: trainings(subject, forms=("plain",))  # noqa: E731
 
-GAMMA = 2.0**-13  # so that a rate that is a cap is one
+GAMMA = 2.0**-13  # so small that an lr which only caps the step takes effect
 
 
 @check(
-    "P2", Kind.OPTIMIZER,
+    "P2",
+    Kind.OPTIMIZER,
     "every group has an lr, schedulers change it, and the next step is another one",
     tolerance="none",
     found=["torchmin.Minimizer has no lr: StepLR raises a KeyError"],
     needs=["deterministic"],
     training=trainings,
-)  # fmt: skip
+)
 def schedules_change_the_step(subject: Optimizer, training: Training) -> None:
     run, unscheduled = subject.begin(training), subject.begin(training)
     scheduler = StepLR(run.optimizer, step_size=1, gamma=GAMMA)
@@ -44,12 +46,14 @@ def schedules_change_the_step(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P2b", Kind.OPTIMIZER,
+    "P2b",
+    Kind.OPTIMIZER,
     "at lr = 0 nothing moves",
     tolerance="none",
     found=["torch.optim.LBFGS: a ZeroDivisionError where steps went before"],
-    training=trainings, steps=st.integers(0, 2),
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(0, 2),
+)
 def a_rate_of_zero_moves_nothing(subject: Optimizer, training: Training, steps: int) -> None:
     run = subject.begin(training)
     run.path(steps)
@@ -62,12 +66,13 @@ def a_rate_of_zero_moves_nothing(subject: Optimizer, training: Training, steps: 
 
 
 @check(
-    "P2c", Kind.OPTIMIZER,
+    "P2c",
+    Kind.OPTIMIZER,
     "without a closure, half the lr is half the first step",
     tolerance="1e-9 of the step and 8 eps of the parameters, of whose difference it is made",
     needs=["proportional"],
     training=WITHOUT,
-)  # fmt: skip
+)
 def half_the_rate_is_half_the_step(subject: Optimizer, training: Training) -> None:
     whole, half = subject.begin(training), subject.begin(training)
     half.set("lr", half.optimizer.param_groups[0]["lr"] / 2)
@@ -81,12 +86,13 @@ def half_the_rate_is_half_the_step(subject: Optimizer, training: Training) -> No
 
 
 @check(
-    "P3", Kind.OPTIMIZER,
+    "P3",
+    Kind.OPTIMIZER,
     "each group has its own lr: one at 0 stays, the others move",
     tolerance="none",
     needs=["groups"],
     training=trainings,
-)  # fmt: skip
+)
 def groups_have_their_own_rate(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     first, *others = run.layers()
@@ -96,17 +102,19 @@ def groups_have_their_own_rate(subject: Optimizer, training: Training) -> None:
     before = [_flat(first), _flat(rest)]
     run.step()
     assert torch.equal(_flat(first), before[0]), f"at lr = 0, {far(_flat(first), before[0])}"
-    if run.status in ("", "ACCEPTED"):  # a part of a direction that descends may not descend
+    if run.status in ("", "ACCEPTED"):  # part of a descent direction may be none
         assert not torch.equal(_flat(rest), before[1]), "the group with a rate stayed"
 
 
 @check(
-    "P3b", Kind.OPTIMIZER,
+    "P3b",
+    Kind.OPTIMIZER,
     "a group added after steps is trained like the others",
     tolerance="none",
     needs=["groups"],
-    training=trainings, steps=st.integers(0, 3),
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(0, 3),
+)
 def groups_may_come_later(subject: Optimizer, training: Training, steps: int) -> None:
     run = subject.begin(training)
     first, *others = run.layers()
@@ -125,12 +133,13 @@ def groups_may_come_later(subject: Optimizer, training: Training, steps: int) ->
 
 
 @check(
-    "P3c", Kind.OPTIMIZER,
+    "P3c",
+    Kind.OPTIMIZER,
     "weight decay pulls its group towards zero, ⟨θ_w − θ_0, θ⟩ < 0, and no other group",
     tolerance="1e-9 of the step of the other group",
     needs=["groups", "weight decay"],
     training=trainings,
-)  # fmt: skip
+)
 def weight_decay_is_that_of_its_group(subject: Optimizer, training: Training) -> None:
     ends = []
     for decay in (0.0, 1.0):
@@ -149,13 +158,14 @@ def weight_decay_is_that_of_its_group(subject: Optimizer, training: Training) ->
 
 
 @check(
-    "P4", Kind.OPTIMIZER,
+    "P4",
+    Kind.OPTIMIZER,
     "the standard closure (zero_grad, loss, backward, return loss) is taken, and step returns its "
     "first loss",
     tolerance="none",
     found=["torchmin.Minimizer calls backward itself: a RuntimeError, backward a second time"],
     training=BY_LOSS,
-)  # fmt: skip
+)
 def step_returns_the_first_loss(subject: Optimizer, training: Training) -> None:
     run, losses = subject.begin(training), []
 
@@ -174,11 +184,13 @@ def step_returns_the_first_loss(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P4b", Kind.OPTIMIZER,
+    "P4b",
+    Kind.OPTIMIZER,
     "closures run with gradients enabled, and the caller's grad mode is what it was",
     tolerance="none",
-    training=BY_CLOSURE, enabled=st.booleans(),
-)  # fmt: skip
+    training=BY_CLOSURE,
+    enabled=st.booleans(),
+)
 def closures_run_with_gradients(subject: Optimizer, training: Training, enabled: bool) -> None:
     run, seen = subject.begin(training), []
 
@@ -195,12 +207,13 @@ def closures_run_with_gradients(subject: Optimizer, training: Training, enabled:
 
 
 @check(
-    "P4c", Kind.OPTIMIZER,
+    "P4c",
+    Kind.OPTIMIZER,
     "as many evaluations as it says in last_step",
     tolerance="none",
     needs=["status"],
     training=BY_CLOSURE,
-)  # fmt: skip
+)
 def evaluations_are_counted(subject: Optimizer, training: Training) -> None:
     run, calls = subject.begin(training), 0
 
@@ -217,11 +230,12 @@ def evaluations_are_counted(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P4d", Kind.OPTIMIZER,
+    "P4d",
+    Kind.OPTIMIZER,
     "step() without a closure moves the parameters and returns None",
     tolerance="none",
     training=WITHOUT,
-)  # fmt: skip
+)
 def a_bare_step_moves(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     before = run.theta
@@ -230,11 +244,12 @@ def a_bare_step_moves(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P6", Kind.OPTIMIZER,
+    "P6",
+    Kind.OPTIMIZER,
     "hooks of step, state_dict and load_state_dict are called once each, in order",
     tolerance="none",
     training=trainings,
-)  # fmt: skip
+)
 def hooks_fire(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     optimizer, fired = run.optimizer, []

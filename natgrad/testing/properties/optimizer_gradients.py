@@ -1,4 +1,4 @@
-"""Optimizers: gradients that are missing, and those that are there. P5, P10."""
+"""Optimizers: missing gradients, and .grad after a step. P5, P10."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from torch import Tensor, nn
 
 from natgrad.testing.cases.training import Training
 from natgrad.testing.check import Kind, check
-from natgrad.testing.subjects.optimizer import Optimizer, Run, far, trainings
+from natgrad.testing.subjects.optimizer import Optimizer, trainings
+from natgrad.testing.subjects.run import Run, far
 
 
 @check(
-    "P5", Kind.OPTIMIZER,
+    "P5",
+    Kind.OPTIMIZER,
     "parameters that the loss does not depend on are no reason to crash, and stay",
     tolerance="none",
-    training=lambda subject: trainings(subject, networks=("unused",)), to_none=st.booleans(),
-)  # fmt: skip
+    training=lambda subject: trainings(subject, networks=("unused",)),
+    to_none=st.booleans(),
+)
 def parameters_without_gradient_stay(subject: Optimizer, training: Training, to_none: bool) -> None:
     run = subject.begin(training)
     run.undecayed()
@@ -30,12 +33,14 @@ def parameters_without_gradient_stay(subject: Optimizer, training: Training, to_
 
 
 @check(
-    "P5b", Kind.OPTIMIZER,
+    "P5b",
+    Kind.OPTIMIZER,
     "parameters frozen after some steps stay from there on, and the others go on",
     tolerance="none",
     found=["torch.optim.LBFGS takes no gradient for zero, and moves along its memory"],
-    training=trainings, steps=st.sampled_from([1, 0, 2, 3]),
-)  # fmt: skip
+    training=trainings,
+    steps=st.sampled_from([1, 0, 2, 3]),
+)
 def frozen_parameters_stay(subject: Optimizer, training: Training, steps: int) -> None:
     run = subject.begin(training)
     run.path(steps)
@@ -52,11 +57,13 @@ def frozen_parameters_stay(subject: Optimizer, training: Training, steps: int) -
 
 
 @check(
-    "P5c", Kind.OPTIMIZER,
+    "P5c",
+    Kind.OPTIMIZER,
     "where every .grad is None nothing moves, and that is no crash",
     tolerance="none",
-    training=lambda subject: trainings(subject, forms=("plain",)), steps=st.integers(0, 2),
-)  # fmt: skip
+    training=lambda subject: trainings(subject, forms=("plain",)),
+    steps=st.integers(0, 2),
+)
 def no_gradient_is_no_step(subject: Optimizer, training: Training, steps: int) -> None:
     run = subject.begin(training)
     run.path(steps)
@@ -67,12 +74,13 @@ def no_gradient_is_no_step(subject: Optimizer, training: Training, steps: int) -
 
 
 @check(
-    "P10", Kind.OPTIMIZER,
+    "P10",
+    Kind.OPTIMIZER,
     "after a step no .grad has a graph",
     tolerance="none",
     found=["torchmin.Minimizer with Hessian products leaves the graph on .grad, and leaks it"],
     training=trainings,
-)  # fmt: skip
+)
 def gradients_have_no_graph(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     for _ in range(2):
@@ -84,11 +92,12 @@ def gradients_have_no_graph(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P10b", Kind.OPTIMIZER,
+    "P10b",
+    Kind.OPTIMIZER,
     "step() leaves .grad as backward() made it",
     tolerance="none",
     training=lambda subject: trainings(subject, forms=("plain",)),
-)  # fmt: skip
+)
 def gradients_are_left_alone(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     for _ in range(2):
@@ -107,7 +116,7 @@ def _flat(parameters: list[nn.Parameter]) -> Tensor:
 
 
 def _cleared(run: Run, to_none: bool) -> None:
-    """The next zero_grad makes gradients None, or zero."""
+    """Make the optimizer's zero_grad set gradients to None, or to zero."""
     original = type(run.optimizer).zero_grad
 
     def zero_grad() -> None:

@@ -1,4 +1,4 @@
-"""Optimizers: what changes no step, and where a step must lead. P7, P13, P14, P18, N1."""
+"""Optimizers: invariances of a step, and its descent. P7, P13, P14, P18, N1."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from natgrad.testing.cases.training import Training
 from natgrad.testing.check import Kind, check
 from natgrad.testing.limited import Limited
 from natgrad.testing.strategies import objectives
-from natgrad.testing.subjects.optimizer import Optimizer, Run, far, trainings
+from natgrad.testing.subjects.optimizer import Optimizer, trainings
+from natgrad.testing.subjects.run import Run, far
 
 ROUNDING = (
     "1e-6 of the way of three steps, and 1000 times what a start 1e-12 aside makes of it: sums in "
@@ -21,12 +22,13 @@ MANY = 400_000  # operations of torch, for a whole minimisation
 
 
 @check(
-    "P7", Kind.OPTIMIZER,
+    "P7",
+    Kind.OPTIMIZER,
     "maximising −f is minimising f, bit for bit",
     tolerance="none: a sign is exact",
     needs=["maximize", "deterministic"],
     training=trainings,
-)  # fmt: skip
+)
 def maximising_the_negative_is_minimising(subject: Optimizer, training: Training) -> None:
     run, other = subject.begin(training), subject.begin(training.times(-1.0))
     other.set("maximize", True)
@@ -35,11 +37,12 @@ def maximising_the_negative_is_minimising(subject: Optimizer, training: Training
 
 
 @check(
-    "P7b", Kind.OPTIMIZER,
+    "P7b",
+    Kind.OPTIMIZER,
     "the first step d goes downhill, gᵀd < 0",
     tolerance="none",
     training=trainings,
-)  # fmt: skip
+)
 def the_first_step_goes_downhill(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     run.undecayed()
@@ -50,12 +53,13 @@ def the_first_step_goes_downhill(subject: Optimizer, training: Training) -> None
 
 
 @check(
-    "P13", Kind.OPTIMIZER,
+    "P13",
+    Kind.OPTIMIZER,
     "the order of the parameters changes no step",
     tolerance=ROUNDING,
     needs=["deterministic"],
     training=trainings,
-)  # fmt: skip
+)
 def order_does_not_matter(subject: Optimizer, training: Training) -> None:
     run, other = subject.begin(training), subject.begin(training)
     other.optimizer.param_groups[0]["params"].reverse()
@@ -63,12 +67,13 @@ def order_does_not_matter(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P13b", Kind.OPTIMIZER,
+    "P13b",
+    Kind.OPTIMIZER,
     "nor do groups of the same settings",
     tolerance=ROUNDING,
     needs=["groups", "deterministic"],
     training=trainings,
-)  # fmt: skip
+)
 def groups_do_not_matter(subject: Optimizer, training: Training) -> None:
     run, other = subject.begin(training), subject.begin(training)
     other.regroup(other.layers()[::-1])
@@ -76,12 +81,14 @@ def groups_do_not_matter(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P14", Kind.OPTIMIZER,
+    "P14",
+    Kind.OPTIMIZER,
     "a network's loss times a power of four has the same path, bit for bit",
     tolerance="none: powers of four, and their roots, only shift exponents",
     needs=["scale invariant", "deterministic"],
-    training=trainings, power=st.integers(-20, 20),
-)  # fmt: skip
+    training=trainings,
+    power=st.integers(-20, 20),
+)
 def the_unit_of_the_loss_does_not_matter(
     subject: Optimizer, training: Training, power: int
 ) -> None:
@@ -91,7 +98,8 @@ def the_unit_of_the_loss_does_not_matter(
 
 
 @check(
-    "P14b", Kind.OPTIMIZER,
+    "P14b",
+    Kind.OPTIMIZER,
     "Rosenbrock's function times c is minimised, from c = 1 to 1e-12",
     tolerance="1e-3 in x after 100 steps",
     found=[
@@ -101,7 +109,7 @@ def the_unit_of_the_loss_does_not_matter(
     needs=["minimiser", "objectives"],
     cost=3,
     objective=objectives(("rosenbrock",), max_digits=12),
-)  # fmt: skip
+)
 def minima_are_found_in_any_unit(subject: Optimizer, objective: Objective) -> None:
     run = subject.begin(objective)
     before = run.theta
@@ -116,12 +124,13 @@ def minima_are_found_in_any_unit(subject: Optimizer, objective: Objective) -> No
 
 
 @check(
-    "P18", Kind.OPTIMIZER,
+    "P18",
+    Kind.OPTIMIZER,
     "a convex quadratic is minimised in one step",
     tolerance="1e-6 of the distance, at condition 100",
     needs=["exact curvature", "objectives"],
     objective=objectives(),
-)  # fmt: skip
+)
 def quadratics_take_one_step(subject: Optimizer, objective: Objective) -> None:
     run = subject.begin(objective)
     run.step()
@@ -130,12 +139,13 @@ def quadratics_take_one_step(subject: Optimizer, objective: Objective) -> None:
 
 
 @check(
-    "P18b", Kind.OPTIMIZER,
+    "P18b",
+    Kind.OPTIMIZER,
     "a quadratic of singular curvature leads neither to NaN nor away, and its value goes to zero",
     tolerance="1e-6 of the value after two steps",
     needs=["exact curvature", "objectives"],
     objective=objectives(zero=True),
-)  # fmt: skip
+)
 def singular_quadratics_are_minimised(subject: Optimizer, objective: Objective) -> None:
     run = subject.begin(objective)
     start, first = run.theta, run.value()
@@ -143,21 +153,24 @@ def singular_quadratics_are_minimised(subject: Optimizer, objective: Objective) 
     assert bool(torch.isfinite(run.theta).all()), f"x = {run.theta.tolist()}"
     assert run.value() <= 1e-6 * first, f"the value {first:.3g} became {run.value():.3g}"
     moved = float((run.theta - start).norm())
-    # The shortest way is the projection of the distance; damping only shortens it.
+    # The shortest step to a minimum is the projection of start − x*; damping shortens it.
     allowed = float((start - objective.minimum).norm()) * (1 + 1e-6)
     assert moved <= allowed, f"moved by {moved:.3g}, the minimum is at most {allowed:.3g} away"
 
 
 @check(
-    "N1", Kind.OPTIMIZER,
+    "N1",
+    Kind.OPTIMIZER,
     "θ = T ξ + c changes no step: the path of T ξ + c is that of θ",
     tolerance="1e-8 of the way; T has condition 10, the metric is regular",
     needs=["natural gradient"],
     regression=lambda subject: st.builds(
-        Regression, st.sampled_from(subject.losses), st.sampled_from(subject.forms),
+        Regression,
+        st.sampled_from(subject.losses),
+        st.sampled_from(subject.forms),
         st.integers(0, 2**20),
     ),
-)  # fmt: skip
+)
 def affine_coordinates_do_not_matter(subject: Optimizer, regression: Regression) -> None:
     if regression.form == "residuals":
         regression = regression.of("squared")

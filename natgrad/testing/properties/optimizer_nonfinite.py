@@ -1,4 +1,4 @@
-"""Optimizers: NaN and infinity, steps that only get worse, and optima. P15, P16."""
+"""Optimizers: NaN and infinity, refused steps, and minima. P15, P16."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from natgrad.testing.cases.training import Training
 from natgrad.testing.check import Cases, Kind, check
 from natgrad.testing.limited import Limited
 from natgrad.testing.strategies import objectives
-from natgrad.testing.subjects.optimizer import Optimizer, Run, far, trainings
+from natgrad.testing.subjects.optimizer import Optimizer, trainings
+from natgrad.testing.subjects.run import Run, far
 
-EVALUATIONS = 200  # more than one step of a bounded search takes
+EVALUATIONS = 200  # a step of a bounded search takes fewer
 BAD = st.sampled_from([math.nan, math.inf, -math.inf])
 SEARCHING: Cases = lambda subject: trainings(  # noqa: E731
     subject, forms=("closure", "bare closure", "residuals")
@@ -25,12 +26,15 @@ SEARCHING: Cases = lambda subject: trainings(  # noqa: E731
 
 
 @check(
-    "P15", Kind.OPTIMIZER,
+    "P15",
+    Kind.OPTIMIZER,
     "a loss of NaN or infinity leaves the parameters bitwise as they were, and is no accepted step",
     tolerance="none",
     needs=["guarded"],
-    training=trainings, steps=st.integers(0, 2), bad=BAD,
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(0, 2),
+    bad=BAD,
+)
 def bad_losses_change_nothing(
     subject: Optimizer, training: Training, steps: int, bad: float
 ) -> None:
@@ -43,12 +47,15 @@ def bad_losses_change_nothing(
 
 
 @check(
-    "P15b", Kind.OPTIMIZER,
+    "P15b",
+    Kind.OPTIMIZER,
     "after it the path goes on as if it had not been",
     tolerance="none",
     needs=["guarded", "deterministic"],
-    training=trainings, steps=st.integers(0, 2), bad=BAD,
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(0, 2),
+    bad=BAD,
+)
 def bad_losses_teach_nothing(
     subject: Optimizer, training: Training, steps: int, bad: float
 ) -> None:
@@ -61,7 +68,8 @@ def bad_losses_teach_nothing(
 
 
 @check(
-    "P15c", Kind.OPTIMIZER,
+    "P15c",
+    Kind.OPTIMIZER,
     "an objective that is NaN everywhere ends the step within 200 evaluations, where it began",
     tolerance="none",
     found=[
@@ -71,7 +79,7 @@ def bad_losses_teach_nothing(
     needs=["search", "objectives"],
     cost=5,
     objective=objectives(("nan",)),
-)  # fmt: skip
+)
 def a_nan_objective_ends_where_it_began(subject: Optimizer, objective: Objective) -> None:
     run = subject.begin(objective)
     with Limited():
@@ -81,7 +89,8 @@ def a_nan_objective_ends_where_it_began(subject: Optimizer, objective: Objective
 
 
 @check(
-    "P15d", Kind.OPTIMIZER,
+    "P15d",
+    Kind.OPTIMIZER,
     "the edge of a domain is not crossed: log x, NaN below 0, has fallen where a step from 1 ends, "
     "and is finite",
     tolerance="none",
@@ -92,7 +101,7 @@ def a_nan_objective_ends_where_it_began(subject: Optimizer, objective: Objective
     needs=["search", "objectives"],
     cost=5,
     objective=objectives(("logarithm",), max_digits=6),
-)  # fmt: skip
+)
 def the_edge_of_the_domain_is_not_crossed(subject: Optimizer, objective: Objective) -> None:
     run = subject.begin(objective)
     for _ in range(3):
@@ -104,13 +113,15 @@ def the_edge_of_the_domain_is_not_crossed(subject: Optimizer, objective: Objecti
 
 
 @check(
-    "P15e", Kind.OPTIMIZER,
+    "P15e",
+    Kind.OPTIMIZER,
     "a loss that rises with every evaluation moves nothing, within 200 of them",
     tolerance="none",
     found=["PyTorch-LBFGS: parameters change though the line search fails (issue 9)"],
     needs=["monotone"],
-    training=SEARCHING, steps=st.integers(0, 2),
-)  # fmt: skip
+    training=SEARCHING,
+    steps=st.integers(0, 2),
+)
 def refused_steps_leave_no_trace(subject: Optimizer, training: Training, steps: int) -> None:
     run, calls = subject.begin(training), 0
     run.path(steps)
@@ -121,21 +132,22 @@ def refused_steps_leave_no_trace(subject: Optimizer, training: Training, steps: 
         assert calls <= EVALUATIONS, f"no end after {EVALUATIONS} evaluations"
         return run.closure() + (calls - 1) * rise
 
-    # More than the loss can fall, which is not negative.
+    # The loss is not negative: a rise above its value exceeds any decrease.
     before, rise = run.theta, 1 + 10 * run.value()
     run.step_by(closure)
-    if calls > 1:  # or nothing was compared
+    if calls > 1:  # a single evaluation compares nothing
         assert torch.equal(run.theta, before), far(run.theta, before)
         _assert_no_claim(run)
 
 
 @check(
-    "P15f", Kind.OPTIMIZER,
+    "P15f",
+    Kind.OPTIMIZER,
     "with a closure the loss never rises",
     tolerance="8 eps of the loss",
     needs=["monotone"],
     training=SEARCHING,
-)  # fmt: skip
+)
 def the_loss_never_rises(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     losses = [run.value()]
@@ -148,11 +160,12 @@ def the_loss_never_rises(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P16", Kind.OPTIMIZER,
+    "P16",
+    Kind.OPTIMIZER,
     "where the gradient is exactly zero nothing moves",
     tolerance="none",
     training=trainings,
-)  # fmt: skip
+)
 def stationary_points_are_kept(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training.times(0.0))
     run.undecayed()
@@ -163,14 +176,15 @@ def stationary_points_are_kept(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P16b", Kind.OPTIMIZER,
+    "P16b",
+    Kind.OPTIMIZER,
     "from a minimum no step leads away, and there is an end to it",
     tolerance="none",
     found=["torchmin.Minimizer, cg: 0 / 0 in every iteration, x is NaN after 600"],
     needs=["objectives"],
     cost=5,
     objective=objectives(("rosenbrock", "quadratic"), max_digits=12, at_minimum=True),
-)  # fmt: skip
+)
 def minima_are_kept(subject: Optimizer, objective: Objective) -> None:
     run = subject.begin(objective)
     run.undecayed()
@@ -181,7 +195,7 @@ def minima_are_kept(subject: Optimizer, objective: Objective) -> None:
 
 
 def _spoiled(run: Run, bad: float) -> Tensor:
-    """The closure of a loss that is NaN or infinite, and its gradients NaN."""
+    """Run the closure of the loss times ``bad``: it and its gradients are not finite."""
     return run.closure_of(
         lambda: run.task.loss(run.model) * bad, lambda: run.task.residuals(run.model) * bad
     )

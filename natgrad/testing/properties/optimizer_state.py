@@ -1,4 +1,4 @@
-"""Optimizers: what they keep, draw and leave behind. P1, P8, P11, P12, P17."""
+"""Optimizers: state, dtypes, random numbers and memory. P1, P8, P11, P12, P17."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from torch import Tensor
 
 from natgrad.testing.cases.training import Training
 from natgrad.testing.check import Kind, NotApplicable, check
-from natgrad.testing.subjects.optimizer import Optimizer, Run, far, trainings
+from natgrad.testing.subjects.optimizer import Optimizer, trainings
+from natgrad.testing.subjects.run import Run, far
 
 STEPS = 5
 
 
 @check(
-    "P1", Kind.OPTIMIZER,
+    "P1",
+    Kind.OPTIMIZER,
     "a state_dict through torch.save and a weights_only load continues the path bit for bit",
     tolerance="none",
     found=["torch.optim.NAdam: a factor kept in float32 is loaded in the parameters' float64"],
     needs=["deterministic"],
-    training=trainings, steps=st.integers(1, 4),
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(1, 4),
+)
 def checkpoints_continue(subject: Optimizer, training: Training, steps: int) -> None:
     run, fresh = subject.begin(training), subject.begin(training)
     run.path(steps)
@@ -44,35 +47,40 @@ def checkpoints_continue(subject: Optimizer, training: Training, steps: int) -> 
 
 
 @check(
-    "P1b", Kind.OPTIMIZER,
+    "P1b",
+    Kind.OPTIMIZER,
     "deep copies of model and optimizer together continue the path bit for bit, on their own",
     tolerance="none",
     found=["torch.optim.LBFGS and torchmin.Minimizer: AttributeError, a copy has no _params"],
     needs=["deterministic"],
-    training=trainings, steps=st.integers(1, 3),
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(1, 3),
+)
 def deep_copies_continue(subject: Optimizer, training: Training, steps: int) -> None:
     _assert_copies_continue(subject, training, steps, copy.deepcopy)
 
 
 @check(
-    "P1c", Kind.OPTIMIZER,
+    "P1c",
+    Kind.OPTIMIZER,
     "so do model and optimizer through pickle",
     tolerance="none",
     needs=["deterministic"],
-    training=trainings, steps=st.integers(1, 3),
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(1, 3),
+)
 def pickles_continue(subject: Optimizer, training: Training, steps: int) -> None:
     _assert_copies_continue(subject, training, steps, lambda both: pickle.loads(pickle.dumps(both)))
 
 
 @check(
-    "P8", Kind.OPTIMIZER,
+    "P8",
+    Kind.OPTIMIZER,
     "parameters of no dimension and some that are not contiguous are trained, and stay so",
     tolerance="none",
     found=["torch.optim.LBFGS and torchmin.Minimizer: RuntimeError, view of what has strides"],
     training=lambda subject: trainings(subject, networks=("shapes",)),
-)  # fmt: skip
+)
 def odd_shapes_are_trained(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     before = [parameter.clone() for parameter in run.model.parameters()]
@@ -85,12 +93,13 @@ def odd_shapes_are_trained(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P8b", Kind.OPTIMIZER,
+    "P8b",
+    Kind.OPTIMIZER,
     "a model in float32 stays there, and its steps are those of float64 at first",
     tolerance="1% of the first step in float64: branches of a search may not turn on rounding",
     needs=["deterministic", "proportional"],
     training=lambda subject: trainings(subject, forms=("plain",), dtype=torch.float32),
-)  # fmt: skip
+)
 def float32_steps_as_float64_does(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     double = subject.begin(training.in_dtype(torch.float64))
@@ -104,11 +113,13 @@ def float32_steps_as_float64_does(subject: Optimizer, training: Training) -> Non
 
 
 @check(
-    "P8c", Kind.OPTIMIZER,
+    "P8c",
+    Kind.OPTIMIZER,
     "a state saved in float64 is loaded by a float32 model, and goes on there in float32",
     tolerance="none",
-    training=trainings, steps=st.integers(1, 2),
-)  # fmt: skip
+    training=trainings,
+    steps=st.integers(1, 2),
+)
 def states_follow_the_parameters(subject: Optimizer, training: Training, steps: int) -> None:
     run = subject.begin(training)
     single = subject.begin(training.in_dtype(torch.float32))
@@ -121,11 +132,12 @@ def states_follow_the_parameters(subject: Optimizer, training: Training, steps: 
 
 
 @check(
-    "P11", Kind.OPTIMIZER,
+    "P11",
+    Kind.OPTIMIZER,
     "no step advances the global generators of torch, NumPy or Python",
     tolerance="none",
     training=trainings,
-)  # fmt: skip
+)
 def nothing_is_drawn(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     before, others = torch.get_rng_state(), (random.getstate(), str(np.random.get_state()))  # noqa: NPY002
@@ -137,12 +149,13 @@ def nothing_is_drawn(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P12", Kind.OPTIMIZER,
+    "P12",
+    Kind.OPTIMIZER,
     "two runs from one start are the same bit for bit",
     tolerance="none",
     needs=["deterministic"],
     training=trainings,
-)  # fmt: skip
+)
 def two_runs_are_one(subject: Optimizer, training: Training) -> None:
     torch.manual_seed(1)
     run = subject.begin(training)
@@ -153,12 +166,13 @@ def two_runs_are_one(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P17", Kind.OPTIMIZER,
+    "P17",
+    Kind.OPTIMIZER,
     "24 steps leave no more tensors than 8 do",
     tolerance="none",
     cost=25,
     training=trainings,
-)  # fmt: skip
+)
 def nothing_piles_up(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
 
@@ -174,7 +188,8 @@ def nothing_piles_up(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P17b", Kind.OPTIMIZER,
+    "P17b",
+    Kind.OPTIMIZER,
     "a batch is freed with its step, by reference counts alone: no cycle, no memory of it",
     tolerance="none",
     found=[
@@ -182,12 +197,12 @@ def nothing_piles_up(subject: Optimizer, training: Training) -> None:
         "create_graph makes cycles of parameter and graph: pytorch#4661, pytorch-minimize#29",
     ],
     training=trainings,
-)  # fmt: skip
+)
 def batches_are_freed(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     run.step()
     collecting = gc.isenabled()
-    gc.disable()  # what is freed now, is freed by the count of references
+    gc.disable()  # memory freed from here on is freed by reference counts alone
     try:
         for _ in range(2):
             watched = _step_on_a_copy(run, training)
@@ -199,7 +214,7 @@ def batches_are_freed(subject: Optimizer, training: Training) -> None:
 
 @contextmanager
 def _older_objects_not_looked_at() -> Iterator[None]:
-    """Or a collection would go through all that was ever imported."""
+    """Keep the collector from objects older than the block: they are many and slow."""
     gc.freeze()
     try:
         yield
@@ -208,7 +223,7 @@ def _older_objects_not_looked_at() -> Iterator[None]:
 
 
 def _step_on_a_copy(run: Run, training: Training) -> Callable[[], Tensor | None]:
-    """A weak reference to the inputs of a step that nobody but the optimizer may keep."""
+    """Step on a copy of the inputs, and return a weak reference to the copy."""
     inputs = training.batch[0].clone()
 
     def closure() -> Tensor:

@@ -1,4 +1,4 @@
-"""Optimizers in what torch puts around them: mixed precision, several processes. P9, P19."""
+"""Optimizers under mixed precision and in several processes. P9, P19."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from natgrad.testing.cases.training import Training
 from natgrad.testing.check import Kind, NotApplicable, check
-from natgrad.testing.subjects.optimizer import Optimizer, far, trainings
+from natgrad.testing.subjects.optimizer import Optimizer, trainings
+from natgrad.testing.subjects.run import far
 
 CLEAR = (RuntimeError, TypeError, ValueError, NotImplementedError)
-SECONDS = 60.0  # for two processes that never meet
+SECONDS = 60.0  # until processes that wait for each other count as hung
 
 
 @check(
-    "P9", Kind.OPTIMIZER,
+    "P9",
+    Kind.OPTIMIZER,
     "a GradScaler's power of two changes no step, and a gradient of infinity is skipped; or an "
     "error says why not",
     tolerance="none: powers of two only shift exponents",
@@ -30,7 +32,7 @@ SECONDS = 60.0  # for two processes that never meet
     training=lambda subject: trainings(
         subject, forms=("plain",), networks=("mlp",), dtype=torch.float32
     ),
-)  # fmt: skip
+)
 def gradients_may_be_scaled(subject: Optimizer, training: Training) -> None:
     run, plain = subject.begin(training), subject.begin(training)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -56,12 +58,13 @@ def gradients_may_be_scaled(subject: Optimizer, training: Training) -> None:
 
 
 @check(
-    "P9b", Kind.OPTIMIZER,
+    "P9b",
+    Kind.OPTIMIZER,
     "a forward pass under autocast leaves parameters of float32, finite, and lowers the loss of a "
     "first step; or an error says why not",
     tolerance="a first step downhill to the accuracy of bfloat16: gᵀd <= 0.05 ‖g‖ ‖d‖",
     training=lambda subject: trainings(subject, networks=("mlp",), dtype=torch.float32),
-)  # fmt: skip
+)
 def forward_passes_may_be_autocast(subject: Optimizer, training: Training) -> None:
     run = subject.begin(training)
     run.undecayed()
@@ -91,7 +94,8 @@ def forward_passes_may_be_autocast(subject: Optimizer, training: Training) -> No
 
 
 @check(
-    "P19", Kind.OPTIMIZER,
+    "P19",
+    Kind.OPTIMIZER,
     "two processes with half of the batch each, under DistributedDataParallel, take the steps of "
     "one with the whole; or an error says that they cannot",
     tolerance="1e-6 of the step: the sum over the batch is another",
@@ -99,7 +103,7 @@ def forward_passes_may_be_autocast(subject: Optimizer, training: Training) -> No
     needs=["deterministic"],
     cost=25,
     training=lambda subject: trainings(subject, networks=("mlp",)),
-)  # fmt: skip
+)
 def two_processes_are_one(subject: Optimizer, training: Training) -> None:
     if "fork" not in multiprocessing.get_all_start_methods():
         raise NotApplicable("this platform cannot fork")
@@ -118,10 +122,10 @@ def two_processes_are_one(subject: Optimizer, training: Training) -> None:
 
 
 def _in_two_processes(subject: Optimizer, training: Training) -> list[Any]:
-    """What :func:`_trained` says on both ranks."""
+    """The results of :func:`_trained` on both ranks, or the errors in words."""
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads
         pipes, processes = [], []
         for rank in range(2):
             here, there = context.Pipe(duplex=False)
@@ -148,7 +152,7 @@ def _on_rank(
     rank: int, store: Path, subject: Optimizer, training: Training, answers: Connection
 ) -> None:
     """Send the parameters after two steps, or the error in words."""
-    # OpenMP's threads do not come along with a fork: a loop shared among them waits forever.
+    # A fork has none of OpenMP's threads: a loop shared among them would wait forever.
     torch.set_num_threads(1)
     try:
         torch.distributed.init_process_group(
@@ -175,5 +179,5 @@ def _trained(rank: int, subject: Optimizer, training: Training) -> Tensor:
 
 
 def _assert_clear(error: Exception) -> None:
-    """It is the optimizer's own word, not an accident in the middle of it."""
+    """Assert that an error explains itself, as one that the optimizer raises on purpose does."""
     assert len(str(error)) > 20, f"{type(error).__name__} says only {str(error)!r}"

@@ -1,4 +1,4 @@
-"""Solvers of A x = b: how fast, and along which way. S1-S3, S6-S8, S16-S18."""
+"""Solvers of A x = b: rate and path of convergence. S1-S3, S6, S8, S16-S18."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ RTOL = 1e-8
 
 
 @check(
-    "S1", Kind.SOLVER,
+    "S1",
+    Kind.SOLVER,
     "a Krylov method ends within k + 1 iterations, k the number of distinct eigenvalues of A",
     tolerance="one iteration for rounding, at condition 100 and rtol 1e-8",
     needs=["krylov"],
     system=systems(max_distinct=6, max_log10_condition=2),
-)  # fmt: skip
+)
 def ends_with_the_distinct_eigenvalues(solve: Solver, system: System) -> None:
     answer, A = solve.solve(system, rtol=RTOL)
     assert answer.solved, f"{answer.status or 'not solved'} after {A.count} products"
@@ -36,14 +37,15 @@ def ends_with_the_distinct_eigenvalues(solve: Solver, system: System) -> None:
 
 
 @check(
-    "S2", Kind.SOLVER,
+    "S2",
+    Kind.SOLVER,
     "each iteration of conjugate gradients lowers the error in A's norm, hence the model "
     "½xᵀA x − bᵀx",
     tolerance="1e-10 of the first error, where rounding takes over",
     needs=ENERGY,
     system=systems(max_size=12, max_log10_condition=2),
     cost=3,
-)  # fmt: skip
+)
 def the_error_falls_in_the_norm_of_A(solve: Solver, system: System) -> None:
     exact = torch.linalg.solve(system.A, system.b)
     first = previous = _energy(system, -exact)
@@ -57,7 +59,8 @@ def the_error_falls_in_the_norm_of_A(solve: Solver, system: System) -> None:
 
 
 @check(
-    "S2b", Kind.SOLVER,
+    "S2b",
+    Kind.SOLVER,
     "each iteration of a least-residual method leaves ‖b − A x‖ no larger",
     tolerance="1e-7 ‖b‖, where rounding takes over",
     needs=["max_iterations", "least residual"],
@@ -66,7 +69,7 @@ def the_error_falls_in_the_norm_of_A(solve: Solver, system: System) -> None:
         systems(max_size=12, max_log10_condition=2, negative=True),
     ),
     cost=3,
-)  # fmt: skip
+)
 def the_residual_falls(solve: Solver, system: System) -> None:
     previous = 1.0
     for count in range(1, len(system) + 1):
@@ -77,13 +80,14 @@ def the_residual_falls(solve: Solver, system: System) -> None:
 
 
 @check(
-    "S3", Kind.SOLVER,
+    "S3",
+    Kind.SOLVER,
     "after j iterations x lies in the Krylov space K_j(A, b), and b − A x is orthogonal to it",
     tolerance="1e-8, at condition 100 and j <= 5",
     needs=ENERGY,
     system=systems(min_size=2, max_size=12, max_log10_condition=2),
     j=st.integers(1, 5),
-)  # fmt: skip
+)
 def the_residual_is_orthogonal_to_the_krylov_space(solve: Solver, system: System, j: int) -> None:
     basis = _krylov(system.A, system.b, j)
     answer, _ = solve.solve(system, rtol=0.0, max_iterations=basis.shape[1])
@@ -95,11 +99,14 @@ def the_residual_is_orthogonal_to_the_krylov_space(solve: Solver, system: System
 
 
 @check(
-    "S6", Kind.SOLVER,
+    "S6",
+    Kind.SOLVER,
     "solve(Q A Qᵀ, Q b) = Q solve(A, b) for orthogonal Q, permutations among them",
     tolerance="4 rtol cond(A), what two solves to rtol may differ by",
-    system=systems(max_size=15), seed=st.integers(0, 2**20), permute=st.booleans(),
-)  # fmt: skip
+    system=systems(max_size=15),
+    seed=st.integers(0, 2**20),
+    permute=st.booleans(),
+)
 def a_rotation_rotates_the_answer(solve: Solver, system: System, seed: int, permute: bool) -> None:
     n, generator = len(system), torch.Generator().manual_seed(seed)
     if permute:
@@ -109,66 +116,18 @@ def a_rotation_rotates_the_answer(solve: Solver, system: System, seed: int, perm
     turned = Q @ system.A @ Q.mT
     one = solve(Counted(system.A), system.b, rtol=RTOL)
     other = solve(Counted((turned + turned.mT) / 2), Q @ system.b, rtol=RTOL)
-    if one.solved and other.solved:  # that it is solved is S4b
+    if one.solved and other.solved:  # S4b checks that easy systems are solved
         algebra.assert_close(other.x, Q @ one.x, 4 * RTOL * system.condition)
 
 
 @check(
-    "S7", Kind.SOLVER,
-    "with A⁻¹ as preconditioner one iteration is enough",
-    tolerance="none: A⁻¹ to rounding, at condition 1000",
-    needs=["preconditioner", "krylov"],
-    system=systems(),
-)  # fmt: skip
-def the_inverse_as_preconditioner_ends_at_once(solve: Solver, system: System) -> None:
-    inverse = torch.linalg.inv(system.A)
-    answer, A = solve.solve(system, rtol=1e-6, preconditioner=(inverse + inverse.mT) / 2)
-    assert answer.solved, f"not solved: {answer.status}"
-    iterations = solve.iterations(answer, A)
-    assert iterations <= 1, f"{iterations} iterations"
-
-
-@check(
-    "S7b", Kind.SOLVER,
-    "a preconditioner times any c > 0 gives the same iterates",
-    tolerance="none for powers of four: they only shift exponents",
-    needs=["preconditioner", "max_iterations"],
-    system=systems(), seed=st.integers(0, 2**20), power=st.integers(-30, 30), j=st.integers(1, 5),
-)  # fmt: skip
-def the_scale_of_a_preconditioner_is_nothing(
-    solve: Solver, system: System, seed: int, power: int, j: int
-) -> None:
-    D, j = _positive(len(system), seed), min(j, len(system))
-    one, _ = solve.solve(system, rtol=1e-14, preconditioner=D, max_iterations=j)
-    other, _ = solve.solve(system, rtol=1e-14, preconditioner=4.0**power * D, max_iterations=j)
-    assert torch.equal(one.x, other.x), f"x changes by {(one.x - other.x).abs().max():.2g}"
-
-
-@check(
-    "S7c", Kind.SOLVER,
-    "preconditioning by D is the change of variables x = √D y: the iterates of √D A √D y = √D b",
-    tolerance="1e-7, at condition 100 and up to five iterations",
-    needs=["preconditioner", *ENERGY],
-    system=systems(max_size=12, max_log10_condition=2), seed=st.integers(0, 2**20),
-    j=st.integers(1, 5),
-)  # fmt: skip
-def a_diagonal_preconditioner_is_a_change_of_variables(
-    solve: Solver, system: System, seed: int, j: int
-) -> None:
-    D, j = _positive(len(system), seed), min(j, len(system))
-    root = D.sqrt()
-    one, _ = solve.solve(system, rtol=1e-14, preconditioner=D, max_iterations=j)
-    other = solve(Counted(root @ system.A @ root), root @ system.b, rtol=1e-14, max_iterations=j)
-    algebra.assert_close(one.x, root @ other.x, 1e-7)
-
-
-@check(
-    "S8", Kind.SOLVER,
+    "S8",
+    Kind.SOLVER,
     "a start at the solution is returned after no iteration",
     tolerance="rtol 1e-6, far above the rounding of the start",
     needs=["x0"],
     system=systems(),
-)  # fmt: skip
+)
 def a_start_at_the_solution_stays(solve: Solver, system: System) -> None:
     exact = torch.linalg.solve(system.A, system.b)
     answer, A = solve.solve(system, rtol=1e-6, x0=exact)
@@ -179,13 +138,15 @@ def a_start_at_the_solution_stays(solve: Solver, system: System) -> None:
 
 
 @check(
-    "S8b", Kind.SOLVER,
+    "S8b",
+    Kind.SOLVER,
     "from any start the error in A's norm only falls, and the solution is found",
     tolerance="rtol cond(A) at the end",
     needs=["x0", *ENERGY],
-    system=systems(max_size=12, max_log10_condition=2), j=st.integers(1, 4),
+    system=systems(max_size=12, max_log10_condition=2),
+    j=st.integers(1, 4),
     distance=st.sampled_from([1.0, 1e-3, 1e3]),
-)  # fmt: skip
+)
 def a_start_is_never_made_worse(solve: Solver, system: System, j: int, distance: float) -> None:
     exact = torch.linalg.solve(system.A, system.b)
     x0 = exact + distance * system.vectors(2)[:, 1]
@@ -200,31 +161,35 @@ def a_start_is_never_made_worse(solve: Solver, system: System, j: int, distance:
 
 
 @check(
-    "S16", Kind.SOLVER,
+    "S16",
+    Kind.SOLVER,
     "the columns of a matrix B are solved as each of them alone",
     tolerance="4 rtol cond(A)",
     needs=["columns"],
-    system=systems(max_size=12), k=st.integers(1, 4), scale=st.sampled_from([1.0, 1e-12, 0.0]),
-)  # fmt: skip
+    system=systems(max_size=12),
+    k=st.integers(1, 4),
+    scale=st.sampled_from([1.0, 1e-12, 0.0]),
+)
 def columns_are_the_loop_over_them(solve: Solver, system: System, k: int, scale: float) -> None:
     B = system.vectors(k + 1)
-    B[:, -1] *= scale  # one column of another size than the rest
+    B[:, -1] *= scale  # one column is smaller than the rest
     whole = solve(Counted(system.A), B, rtol=RTOL)
     assert whole.x.shape == B.shape, f"X is {tuple(whole.x.shape)}, B is {tuple(B.shape)}"
     alone = [solve(Counted(system.A), b.contiguous(), rtol=RTOL) for b in B.mT]
     if not all(answer.solved for answer in alone):
-        return  # that it is solved is S4b
+        return  # S4b checks that easy systems are solved
     assert whole.solved, f"each column alone is solved, the whole is not: {whole.status}"
     for column, answer in zip(whole.x.mT, alone, strict=True):
         algebra.assert_close(column, answer.x, 4 * RTOL * system.condition)
 
 
 @check(
-    "S17", Kind.SOLVER,
+    "S17",
+    Kind.SOLVER,
     "float32 and float64 agree to the condition of A times the precision of float32",
     tolerance="2 (rtol + 50 eps) cond(A), eps that of float32: rtol may be missed by a hair",
     system=systems(max_log10_condition=2),
-)  # fmt: skip
+)
 def precisions_agree(solve: Solver, system: System) -> None:
     half = system.in_dtype(torch.float32)
     single, _ = solve.solve(half, rtol=1e-4)
@@ -233,12 +198,14 @@ def precisions_agree(solve: Solver, system: System) -> None:
 
 
 @check(
-    "S18", Kind.SOLVER,
+    "S18",
+    Kind.SOLVER,
     "results are read back from the device at most four times an iteration, and ten besides",
     tolerance="none: calls are counted",
     needs=["krylov", "device"],
-    system=systems(min_size=5), cost=3,
-)  # fmt: skip
+    system=systems(min_size=5),
+    cost=3,
+)
 def few_results_are_read_back(solve: Solver, system: System) -> None:
     with _ReadBacks() as read:
         answer, A = solve.solve(system)
@@ -247,7 +214,7 @@ def few_results_are_read_back(solve: Solver, system: System) -> None:
 
 
 class _ReadBacks(TorchFunctionMode):
-    """Counts what would make a GPU wait: a tensor's value as a number or a truth."""
+    """Count operations that synchronise with a GPU: a tensor's value as a number or a bool."""
 
     NAMES = ("__bool__", "__float__", "__int__", "item", "tolist", "equal")
 
@@ -266,19 +233,13 @@ def _energy(system: System, error: Tensor) -> float:
     return float(error @ (system.A @ error))
 
 
-def _positive(n: int, seed: int) -> Tensor:
-    """A diagonal matrix of entries in [1/3, 3]."""
-    generator = torch.Generator().manual_seed(seed)
-    return (3 ** (2 * torch.rand(n, generator=generator, dtype=torch.float64) - 1)).diag()
-
-
 def _krylov(A: Tensor, b: Tensor, size: int) -> Tensor:
-    """An orthonormal basis (n, j) of span{b, A b, …}, j <= size where the space is exhausted."""
+    """An orthonormal basis (n, j) of span{b, A b, …}; j < size where the space is exhausted."""
     columns = [b / b.norm()]
     for _ in range(size - 1):
         v = A @ columns[-1]
         length = v.norm()
-        for _ in range(2):  # once is not enough, twice is
+        for _ in range(2):  # one pass leaves rounding errors, a second removes them
             basis = torch.stack(columns, dim=1)
             v = v - basis @ (basis.mT @ v)
         if v.norm() <= 1e-6 * length:

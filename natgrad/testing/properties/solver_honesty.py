@@ -1,8 +1,6 @@
-"""Solvers of A x = b: what they claim, at every scale and in every breakdown. S4, S5, S9-S15."""
+"""Solvers of A x = b: claims at every scale and in every breakdown. S4, S5, S11-S15, S19."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from hypothesis import strategies as st
@@ -17,7 +15,8 @@ POWERS = st.integers(-20, 20)
 
 
 @check(
-    "S4", Kind.SOLVER,
+    "S4",
+    Kind.SOLVER,
     "a solution is claimed only where ‖b − A x‖ <= rtol ‖b‖, of x as it is returned",
     tolerance="4 eps (‖A‖ ‖x‖ + ‖b‖), eps that of float64 whatever the system's: what computing "
     "the residual leaves open. What cannot be granted need not be claimed",
@@ -26,45 +25,51 @@ POWERS = st.integers(-20, 20)
         "condition 1e5: it looks at the recursive residual",
         "linear_operator's linear_cg takes no step where pᵀA p < 1e-10",
     ],
-    system=systems(max_log10_condition=8, dtypes=DTYPES), digits=st.integers(2, 14),
-)  # fmt: skip
+    system=systems(max_log10_condition=8, dtypes=DTYPES),
+    digits=st.integers(2, 14),
+)
 def claims_hold(solve: Solver, system: System, digits: int) -> None:
     answer, _ = solve.solve(system, rtol=10.0**-digits)
     _assert_claim_holds(answer, system, 10.0**-digits)
 
 
 @check(
-    "S4b", Kind.SOLVER,
+    "S4b",
+    Kind.SOLVER,
     "a positive definite system of condition at most 1000 is solved, and is said to be",
     tolerance="rtol 1e-8 in float64",
     found=["linear_operator's linear_cg does not reach 1e-8 at condition 10"],
     system=systems(),
-)  # fmt: skip
+)
 def solves_what_is_easy(solve: Solver, system: System) -> None:
     _assert_solved(solve.solve(system, rtol=RTOL)[0], system)
 
 
 @check(
-    "S4c", Kind.SOLVER,
+    "S4c",
+    Kind.SOLVER,
     "an indefinite system of condition at most 100 is solved",
     tolerance="rtol 1e-8 in float64",
     needs=["indefinite"],
     system=systems(max_log10_condition=2, negative=True),
-)  # fmt: skip
+)
 def solves_indefinite_systems(solve: Solver, system: System) -> None:
     _assert_solved(solve.solve(system, rtol=RTOL)[0], system)
 
 
 @check(
-    "S5", Kind.SOLVER,
+    "S5",
+    Kind.SOLVER,
     "for A times c and b times d, powers of four, x is multiplied by d / c, bit for bit",
     tolerance="none: powers of four only shift exponents",
     found=[
         "sb3-contrib's conjugate_gradient_solver compares rᵀr with 1e-10, whatever b is",
         "linear_operator's linear_cg compares pᵀA p and ‖b‖ with 1e-10",
     ],
-    system=systems(), A_power=POWERS, b_power=POWERS,
-)  # fmt: skip
+    system=systems(),
+    A_power=POWERS,
+    b_power=POWERS,
+)
 def powers_of_four_change_nothing(
     solve: Solver, system: System, A_power: int, b_power: int
 ) -> None:
@@ -77,77 +82,34 @@ def powers_of_four_change_nothing(
 
 
 @check(
-    "S5b", Kind.SOLVER,
+    "S5b",
+    Kind.SOLVER,
     "a system is solved at any unit of A and b",
     tolerance="rtol 1e-8 in float64, for units of 1e-30 to 1e30",
     found=["sb3-contrib's conjugate_gradient_solver: relative residual 2.4 for b of size 1e-6"],
-    system=systems(max_log10_condition=2), A_digits=st.integers(-30, 30),
+    system=systems(max_log10_condition=2),
+    A_digits=st.integers(-30, 30),
     b_digits=st.integers(-30, 30),
-)  # fmt: skip
+)
 def any_unit_will_do(solve: Solver, system: System, A_digits: int, b_digits: int) -> None:
     system = system.scaled(10.0**A_digits, 10.0**b_digits)
     _assert_solved(solve.solve(system, rtol=RTOL)[0], system)
 
 
 @check(
-    "S9", Kind.SOLVER,
-    "b = 0 is solved by x = 0, at no product",
-    tolerance="none",
-    needs=["krylov"],
-    system=systems(max_size=8, dtypes=DTYPES),
-)  # fmt: skip
-def zero_is_solved_by_zero(solve: Solver, system: System) -> None:
-    A = Counted(system.A)
-    answer = solve(A, torch.zeros_like(system.b))
-    assert not bool(answer.x.any()), f"x = {answer.x}"
-    assert answer.solved, f"not solved: {answer.status}"
-    assert not A.count, f"{A.count} products"
-
-
-@check(
-    "S10", Kind.SOLVER,
-    "products that are NaN from the k-th on end the solve by the next, unsolved, with x finite",
-    tolerance="one more product, which verifies",
-    found=[
-        "scipy.sparse.linalg.cg runs to its last iteration and returns NaN",
-        "linear_operator's linear_cg likewise, from the second product on",
-    ],
-    needs=["krylov"],
-    system=systems(min_size=6, max_size=12), k=st.integers(1, 5),
-)  # fmt: skip
-def nan_ends_the_solve(solve: Solver, system: System, k: int) -> None:
-    A = Counted(system.A, nan_from=k)
-    solve(A, system.b, rtol=1e-12).assert_ended_by_nan(A)
-
-
-@check(
-    "S10b", Kind.SOLVER,
-    "NaN or infinity in b is not solved, takes no more than two products and leaves x finite",
-    tolerance="none",
-    needs=["krylov"],
-    system=systems(max_size=8, dtypes=DTYPES), bad=st.sampled_from([math.nan, math.inf, -math.inf]),
-)  # fmt: skip
-def nan_in_b_is_not_solved(solve: Solver, system: System, bad: float) -> None:
-    A, b = Counted(system.A), system.b.clone()
-    b[0] = bad
-    answer = solve(A, b)
-    assert not answer.solved, "claims a solution"
-    assert bool(torch.isfinite(answer.x).all()), f"x = {answer.x}"
-    assert A.count <= 2, f"{A.count} products"
-
-
-@check(
-    "S11", Kind.SOLVER,
+    "S11",
+    Kind.SOLVER,
     "as many products as iterations, two more at most, and as many as it says",
     tolerance="two products: for a start and to verify",
     needs=["krylov"],
-    system=systems(max_log10_condition=4), rtol=st.sampled_from([1e-4, 1e-8]),
-)  # fmt: skip
+    system=systems(max_log10_condition=4),
+    rtol=st.sampled_from([1e-4, 1e-8]),
+)
 def products_are_few_and_counted(solve: Solver, system: System, rtol: float) -> None:
     answer, A = solve.solve(system, rtol=rtol)
     if answer.iterations is None:
         raise NotApplicable(f"{solve.name} does not tell its iterations")
-    # A refused claim is verified once more: rare, and bounded.
+    # An unsolved end may follow claims that verification refused, at one product each.
     allowed = answer.iterations + 2 + (0 if answer.solved else 3)
     assert A.count <= allowed, f"{A.count} products in {answer.iterations} iterations"
     if answer.products is not None:
@@ -155,7 +117,8 @@ def products_are_few_and_counted(solve: Solver, system: System, rtol: float) -> 
 
 
 @check(
-    "S12", Kind.SOLVER,
+    "S12",
+    Kind.SOLVER,
     "a matrix that is not positive definite is no excuse for a false claim, NaN or an endless loop",
     tolerance="none on the claim; 20 n + 20 products",
     found=[
@@ -164,18 +127,19 @@ def products_are_few_and_counted(solve: Solver, system: System, rtol: float) -> 
     ],
     needs=["krylov"],
     system=systems(max_size=12, max_log10_condition=2, negative=True),
-)  # fmt: skip
+)
 def indefinite_matrices_are_not_claimed(solve: Solver, system: System) -> None:
     _assert_ends_without_a_false_claim(solve, system)
 
 
 @check(
-    "S12b", Kind.SOLVER,
+    "S12b",
+    Kind.SOLVER,
     "a direction reported has pᵀA p <= 0, and conjugate gradients that end unsolved report one",
     tolerance="eps ‖p‖ ‖A p‖",
     needs=["direction"],
     system=systems(max_size=12, max_log10_condition=2, negative=True),
-)  # fmt: skip
+)
 def negative_curvature_is_shown(solve: Solver, system: System) -> None:
     answer, _ = solve.solve(system)
     if answer.solved:
@@ -188,12 +152,13 @@ def negative_curvature_is_shown(solve: Solver, system: System) -> None:
 
 
 @check(
-    "S13", Kind.SOLVER,
+    "S13",
+    Kind.SOLVER,
     "a singular positive semidefinite system whose b lies in the range of A is solved",
     tolerance="rtol 1e-8, at condition 100 on the range",
     needs=["krylov"],
     system=systems(min_size=2, max_size=12, max_log10_condition=2, zero=True),
-)  # fmt: skip
+)
 def singular_consistent_systems_are_solved(solve: Solver, system: System) -> None:
     nonzero = [column for column, value in enumerate(system.eigenvalues) if value]
     if not nonzero:
@@ -207,22 +172,25 @@ def singular_consistent_systems_are_solved(solve: Solver, system: System) -> Non
 
 
 @check(
-    "S13b", Kind.SOLVER,
+    "S13b",
+    Kind.SOLVER,
     "a singular system whose b lies outside the range of A is never claimed, and ends",
     tolerance="none on the claim; 20 n + 20 products",
     needs=["krylov"],
     system=systems(min_size=2, max_size=12, max_log10_condition=2, zero=True),
-)  # fmt: skip
+)
 def singular_inconsistent_systems_are_not_claimed(solve: Solver, system: System) -> None:
     _assert_ends_without_a_false_claim(solve, system)
 
 
 @check(
-    "S14", Kind.SOLVER,
+    "S14",
+    Kind.SOLVER,
     "the product A x that comes with x is that of x",
     tolerance="64 eps cond(A) ‖A‖ ‖x‖: the recurrence's drift",
-    system=systems(dtypes=DTYPES), limit=st.one_of(st.none(), st.integers(1, 5)),
-)  # fmt: skip
+    system=systems(dtypes=DTYPES),
+    limit=st.one_of(st.none(), st.integers(1, 5)),
+)
 def the_product_returned_is_that_of_x(solve: Solver, system: System, limit: int | None) -> None:
     bounded = "max_iterations" in solve.offers and limit is not None
     answer, _ = solve.solve(system, rtol=1e-4, **({"max_iterations": limit} if bounded else {}))
@@ -235,12 +203,14 @@ def the_product_returned_is_that_of_x(solve: Solver, system: System, limit: int 
 
 
 @check(
-    "S15", Kind.SOLVER,
+    "S15",
+    Kind.SOLVER,
     "max_iterations bounds the iterations, and what is cut short is not claimed",
     tolerance="three products besides",
     needs=["max_iterations", "krylov"],
-    system=systems(min_size=4), limit=st.integers(0, 3),
-)  # fmt: skip
+    system=systems(min_size=4),
+    limit=st.integers(0, 3),
+)
 def iterations_are_bounded(solve: Solver, system: System, limit: int) -> None:
     answer, A = solve.solve(system, rtol=1e-10, max_iterations=limit)
     _assert_claim_holds(answer, system, 1e-10)
@@ -252,13 +222,14 @@ def iterations_are_bounded(solve: Solver, system: System, limit: int) -> None:
 
 
 @check(
-    "S19", Kind.SOLVER,
+    "S19",
+    Kind.SOLVER,
     "A and b are left as they were, nothing is drawn from the global generator, and the same call "
     "gives the same bits",
     tolerance="none",
     found=["sb3-contrib's conjugate_gradient_solver starts from 1e-4 times a random vector"],
     system=systems(dtypes=DTYPES),
-)  # fmt: skip
+)
 def a_solve_leaves_no_trace(solve: Solver, system: System) -> None:
     A, b, drawn = system.A.clone(), system.b.clone(), torch.get_rng_state()
     one = as_answer(solve.call(Counted(system.A), system.b, rtol=RTOL))

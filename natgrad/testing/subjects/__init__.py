@@ -1,1 +1,1 @@
-"""What is checked, seen alike whatever its calling convention: one file a kind."""
+"""Subjects: one class a kind, with one calling convention for the checks."""

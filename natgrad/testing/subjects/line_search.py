@@ -1,4 +1,4 @@
-"""Anyone's line search, by points or by lengths."""
+"""A line search, over points or over step lengths, as a subject."""
 
 from __future__ import annotations
 
@@ -11,13 +11,24 @@ from torch import Tensor
 from natgrad.testing.cases.ray import Ray
 from natgrad.testing.subjects.naming import name_of
 
-LIMIT = 500  # evaluations that no bounded search takes
+LIMIT = 500  # evaluations: a bounded search takes fewer
 
 
 @dataclass(frozen=True)
 class Found:
-    """``theta`` to go on from; ``evaluations`` as the search tells, None where it does not;
-    ``calls`` as they were counted."""
+    """The result of a line search.
+
+    Attributes
+    ----------
+    theta
+        The point (n,) to go on from.
+    accepted
+        Whether the search accepted a step.
+    evaluations
+        The evaluations that the search reports; None where it reports none.
+    calls
+        The evaluations counted.
+    """
 
     theta: Tensor
     accepted: bool
@@ -27,10 +38,21 @@ class Found:
 
 @dataclass(frozen=True)
 class LineSearch:
-    """``call(ray, evaluate)`` gives ``(theta or alpha, accepted, evaluations or None)``.
+    """A function that searches along a :class:`natgrad.testing.cases.ray.Ray`.
 
-    ``decrease`` is the constant c of the sufficient decrease f(θ + αd) <= f(θ) + c α gᵀd that it
-    promises. ``offers`` may hold ``wolfe`` (it also promises a flatter slope) and ``constraint``.
+    Attributes
+    ----------
+    name
+        The name in reports.
+    call
+        ``call(ray, evaluate)`` returns (the point to go on from, whether a step was accepted, the
+        number of evaluations or None).
+    offers
+        May hold ``wolfe`` (it also promises a flatter slope) and ``constraint`` (``call`` takes
+        ``constraint`` and ``bound``, and accepts no point where the constraint exceeds the bound
+        or is not finite).
+    decrease
+        The constant c of the sufficient decrease f(θ + αd) <= f(θ) + c α gᵀd that it promises.
     """
 
     name: str
@@ -40,9 +62,17 @@ class LineSearch:
 
     @classmethod
     def of(cls, function: Callable[..., Any], traits: Iterable[str] = ()) -> LineSearch:
-        """``function(evaluate, start, step, expected_improvement=, accept_ratio=, bound=)`` with
-        ``evaluate(theta) -> (objective, constraint)``; its answer has ``theta`` and ``accepted``,
-        and ``evaluations`` if it counts them."""
+        """Make a subject of a search over points.
+
+        Parameters
+        ----------
+        function
+            ``function(evaluate, start, step, expected_improvement=, accept_ratio=, bound=)`` with
+            ``evaluate(theta) -> (objective, constraint)`` returns an object with ``theta`` and
+            ``accepted``, and ``evaluations`` if it counts them. A subject is returned as it is.
+        traits
+            Traits besides ``constraint``; with ``wolfe`` the function is one for :meth:`along`.
+        """
         if isinstance(function, LineSearch):
             return function
         if "wolfe" in traits:
@@ -55,16 +85,27 @@ class LineSearch:
             given = {} if constraint is None else {"bound": bound}
             result = function(
                 lambda theta: (evaluate(theta), 0.0 if constraint is None else constraint(theta)),
-                ray.start, ray.step, expected_improvement=expected, accept_ratio=0.1, **given,
-            )  # fmt: skip
+                ray.start,
+                ray.step,
+                expected_improvement=expected,
+                accept_ratio=0.1,
+                **given,
+            )
             return result.theta, bool(result.accepted), getattr(result, "evaluations", None)
 
         return cls(name_of(function), call, frozenset({"constraint", *traits}), 0.1)
 
     @classmethod
     def along(cls, function: Callable[..., Any]) -> LineSearch:
-        """``function(evaluate, initial=, value=, slope=)`` with ``evaluate(alpha) -> (φ, φ′)``; its
-        answer has ``alpha`` and ``accepted``, and ``evaluations`` if it counts them."""
+        """Make a subject of a search over step lengths.
+
+        Parameters
+        ----------
+        function
+            ``function(evaluate, initial=, value=, slope=)`` with ``evaluate(alpha) -> (φ, φ′)``
+            returns an object with ``alpha`` and ``accepted``, and ``evaluations`` if it counts
+            them.
+        """
 
         def call(ray: Ray, evaluate: Callable[[Tensor], Any]) -> tuple[Any, bool, int | None]:
             step = ray.step
@@ -81,6 +122,15 @@ class LineSearch:
         return cls(name_of(function), call, frozenset({"wolfe"}))
 
     def __call__(self, ray: Ray, **given: Any) -> Found:
+        """Search along a ray, within 500 evaluations.
+
+        Parameters
+        ----------
+        ray
+            The function, the start and the step.
+        **given
+            ``constraint`` and ``bound``, for a search that offers ``constraint``.
+        """
         calls = 0
 
         def evaluate(theta: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Anyone's function that minimises a function of a vector."""
+"""A function that minimises a function of a vector, as a subject."""
 
 from __future__ import annotations
 
@@ -13,12 +13,22 @@ from natgrad.testing.cases.objective import Objective
 from natgrad.testing.limited import Limited
 from natgrad.testing.subjects.naming import name_of
 
-OPERATIONS = 60_000  # of torch; methods written in it take up to 20,000 to Rosenbrock's minimum
+OPERATIONS = 60_000  # methods written in torch take up to 20,000 to reach Rosenbrock's minimum
 
 
 @dataclass(frozen=True)
 class Answer:
-    """``success`` is the claim that ``x`` is a minimum; None where nothing is said."""
+    """The result of a minimiser.
+
+    Attributes
+    ----------
+    x
+        The last point (n,).
+    success
+        The claim that ``x`` is a minimum; None where the minimiser claims neither.
+    message
+        Its account of the end, for reports.
+    """
 
     x: Tensor
     success: bool | None
@@ -27,11 +37,20 @@ class Answer:
 
 @dataclass(frozen=True)
 class Minimiser:
-    """``call(f, start)`` gives an :class:`Answer`, or an object with ``x`` and ``success``, of a
-    function f (n,) -> () of torch with derivatives.
+    """A function that minimises.
 
-    ``offers`` holds ``rosenbrock`` where it claims to find the minimum of Rosenbrock's
-    function by itself. ``script`` is code that calls it on ``f`` and ``x``, for counterexamples.
+    Attributes
+    ----------
+    name
+        The name in reports.
+    call
+        ``call(f, start)`` returns an :class:`Answer`, or another object with ``x`` and
+        ``success``; f (n,) -> () is a function of torch with derivatives.
+    offers
+        Holds ``rosenbrock`` where it claims to find the minimum of Rosenbrock's function
+        with nothing to tune.
+    script
+        Code that calls it on ``f`` and ``x``, for counterexamples; "" leaves them out.
     """
 
     name: str
@@ -41,17 +60,46 @@ class Minimiser:
 
     @classmethod
     def of(cls, function: Callable[..., Any], traits: Iterable[str] = ("rosenbrock",)) -> Minimiser:
+        """Make a subject of a function.
+
+        Parameters
+        ----------
+        function
+            The ``call``; a subject is returned as it is.
+        traits
+            What it claims. Give none where the method needs tuning.
+        """
         if isinstance(function, Minimiser):
             return function
         name = name_of(function)
         return cls(name, function, frozenset(traits))
 
     def code(self, objective: Objective) -> str:
-        """Lines that show what it makes of the objective, and need nothing of ours."""
+        """A script that minimises an objective, and runs without natgrad.
+
+        Parameters
+        ----------
+        objective
+            The objective, written out in the script.
+        """
         return objective.code() + self.script
 
     def __call__(self, objective: Objective, *, limit: int = OPERATIONS) -> Answer:
-        """Its answer, within so many operations of torch."""
+        """Minimise an objective.
+
+        Parameters
+        ----------
+        objective
+            The function and its start.
+        limit
+            Operations of torch after which the search counts as endless. Lower it where there is
+            no minimum to find.
+
+        Raises
+        ------
+        AssertionError
+            If the search takes more operations.
+        """
         with Limited(limit):
             found = self.call(objective.value, objective.start)
         x, success = found.x, found.success

@@ -1,4 +1,4 @@
-"""Anyone's rule for the size of a step of bounded KL divergence."""
+"""A rule for the size of a step of bounded KL divergence, as a subject."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from natgrad.testing.subjects.naming import name_of
 
 @dataclass(frozen=True)
 class StepSizeRule:
-    """``call(sKs, delta)`` gives α, or anything with ``alpha``, or a tuple that begins with it."""
+    """A function that scales a direction s to a step α s of KL divergence δ.
+
+    Attributes
+    ----------
+    name
+        The name in reports.
+    call
+        ``call(sKs, delta)`` returns α, an object with ``alpha`` or a tuple that begins with α.
+    offers
+        Traits; there are none of this kind.
+    """
 
     name: str
     call: Callable[[float, float], Any]
@@ -19,11 +29,29 @@ class StepSizeRule:
 
     @classmethod
     def of(cls, function: Callable[..., Any], traits: object = ()) -> StepSizeRule:
+        """Make a subject of a function.
+
+        Parameters
+        ----------
+        function
+            The ``call``; a subject is returned as it is.
+        traits
+            Ignored.
+        """
         if isinstance(function, StepSizeRule):
             return function
         return cls(name_of(function), function)
 
     def __call__(self, sKs: float, delta: float) -> float:
+        """The factor α.
+
+        Parameters
+        ----------
+        sKs
+            The quadratic form sᵀK s of the direction.
+        delta
+            The divergence δ, in nats.
+        """
         result = self.call(sKs, delta)
         alpha = getattr(result, "alpha", result)
         return float(alpha[0] if isinstance(alpha, tuple) else alpha)

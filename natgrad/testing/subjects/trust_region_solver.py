@@ -1,4 +1,4 @@
-"""Anyone's solver of min gᵀs + ½ sᵀA s over ‖s‖ <= radius."""
+"""A solver of min gᵀs + ½ sᵀA s over ‖s‖ <= radius as a subject."""
 
 from __future__ import annotations
 
@@ -19,12 +19,23 @@ KEYWORDS = frozenset({"preconditioner", "max_iterations"})
 
 @dataclass(frozen=True)
 class TrustRegionSolver:
-    """``call(A, g, radius, rtol=..., **given)`` gives what :func:`as_answer` reads; an answer
-    counts as solved where it claims that s lies inside and the model's gradient is within rtol.
+    """A function that solves the trust-region subproblem.
 
-    ``offers`` names the keywords that it takes, of ``preconditioner`` and ``max_iterations``, and
-    its traits: ``exact`` (the minimiser itself, not that of a Krylov path), ``krylov`` (only
-    products with A), ``path``: ``path(A, g).solve(radius)`` solves for one radius after another.
+    Attributes
+    ----------
+    name
+        The name in reports.
+    call
+        ``call(A, g, radius, rtol=..., **given)`` returns an object that :func:`as_answer` reads,
+        with s as ``x``; it counts as solved where the solver claims that s lies inside the region
+        and that ‖A s + g‖ <= rtol ‖g‖.
+    offers
+        The keywords that it takes, of ``preconditioner`` and ``max_iterations``, and its traits:
+        ``exact`` (it returns the minimiser, not that of a Krylov path), ``krylov`` (it takes only
+        products with A) and ``path``.
+    path
+        ``path(A, g).solve(radius)`` solves for one radius after another; None where there is no
+        such class.
     """
 
     name: str
@@ -40,7 +51,18 @@ class TrustRegionSolver:
         *,
         path: Callable[..., Any] | None = None,
     ) -> TrustRegionSolver:
-        """By its signature; one that takes ``max_iterations`` counts as a Krylov method."""
+        """Make a subject of a function, by its signature.
+
+        Parameters
+        ----------
+        function
+            The ``call``; one that takes ``max_iterations`` counts as a Krylov method. A subject is
+            returned as it is.
+        traits
+            Traits beyond those that the signature tells.
+        path
+            As the attribute.
+        """
         if isinstance(function, TrustRegionSolver):
             return function
         names = frozenset(inspect.signature(function).parameters) & KEYWORDS
@@ -52,12 +74,35 @@ class TrustRegionSolver:
     def __call__(
         self, A: Any, g: Tensor, radius: float, *, rtol: float = 1e-8, **given: Any
     ) -> Answer:
+        """Solve the subproblem.
+
+        Parameters
+        ----------
+        A
+            The operator, with ``A @ v``.
+        g
+            The gradient (n,).
+        radius
+            The radius, a length in the preconditioner's norm.
+        rtol
+            The tolerance, relative to ‖g‖.
+        **given
+            Other keywords of the solver, of those that it offers.
+        """
         return as_answer(self.call(A, g, radius, rtol=rtol, **given))
 
     def solve(
         self, system: System, radius: float, *, rtol: float = 1e-8, **given: Any
     ) -> tuple[Answer, Counted]:
-        """The answer with g = b, and the operator that counted its products."""
+        """Solve with A and g = b of a system; return the answer and the counting operator.
+
+        Parameters
+        ----------
+        system
+            The system.
+        radius, rtol, **given
+            As for calling the subject.
+        """
         A = Counted(system.A)
         answer = self(A, system.b, radius, rtol=rtol, **given)
         answer.assert_in_kind_of(system)
@@ -65,13 +110,31 @@ class TrustRegionSolver:
 
 
 def model(system: System, s: Tensor) -> float:
-    """gᵀs + ½ sᵀA s in float64."""
+    """The model's value gᵀs + ½ sᵀA s, in float64.
+
+    Parameters
+    ----------
+    system
+        The system with A and g = b.
+    s
+        The step (n,).
+    """
     A, g, s = system.A.double(), system.b.double(), s.double()
     return float(g @ s + s @ (A @ s) / 2)
 
 
 def minimum(A: Tensor, g: Tensor, radius: float) -> float:
-    """The least of the model over the ball, by the eigenvalues of A and bisection in float64."""
+    """The least value of the model over the ball, by eigenvalues and bisection in float64.
+
+    Parameters
+    ----------
+    A
+        The matrix (n, n).
+    g
+        The gradient (n,).
+    radius
+        The radius of the ball.
+    """
     values, vectors = torch.linalg.eigh(A.double())
     g = vectors.mT @ g.double()
 
