@@ -12,10 +12,10 @@ from races import Racer, costs
 from torch import Tensor, nn
 
 from natgrad.curvature import GaussNewton, LinearOperator, OutputMetric
-from natgrad.optim import KFAC, AdaptiveKFAC, HessianFree, NaturalGradient, StepReport
+from natgrad.optim import KFAC, AdaptiveKFAC, HessianFree, NaturalGradient, OptimizerReport
 
 Closure = Callable[[], Tensor]
-Work = Callable[[StepReport], float]
+Work = Callable[[OptimizerReport], float]
 
 
 def ours(optimizer: Any, closure: Closure, work: Work) -> Racer:
@@ -79,7 +79,7 @@ def searched(
     """Of a step from one gradient: candidates, and on that ``share`` of the data products and what
     is ``fixed``, by default their set-up by a forward and a backward pass."""
 
-    def work(report: StepReport) -> float:
+    def work(report: OptimizerReport) -> float:
         candidates = (report.evaluations - 1) * cost["forward"]
         products = report.products * cost[product] if product else 0.0
         return 1 + candidates + share * (fixed + products)

@@ -19,7 +19,7 @@ from natgrad.optim import (
     LevenbergMarquardt,
     NonFiniteError,
     NonlinearCG,
-    StepStatus,
+    OptimizerStatus,
     TrustRegionNewton,
 )
 
@@ -122,8 +122,8 @@ def of_ours(kind: Callable[[list[Tensor]], Any], f: Objective) -> Answer:
         except NonFiniteError as error:
             return Answer(x.detach(), False, steps, str(error))
         status = optimizer.last_step.status
-        idle = idle + 1 if status is StepStatus.NO_IMPROVEMENT else 0
-        claims = status is StepStatus.CONVERGED or idle == PATIENCE
+        idle = idle + 1 if status is OptimizerStatus.NO_IMPROVEMENT else 0
+        claims = status is OptimizerStatus.CONVERGED or idle == PATIENCE
     return Answer(x.detach(), claims, steps, status.name)
 
 

@@ -18,7 +18,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 from torch.nn import functional as F
 
 from natgrad import LineSearchStatus
-from natgrad.optim import KFAC, NaturalGradient, StepStatus
+from natgrad.optim import KFAC, NaturalGradient, OptimizerStatus
 from rl_plugins import NPG, TRPO
 
 CLASSES = 3
@@ -166,7 +166,7 @@ def optimizer_steps(name: str, seed: int, steps: int = 3) -> Iterator[Account]:
             closure()
             optimizer.step()
         report = optimizer.last_step
-        if report.status is not StepStatus.ACCEPTED:
+        if report.status is not OptimizerStatus.ACCEPTED:
             yield Account(False, max_kl)
             continue
         with torch.no_grad():

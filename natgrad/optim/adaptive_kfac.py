@@ -11,23 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, Kronecker, LinearOperator, Sharing
-from natgrad.curvature.kronecker.blocks import NonFiniteFactors
 from natgrad.optim.curvature_source import require_reached
-from natgrad.optim.likelihoods import Likelihood, likelihood_of
-from natgrad.optim.optimizer import (
-    Outcome,
-    Parameters,
-    SecondOrderOptimizer,
-    Start,
-)
-from natgrad.optim.report import StepReport, StepStatus
-from natgrad.optim.running_factors import RunningFactors, mixed_seed
+from natgrad.optim.kronecker_optimizer import KroneckerOptimizer, mixed_seed
+from natgrad.optim.likelihoods import Likelihood
+from natgrad.optim.optimizer import Parameters, Proposal, Start
+from natgrad.optim.report import OptimizerReport, OptimizerStatus
 from natgrad.optim.settings import require_least
 from natgrad.solvers.scaling import inner_products
 from natgrad.trust_region import reduction_ratio, update_damping
 
 
-class AdaptiveKFAC(SecondOrderOptimizer):
+class AdaptiveKFAC(KroneckerOptimizer):
     """θ ← θ + lr d, d = α Δ + μ d₋ with Δ = −(K + λI)⁻¹ g, d₋ the last d; (α, μ) minimise
     gᵀd + ½ dᵀ(F + λI) d.
 
@@ -87,63 +81,54 @@ class AdaptiveKFAC(SecondOrderOptimizer):
         seed: int = 0,
         maximize: bool = False,
     ) -> None:
-        if model is None and not isinstance(params, nn.Module):
+        if adapt_every < 1 or factor <= 1:
             raise ValueError(
-                "AdaptiveKFAC needs the model: AdaptiveKFAC(model, ...), or "
-                "AdaptiveKFAC(groups, model=model)"
-            )
-        if refresh_every < 1 or adapt_every < 1 or factor <= 1:
-            raise ValueError(
-                "refresh_every and adapt_every must be at least 1 and factor above 1, got "
-                f"{refresh_every}, {adapt_every} and {factor}"
+                f"adapt_every must be at least 1 and factor above 1, got {adapt_every} and {factor}"
             )
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
-        self._refresh_every, self._adapt_every = refresh_every, adapt_every
-        self._factor, self._fraction = factor, fraction
-        self._likelihood, self._seed = likelihood_of(likelihood), seed
+        self._adapt_every, self._factor = adapt_every, factor
+        self._fraction, self._seed = fraction, seed
         defaults = {
-            "lr": lr, "damping": damping, "minimum_damping": minimum_damping, "maximize": maximize,
-        }  # fmt: skip
-        super().__init__(params, defaults, model)
-        assert self._observed is not None
-        self._factors = RunningFactors(
-            self._observed, self._likelihood, decay=decay, samples=samples, sharing=sharing,
-            corrected=corrected, seed=seed, fraction=fraction,
-        )  # fmt: skip
+            "lr": lr,
+            "damping": damping,
+            "minimum_damping": minimum_damping,
+            "maximize": maximize,
+        }
+        super().__init__(
+            params,
+            defaults,
+            model,
+            likelihood=likelihood,
+            refresh_every=refresh_every,
+            decay=decay,
+            samples=samples,
+            sharing=sharing,
+            corrected=corrected,
+            seed=seed,
+            fraction=fraction,
+        )
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         require_least(group, 0, "damping", "minimum_damping")
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch.optim: the factors come back bitwise, and with them the next step."""
-        super().load_state_dict(state_dict)
-        self._factors.forget()
 
     def _fisher(
         self, forward: Callable[[Any], Any], data: Any, parameters: list[Tensor]
     ) -> LinearOperator:
         return Fisher(lambda x: self._likelihood(forward(x)), parameters, data=data)
 
-    def _find(self, start: Start) -> Outcome:
-        assert self._observed is not None
+    def _compute_step(self, start: Start) -> Proposal:
         damping = float(self._setting("damping"))
-        report = StepReport(StepStatus.ACCEPTED, damping=damping, solver="kronecker")
-        counters = self._counters
-        due = counters.get("steps", 0) % self._refresh_every == 0
-        refreshes = counters.get("refreshes", 0)
-        try:
-            K, counters["refreshes"] = self._factors.at(
-                self.state, start.parameters, refreshes, due=due
-            )
-        except NonFiniteFactors:
-            return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
-        counters["steps"] = counters.get("steps", 0) + 1
+        report = OptimizerReport(OptimizerStatus.ACCEPTED, damping=damping, solver="kronecker")
+        K = self._factors_at(start.parameters)
+        if K is None:
+            return Proposal(None, replace(report, status=OptimizerStatus.NONFINITE_CURVATURE))
+        steps = self._counters["steps"] = self._counters.get("steps", 0) + 1
         F = self._observed.curvature(
             lambda forward, data: self._fisher(forward, data, start.parameters),
             self._fraction,
-            torch.Generator().manual_seed(mixed_seed(self._seed, counters["steps"])),
+            torch.Generator().manual_seed(mixed_seed(self._seed, steps)),
         )
         d, Fd = self._combined(start, K, F, damping)
         require_reached(F, start, self._observed)
@@ -151,19 +136,22 @@ class AdaptiveKFAC(SecondOrderOptimizer):
         d, Fd = rates * d, rates * Fd
         slope, dFd = inner_products(start.gradient, d), inner_products(d, Fd)
         report = replace(
-            report, products=F.products, predicted_kl=float(dFd / 2), step_scale=1.0,
+            report,
+            products=F.products,
+            predicted_kl=float(dFd / 2),
+            step_scale=1.0,
             predicted_reduction=float(-slope - dFd / 2),
-        )  # fmt: skip
+        )
         if not math.isfinite(report.predicted_reduction):
-            status = StepStatus.NONFINITE_CURVATURE
-            return Outcome(None, replace(report, status=status, step_scale=0.0))
+            status = OptimizerStatus.NONFINITE_CURVATURE
+            return Proposal(None, replace(report, status=status, step_scale=0.0))
         theta = start.theta + d
         if start.loss is not None:
             report = self._judged(start, theta, report)
-        if report.status is not StepStatus.ACCEPTED:
-            return Outcome(None, replace(report, step_scale=0.0))
+        if report.status is not OptimizerStatus.ACCEPTED:
+            return Proposal(None, replace(report, step_scale=0.0))
         self._remember("last_step", start.parameters, d)
-        return Outcome(theta, report)
+        return Proposal(theta, report)
 
     def _combined(
         self, start: Start, K: Kronecker, F: LinearOperator, damping: float
@@ -188,7 +176,7 @@ class AdaptiveKFAC(SecondOrderOptimizer):
             coefficients = unit * (vectors @ y)
         return coefficients.to(g) @ V, coefficients.to(g) @ FV
 
-    def _judged(self, start: Start, theta: Tensor, report: StepReport) -> StepReport:
+    def _judged(self, start: Start, theta: Tensor, report: OptimizerReport) -> OptimizerReport:
         """The account with what the closure measured at θ; λ for the next step."""
         assert start.loss is not None
         loss = float(start.evaluate(theta)[0])
@@ -196,13 +184,13 @@ class AdaptiveKFAC(SecondOrderOptimizer):
         ratio = reduction_ratio(before, loss, report.predicted_reduction, epsilon=eps)
         status = report.status
         if not math.isfinite(loss):
-            status = StepStatus.NONFINITE_LOSS
+            status = OptimizerStatus.NONFINITE_LOSS
         elif not ratio > 0:
-            status = StepStatus.NO_IMPROVEMENT
+            status = OptimizerStatus.NO_IMPROVEMENT
         due = self._counters["steps"] % self._adapt_every == 0
-        if due or status is not StepStatus.ACCEPTED:
+        if due or status is not OptimizerStatus.ACCEPTED:
             minimum = float(self._setting("minimum_damping"))
             damping = max(report.damping, minimum)
             damping = update_damping(damping, ratio, factor=self._factor, minimum=minimum)
-            self._keep("damping", damping)
+            self._set_for_all_groups("damping", damping)
         return replace(report, status=status, actual_reduction=before - loss)

@@ -19,12 +19,12 @@ from natgrad.optim.curvature_source import (
 )
 from natgrad.optim.likelihoods import Metric, metric_of
 from natgrad.optim.optimizer import (
-    Outcome,
     Parameters,
+    Proposal,
     SecondOrderOptimizer,
     Start,
 )
-from natgrad.optim.report import StepReport, StepStatus
+from natgrad.optim.report import OptimizerReport, OptimizerStatus
 from natgrad.optim.settings import require_least
 from natgrad.solvers import Iterate, Solution, Status, cg, relative_progress
 from natgrad.solvers.linear_map import LinearMap
@@ -96,8 +96,11 @@ class HessianFree(SecondOrderOptimizer):
         self._progress = progress
         self._chunk_size, self._preconditioner = chunk_size, preconditioner
         defaults = {
-            "lr": lr, "damping": damping, "warm_start": warm_start, "maximize": maximize,
-        }  # fmt: skip
+            "lr": lr,
+            "damping": damping,
+            "warm_start": warm_start,
+            "maximize": maximize,
+        }
         super().__init__(params, defaults, model)
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -111,29 +114,39 @@ class HessianFree(SecondOrderOptimizer):
             lambda x: self._metric(forward(x)), parameters, data=data, chunk_size=self._chunk_size
         )
 
-    def _find(self, start: Start) -> Outcome:
+    def _compute_step(self, start: Start) -> Proposal:
         damping = float(self._setting("damping"))
         G = operator_of(
-            self._curvature, self._observed, self._gauss_newton, self._parameters(),
+            self._curvature,
+            self._observed,
+            self._gauss_newton,
+            self._parameters(),
             start.parameters,
-        )  # fmt: skip
+        )
         last = self._remembered("solution", start.parameters)
         precondition = self._preconditioner
         s = cg(
-            G, start.gradient, damping=damping,
+            G,
+            start.gradient,
+            damping=damping,
             x0=None if last is None else float(self._setting("warm_start")) * last,
             preconditioner=None if precondition is None else precondition(G.damped(damping)),
-            rtol=self._rtol, max_iterations=self._max_iterations,
+            rtol=self._rtol,
+            max_iterations=self._max_iterations,
             stop=relative_progress(self._progress),
             iterate_growth=None if start.loss is None else 1.3,
-        )  # fmt: skip
+        )
         require_reached(G, start, self._observed)
-        report = StepReport(
-            StepStatus.ACCEPTED, iterations=s.iterations, products=G.products, damping=damping,
-            solver="cg", solver_status=s.status,
-        )  # fmt: skip
+        report = OptimizerReport(
+            OptimizerStatus.ACCEPTED,
+            iterations=s.iterations,
+            products=G.products,
+            damping=damping,
+            solver="cg",
+            solver_status=s.status,
+        )
         if s.status is Status.NONFINITE:
-            return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
+            return Proposal(None, replace(report, status=OptimizerStatus.NONFINITE_CURVATURE))
         self._remember("solution", start.parameters, s.x)
         rates = self._per_parameter("lr", start.parameters)
         chosen, loss = Iterate(s.x, inner_products(s.x, s.Ax)), None
@@ -144,20 +157,25 @@ class HessianFree(SecondOrderOptimizer):
         dGd = inner_products(d, G @ d) if rates.ndim else rates.double().square() * chosen.xAx
         slope = inner_products(start.gradient, d)
         report = replace(
-            report, products=G.products, predicted_kl=float(dGd / 2),
-            predicted_reduction=float(slope - dGd / 2), step_scale=1.0,
-        )  # fmt: skip
+            report,
+            products=G.products,
+            predicted_kl=float(dGd / 2),
+            predicted_reduction=float(slope - dGd / 2),
+            step_scale=1.0,
+        )
         if not bool(torch.isfinite(slope - dGd)):
-            status = StepStatus.NONFINITE_CURVATURE
-            return Outcome(None, replace(report, status=status, step_scale=0.0))
+            status = OptimizerStatus.NONFINITE_CURVATURE
+            return Proposal(None, replace(report, status=status, step_scale=0.0))
         if not bool(d.any()):  # lr is 0
-            status = StepStatus.NO_IMPROVEMENT
-            return Outcome(None, replace(report, status=status, step_scale=0.0))
+            status = OptimizerStatus.NO_IMPROVEMENT
+            return Proposal(None, replace(report, status=status, step_scale=0.0))
         if not bool(slope > 0):
             self._adapt(damping, -math.inf, d, slope)
-            return Outcome(None, replace(report, status=StepStatus.NOT_DESCENT, step_scale=0.0))
+            return Proposal(
+                None, replace(report, status=OptimizerStatus.NOT_DESCENT, step_scale=0.0)
+            )
         if loss is None:
-            return Outcome(start.theta - d, report)
+            return Proposal(start.theta - d, report)
         return self._searched(start, report, d, slope, loss)
 
     def _best_iterate(
@@ -176,8 +194,8 @@ class HessianFree(SecondOrderOptimizer):
         return chosen, best
 
     def _searched(
-        self, start: Start, report: StepReport, d: Tensor, slope: Tensor, loss: Tensor
-    ) -> Outcome:
+        self, start: Start, report: OptimizerReport, d: Tensor, slope: Tensor, loss: Tensor
+    ) -> Proposal:
         assert start.loss is not None
         eps = torch.finfo(d.dtype).eps
         ratio = reduction_ratio(
@@ -194,24 +212,32 @@ class HessianFree(SecondOrderOptimizer):
             return start.evaluate(theta)
 
         found = backtracking(
-            evaluate, start.theta, -d, start_objective=start.loss, expected_improvement=slope,
-            accept_ratio=1e-2, shrink=0.8, max_backtracks=20,
-        )  # fmt: skip
+            evaluate,
+            start.theta,
+            -d,
+            start_objective=start.loss,
+            expected_improvement=slope,
+            accept_ratio=1e-2,
+            shrink=0.8,
+            max_backtracks=20,
+        )
         if not found.accepted:
             finite = math.isfinite(found.objective)
-            status = StepStatus.NO_IMPROVEMENT if finite else StepStatus.NONFINITE_LOSS
-            return Outcome(None, replace(report, status=status, step_scale=0.0))
+            status = OptimizerStatus.NO_IMPROVEMENT if finite else OptimizerStatus.NONFINITE_LOSS
+            return Proposal(None, replace(report, status=status, step_scale=0.0))
         kept = found.fraction
         half_curvature = kept**2 * report.predicted_kl
         report = replace(
-            report, step_scale=kept, predicted_kl=half_curvature,
+            report,
+            step_scale=kept,
+            predicted_kl=half_curvature,
             actual_reduction=found.improvement,
             predicted_reduction=kept * float(slope) - half_curvature,
-        )  # fmt: skip
-        return Outcome(found.theta, report)
+        )
+        return Proposal(found.theta, report)
 
     def _adapt(self, damping: float, ratio: float, d: Tensor, slope: Tensor) -> None:
         """λ for the next step, not below the curvature's rounding, from where it could not rise."""
         curvature = float(slope.abs() / inner_products(d, d))
         minimum = torch.finfo(d.dtype).eps * curvature if math.isfinite(curvature) else 0.0
-        self._keep("damping", max(update_damping(damping, ratio), minimum))
+        self._set_for_all_groups("damping", max(update_damping(damping, ratio), minimum))

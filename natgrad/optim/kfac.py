@@ -11,23 +11,17 @@ from torch import nn
 
 from natgrad import flat
 from natgrad.curvature import Sharing
-from natgrad.curvature.kronecker.blocks import NonFiniteFactors
 from natgrad.optim.curvature_source import require_reached
-from natgrad.optim.likelihoods import Likelihood, likelihood_of
+from natgrad.optim.kronecker_optimizer import KroneckerOptimizer
+from natgrad.optim.likelihoods import Likelihood
 from natgrad.optim.measured_kl import MeasuredKL
-from natgrad.optim.optimizer import (
-    Outcome,
-    Parameters,
-    SecondOrderOptimizer,
-    Start,
-)
-from natgrad.optim.report import StepReport, StepStatus
-from natgrad.optim.running_factors import RunningFactors
+from natgrad.optim.optimizer import Parameters, Proposal, Start
+from natgrad.optim.report import OptimizerReport, OptimizerStatus
 from natgrad.optim.settings import require_least
 from natgrad.solvers.scaling import inner_products
 
 
-class KFAC(SecondOrderOptimizer):
+class KFAC(KroneckerOptimizer):
     """m ← ν (μ m + s) with (K + λI) s = g, θ ← (1 − lr w) θ − lr m; K ≈ F, the Fisher matrix.
 
     ν <= min(1, √(2δ / (lr² mᵀK m))) bounds the KL of the whole step, momentum and weight decay
@@ -86,23 +80,28 @@ class KFAC(SecondOrderOptimizer):
         measure_kl: bool = True,
         maximize: bool = False,
     ) -> None:
-        if model is None and not isinstance(params, nn.Module):
-            raise ValueError("KFAC needs the model: KFAC(model, ...), or KFAC(groups, model=model)")
-        if refresh_every < 1:
-            raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
-        self._refresh_every, self._measure_kl = refresh_every, measure_kl
-        self._likelihood = likelihood_of(likelihood)
+        self._measure_kl = measure_kl
         defaults = {
-            "lr": lr, "damping": damping, "max_kl": max_kl, "momentum": momentum,
-            "weight_decay": weight_decay, "maximize": maximize,
-        }  # fmt: skip
-        super().__init__(params, defaults, model)
-        assert self._observed is not None
+            "lr": lr,
+            "damping": damping,
+            "max_kl": max_kl,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(
+            params,
+            defaults,
+            model,
+            likelihood=likelihood,
+            refresh_every=refresh_every,
+            decay=decay,
+            samples=samples,
+            sharing=sharing,
+            corrected=corrected,
+            seed=seed,
+        )
         self._observed.keeps_outputs = max_kl is not None and measure_kl
-        self._factors = RunningFactors(
-            self._observed, self._likelihood, decay=decay, samples=samples,
-            sharing=sharing, corrected=corrected, seed=seed,
-        )  # fmt: skip
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
@@ -110,23 +109,14 @@ class KFAC(SecondOrderOptimizer):
         if group["max_kl"] is not None:
             require_least(group, 0, "max_kl", exclusive=True)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch.optim: the factors come back bitwise, and with them the next step."""
-        super().load_state_dict(state_dict)
-        self._factors.forget()
-
-    def _find(self, start: Start) -> Outcome:
-        report = StepReport(
-            StepStatus.ACCEPTED, damping=float(self._setting("damping")), solver="kronecker"
+    def _compute_step(self, start: Start) -> Proposal:
+        report = OptimizerReport(
+            OptimizerStatus.ACCEPTED, damping=float(self._setting("damping")), solver="kronecker"
         )
         trained = [parameter for parameter in self._parameters() if parameter.requires_grad]
-        counters = self._counters
-        due = counters.get("steps", 0) % self._refresh_every == 0
-        refreshes = counters.get("refreshes", 0)
-        try:
-            K, counters["refreshes"] = self._factors.at(self.state, trained, refreshes, due=due)
-        except NonFiniteFactors:
-            return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
+        K = self._factors_at(trained)
+        if K is None:
+            return Proposal(None, replace(report, status=OptimizerStatus.NONFINITE_CURVATURE))
         require_reached(K, start, self._observed)
         # Parameters without a gradient take no part, but have their rows in K.
         active = set(start.parameters)
@@ -141,22 +131,21 @@ class KFAC(SecondOrderOptimizer):
         predicted = float(inner_products(d, K @ d) / 2)
         max_kl = self._setting("max_kl")
         if not math.isfinite(predicted):
-            return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
+            return Proposal(None, replace(report, status=OptimizerStatus.NONFINITE_CURVATURE))
         nu = 1.0 if max_kl is None or predicted <= max_kl else math.sqrt(max_kl / predicted)
         rates, decays = (
             self._per_parameter(name, start.parameters) for name in ("lr", "weight_decay")
         )
         step, pull = -nu * d[kept], -rates * decays * start.theta
         if not bool(torch.isfinite(start.theta + step + pull).all()):
-            return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
-        counters["steps"] = counters.get("steps", 0) + 1
+            return Proposal(None, replace(report, status=OptimizerStatus.NONFINITE_CURVATURE))
+        self._counters["steps"] = self._counters.get("steps", 0) + 1
         kl = math.nan
         if max_kl is not None and self._measure_kl:
-            assert self._observed is not None
             measured = MeasuredKL(self._observed, self._likelihood, start)
             fraction, kl = measured.shortened(start.theta, step, max_kl)
             if not fraction:
-                return Outcome(None, replace(report, status=StepStatus.KL_EXCEEDED, kl=kl))
+                return Proposal(None, replace(report, status=OptimizerStatus.KL_EXCEEDED, kl=kl))
             step, nu = fraction * step, fraction * nu
             # What the bound leaves for it: a group's decay must not shorten another group's step.
             if bool(pull.any()):
@@ -166,4 +155,4 @@ class KFAC(SecondOrderOptimizer):
         if bool(self._per_parameter("momentum", start.parameters).any()):
             self._remember("momentum_buffer", start.parameters, nu * move[kept])
         report = replace(report, step_scale=nu, predicted_kl=nu**2 * predicted, kl=kl)
-        return Outcome(theta, report)
+        return Proposal(theta, report)

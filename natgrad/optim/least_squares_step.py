@@ -120,9 +120,11 @@ class LeastSquaresStep:
                 found = self._path.solve(radius)
             else:
                 found = cg(
-                    self._multiply, -self._gradient, rtol=self._rtol,
+                    self._multiply,
+                    -self._gradient,
+                    rtol=self._rtol,
                     max_iterations=self._max_iterations,
-                )  # fmt: skip
+                )
             return replace(found, Ax=found.Ax - self._damping * found.x)
         found = self._direct(self._r, damping=self._damping, radius=radius)
         if self._scale is None:
@@ -173,9 +175,13 @@ class LeastSquaresStep:
             return found, image
         multiplier = min(as_float(*quotient((g,), (alpha,))), MOST) if a == bound else 0.0
         return replace(
-            found, x=x, Ax=Ax, status=Status.BOUNDARY if multiplier else Status.STAGNATED,
-            residual_norm=math.nan, multiplier=multiplier,
-        ), image  # fmt: skip
+            found,
+            x=x,
+            Ax=Ax,
+            status=Status.BOUNDARY if multiplier else Status.STAGNATED,
+            residual_norm=math.nan,
+            multiplier=multiplier,
+        ), image
 
     def _doubt(self, s: Tensor, scale: Tensor, rest: Tensor) -> Tensor:
         """What rounding may do to the decrease along s, where it sums J s of parts that cancel."""

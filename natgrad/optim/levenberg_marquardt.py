@@ -17,12 +17,12 @@ from natgrad.optim.least_squares_step import LeastSquaresStep, Method, cauchy_le
 from natgrad.optim.linearised import Linearised, is_residuals, of_model, of_residuals
 from natgrad.optim.objective import Closure, Objective, as_loss
 from natgrad.optim.optimizer import (
-    Outcome,
     Parameters,
+    Proposal,
     SecondOrderOptimizer,
     Start,
 )
-from natgrad.optim.report import StepReport, StepStatus
+from natgrad.optim.report import OptimizerReport, OptimizerStatus
 from natgrad.optim.settings import require_least
 from natgrad.optim.trust_region_search import RadiusSearch, search_radius
 from natgrad.solvers import Solution, Status
@@ -46,7 +46,7 @@ class LevenbergMarquardt(SecondOrderOptimizer):
     bound the step alone. ``step()`` without a closure, for a model and mean squared errors, goes
     as far as radius and damping allow, and measures nothing.
 
-    ``method`` None chooses by the sizes, and ``last_step.solver`` says which: "dense" for m >= n
+    ``solver`` None chooses by the sizes, and ``last_step.solver`` says which: "dense" for m >= n
     (the singular values of J) and "sample_space" for m < n (the eigenvalues of J Jᵀ, in float64; of
     J itself where squares have lost some), both where min(m, n) <= 256; else "cg" (Steihaug's, from
     products with J). Where they converge they give the same step, and none lowers the damped model
@@ -92,19 +92,23 @@ class LevenbergMarquardt(SecondOrderOptimizer):
         radius: float | None = None,
         damping: float = 0.0,
         momentum: float = 0.0,
-        method: Method | None = None,
+        solver: Method | None = None,
         accept_ratio: float = 1e-3,
         max_attempts: int = 10,
         scaled: bool = False,
         acceleration: float = 0.0,
         rtol: float = 1e-6,
         max_iterations: int | None = None,
+        method: Method | None = None,
     ) -> None:
-        if method not in (None, "dense", "sample_space", "cg"):
+        if method is not None and solver not in (None, method):
+            raise ValueError(f"method is the former name of solver; got {method!r} and {solver!r}")
+        solver = solver or method
+        if solver not in (None, "dense", "sample_space", "cg"):
             raise ValueError(
-                f'method must be "dense", "sample_space", "cg" or None, got {method!r}'
+                f'solver must be "dense", "sample_space", "cg" or None, got {solver!r}'
             )
-        self._jacobian, self._method = jacobian, method
+        self._jacobian, self._solver = jacobian, solver
         self._accept_ratio, self._max_attempts = accept_ratio, max_attempts
         self._scaled, self._acceleration = scaled, acceleration
         self._rtol, self._max_iterations = rtol, max_iterations
@@ -119,9 +123,12 @@ class LevenbergMarquardt(SecondOrderOptimizer):
 
     def _objective(self, closure: Closure, sign: float) -> Objective:
         return Objective(
-            partial(_called, closure), self._parameters()[0].device, sign, loss_of=_loss_of,
+            partial(_called, closure),
+            self._parameters()[0].device,
+            sign,
+            loss_of=_loss_of,
             uncompiled=True,
-        )  # fmt: skip
+        )
 
     def _start(self, returned: Any, objective: Objective | None, sign: float) -> Start:
         if not is_residuals(returned):
@@ -144,7 +151,7 @@ class LevenbergMarquardt(SecondOrderOptimizer):
             gradient = flat.gradient(scalar, parameters, retain_graph=True)
         return Start(parameters, flat.flatten(parameters), gradient, _loss_of(returned), objective)
 
-    def _told(self, returned: Any) -> Any:
+    def _return_value(self, returned: Any) -> Any:
         return _loss_of(returned).to(returned.dtype) if is_residuals(returned) else returned
 
     def _linearised(self, start: Start) -> Linearised:
@@ -152,10 +159,10 @@ class LevenbergMarquardt(SecondOrderOptimizer):
             return of_residuals(start.objective.returned, start.parameters, self._jacobian)
         return of_model(self._observed, start)
 
-    def _find(self, start: Start) -> Outcome:
+    def _compute_step(self, start: Start) -> Proposal:
         linear = self._linearised(start)
         damping, momentum = float(self._setting("damping")), float(self._setting("momentum"))
-        method = self._method or cheapest(linear)
+        method = self._solver or cheapest(linear)
         if method != "cg":
             linear.dense()  # before anything asks for products, which need second derivatives
         scale = self._scale(linear, method, start) if self._scaled else None
@@ -163,14 +170,21 @@ class LevenbergMarquardt(SecondOrderOptimizer):
         radius = self._setting("radius")
         if radius is None:
             radius = cauchy_length(linear, start.gradient, start.theta, scale)
-        report = StepReport(StepStatus.ACCEPTED, solver=method, damping=damping, radius=radius)
+        report = OptimizerReport(
+            OptimizerStatus.ACCEPTED, solver=method, damping=damping, radius=radius
+        )
         rates = self._per_parameter("lr", start.parameters)
 
         def step_from(prior: Tensor | None) -> LeastSquaresStep:
             return LeastSquaresStep(
-                linear, method, damping=damping, prior=prior, scale=scale, rtol=self._rtol,
+                linear,
+                method,
+                damping=damping,
+                prior=prior,
+                scale=scale,
+                rtol=self._rtol,
                 max_iterations=self._max_iterations,
-            )  # fmt: skip
+            )
 
         solve = step_from(None if last is None else momentum * last)
         if start.loss is None:
@@ -179,21 +193,21 @@ class LevenbergMarquardt(SecondOrderOptimizer):
                 report, products=linear.products, iterations=s.iterations, solver_status=s.status
             )
             if s.status is Status.NONFINITE:
-                return Outcome(None, replace(report, status=StepStatus.NONFINITE_CURVATURE))
+                return Proposal(None, replace(report, status=OptimizerStatus.NONFINITE_CURVATURE))
             theta, report = start.theta + rates * s.x, replace(report, step_scale=1.0)
         else:
             found = self._search(start, linear, method, solve, radius, rates)
             if found.theta is None and last is not None:
                 found = self._search(start, linear, method, step_from(None), radius, rates)
-            if math.isfinite(radius) and found.status is not StepStatus.NONFINITE_CURVATURE:
-                self._keep("radius", found.radius)
+            if math.isfinite(radius) and found.status is not OptimizerStatus.NONFINITE_CURVATURE:
+                self._set_for_all_groups("radius", found.radius)
             report = replace(found.account(report), products=linear.products)
             if found.theta is None:
-                return Outcome(None, report)
+                return Proposal(None, report)
             theta = found.theta
         if momentum:
             self._remember("last_step", start.parameters, theta - start.theta)
-        return Outcome(theta, report)
+        return Proposal(theta, report)
 
     def _search(
         self,
@@ -205,17 +219,24 @@ class LevenbergMarquardt(SecondOrderOptimizer):
         rates: Tensor,
     ) -> RadiusSearch:
         return search_radius(
-            start, solve, radius, rates, linear.multiply, norm=solve.norm,
-            accept_ratio=self._accept_ratio, max_attempts=self._max_attempts,
-            decrease=solve.decrease, bend=self._bend(start, linear, method, solve),
-        )  # fmt: skip
+            start,
+            solve,
+            radius,
+            rates,
+            linear.multiply,
+            norm=solve.norm,
+            accept_ratio=self._accept_ratio,
+            max_attempts=self._max_attempts,
+            decrease=solve.decrease,
+            bend=self._bend(start, linear, method, solve),
+        )
 
     def _scale(self, linear: Linearised, method: Method, start: Start) -> Tensor:
         """D: the largest norm that each column of J has had (Moré 1978, equation 6.2)."""
         if method == "cg":
             raise ValueError(
                 "scaled=True needs J itself, but the method is 'cg' for these sizes: give "
-                'jacobian=..., or method="dense" or "sample_space"'
+                'jacobian=..., or solver="dense" or "sample_space"'
             )
         norms = linear.column_norms()
         known = self._remembered("scale", start.parameters)

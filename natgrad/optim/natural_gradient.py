@@ -22,12 +22,12 @@ from natgrad.optim.curvature_source import (
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.measured_kl import MeasuredKL
 from natgrad.optim.optimizer import (
-    Outcome,
     Parameters,
+    Proposal,
     SecondOrderOptimizer,
     Start,
 )
-from natgrad.optim.report import StepReport, StepStatus
+from natgrad.optim.report import OptimizerReport, OptimizerStatus
 from natgrad.optim.settings import require_least
 from natgrad.solvers import cg
 from natgrad.trust_region import LineSearchResult, LineSearchStatus, StepSizeStatus, backtracking
@@ -36,10 +36,10 @@ Search = Callable[..., LineSearchResult]
 
 
 _STATUS = {
-    StepSizeStatus.OK: StepStatus.ACCEPTED,
-    StepSizeStatus.NONFINITE: StepStatus.NONFINITE_CURVATURE,
-    StepSizeStatus.NONPOSITIVE_CURVATURE: StepStatus.NONPOSITIVE_CURVATURE,
-    StepSizeStatus.NOT_DESCENT: StepStatus.NOT_DESCENT,
+    StepSizeStatus.OK: OptimizerStatus.ACCEPTED,
+    StepSizeStatus.NONFINITE: OptimizerStatus.NONFINITE_CURVATURE,
+    StepSizeStatus.NONPOSITIVE_CURVATURE: OptimizerStatus.NONPOSITIVE_CURVATURE,
+    StepSizeStatus.NOT_DESCENT: OptimizerStatus.NOT_DESCENT,
 }
 
 
@@ -129,11 +129,13 @@ class NaturalGradient(SecondOrderOptimizer):
         self, forward: Callable[[Any], Any], data: Any, parameters: list[Tensor]
     ) -> LinearOperator:
         return Fisher(
-            lambda x: self._likelihood(forward(x)), parameters, data=data,
+            lambda x: self._likelihood(forward(x)),
+            parameters,
+            data=data,
             chunk_size=self._chunk_size,
-        )  # fmt: skip
+        )
 
-    def _find(self, start: Start) -> Outcome:
+    def _compute_step(self, start: Start) -> Proposal:
         damping, max_kl = float(self._setting("damping")), float(self._setting("max_kl"))
         K = operator_of(
             self._curvature, self._observed, self._fisher, self._parameters(), start.parameters
@@ -147,7 +149,7 @@ class NaturalGradient(SecondOrderOptimizer):
             solver=self._solver,
         )
         require_reached(K, start, self._observed)
-        report = StepReport(
+        report = OptimizerReport(
             _STATUS[found.status],
             iterations=found.solution.iterations,
             products=K.products,
@@ -156,7 +158,7 @@ class NaturalGradient(SecondOrderOptimizer):
             solver_status=found.solution.status,
         )
         if found.status is not StepSizeStatus.OK:
-            return Outcome(None, report)
+            return Proposal(None, report)
         step = _Step(found.d, found.slope)
         status, fraction = step.taken_from(start, max_kl, self._measured(start), self._search)
         half_curvature = fraction**2 * found.curvature / 2
@@ -169,7 +171,7 @@ class NaturalGradient(SecondOrderOptimizer):
             predicted_reduction=float(fraction * found.slope - half_curvature),
             actual_reduction=step.improvement,
         )
-        return Outcome(step.theta, report)
+        return Proposal(step.theta, report)
 
     def _measured(self, start: Start) -> MeasuredKL | None:
         if self._curvature is not None or not self._measure_kl:
@@ -191,18 +193,18 @@ class _Step:
 
     def taken_from(
         self, start: Start, max_kl: float, measured: MeasuredKL | None, search: Search
-    ) -> tuple[StepStatus, float]:
+    ) -> tuple[OptimizerStatus, float]:
         """Go back until the KL, where it is measured, is within its bound, and from there, where
         there is a closure, until the loss falls. The status, and the share of the step."""
         within = 1.0
         if measured is not None:
             within, self.kl = measured.shortened(start.theta, -self.step, max_kl)
             if not within:
-                return StepStatus.KL_EXCEEDED, 0.0
+                return OptimizerStatus.KL_EXCEEDED, 0.0
             self.step, self.slope = within * self.step, within * self.slope
         if start.loss is None:
             self.theta = start.theta - self.step
-            return StepStatus.ACCEPTED, within
+            return OptimizerStatus.ACCEPTED, within
         known = start.theta - self.step
 
         def evaluate(theta: Tensor) -> tuple[Tensor | float, float]:
@@ -212,12 +214,16 @@ class _Step:
             return loss, self.kl if torch.equal(theta, known) else measured(theta)
 
         found = search(
-            evaluate, start.theta, -self.step, start_objective=start.loss,
-            expected_improvement=self.slope, bound=0.0 if measured is None else max_kl,
-        )  # fmt: skip
+            evaluate,
+            start.theta,
+            -self.step,
+            start_objective=start.loss,
+            expected_improvement=self.slope,
+            bound=0.0 if measured is None else max_kl,
+        )
         if found.accepted:
             self.theta, self.improvement = found.theta, found.improvement
             self.kl = math.nan if measured is None else found.constraint
-            return StepStatus.ACCEPTED, within * found.fraction
+            return OptimizerStatus.ACCEPTED, within * found.fraction
         nonfinite = found.status is LineSearchStatus.NONFINITE
-        return StepStatus.NONFINITE_LOSS if nonfinite else StepStatus.NO_IMPROVEMENT, 0.0
+        return OptimizerStatus.NONFINITE_LOSS if nonfinite else OptimizerStatus.NO_IMPROVEMENT, 0.0

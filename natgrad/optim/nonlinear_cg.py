@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from natgrad.optim.optimizer import Outcome, Parameters, SecondOrderOptimizer, Start
-from natgrad.optim.report import StepReport, StepStatus
+from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer, Start
+from natgrad.optim.report import OptimizerReport, OptimizerStatus
 from natgrad.solvers.scaling import power_of_two
 from natgrad.trust_region import WolfeResult, WolfeStatus, approximate_wolfe
 from natgrad.trust_region.approximate_wolfe import Slope
@@ -57,19 +57,23 @@ class NonlinearCG(SecondOrderOptimizer):
         self._max_evaluations = max_evaluations
         super().__init__(params, {"lr": lr, "maximize": maximize}, None)
 
-    def _find(self, start: Start) -> Outcome:
+    def _compute_step(self, start: Start) -> Proposal:
         if start.objective is None or start.loss is None:
             raise TypeError(
                 "NonlinearCG needs step(closure), and the loss that the closure returns: "
                 "zero_grad(), compute the loss, loss.backward(), return loss"
             )
         if not self._rate():
-            return Outcome(None, StepReport(StepStatus.NO_IMPROVEMENT, solver="hager_zhang"))
+            return Proposal(
+                None, OptimizerReport(OptimizerStatus.NO_IMPROVEMENT, solver="hager_zhang")
+            )
         # All in units of the gradient: no square of it, nor a product, leaves the range.
         unit = power_of_two(start.gradient.double())
         g, loss = start.gradient.double() / unit, float(start.loss) / float(unit)
         if not math.isfinite(loss):  # what falls along g is below the loss's rounding
-            return Outcome(None, StepReport(StepStatus.NO_IMPROVEMENT, solver="hager_zhang"))
+            return Proposal(
+                None, OptimizerReport(OptimizerStatus.NO_IMPROVEMENT, solver="hager_zhang")
+            )
         direction = self._direction(start, g, unit)
         found = self._search(start, g, direction, loss, unit)
         if not found.accepted and not torch.equal(direction, -g):
@@ -77,20 +81,22 @@ class NonlinearCG(SecondOrderOptimizer):
             direction = -g
             found = self._search(start, g, direction, loss, unit)
         length = found.alpha / float(unit)
-        report = StepReport(
-            StepStatus.ACCEPTED, step_scale=length, solver="hager_zhang",
+        report = OptimizerReport(
+            OptimizerStatus.ACCEPTED,
+            step_scale=length,
+            solver="hager_zhang",
             actual_reduction=(loss - found.value) * float(unit),
-        )  # fmt: skip
+        )
         if not found.accepted:
             nonfinite = found.status is WolfeStatus.NONFINITE
-            status = StepStatus.NONFINITE_LOSS if nonfinite else StepStatus.NO_IMPROVEMENT
+            status = OptimizerStatus.NONFINITE_LOSS if nonfinite else OptimizerStatus.NO_IMPROVEMENT
             for name in ("gradient", "direction"):
                 self._forget(name, start.parameters)
-            return Outcome(None, StepReport(status, solver="hager_zhang"))
+            return Proposal(None, OptimizerReport(status, solver="hager_zhang"))
         self._remember("gradient", start.parameters, start.gradient)
         self._remember("direction", start.parameters, (unit * direction).to(start.theta))
         self._counters["length"] = length
-        return Outcome(_along(start, direction, found.alpha), report)
+        return Proposal(_along(start, direction, found.alpha), report)
 
     def _direction(self, start: Start, g: Tensor, unit: Tensor) -> Tensor:
         last, d = (self._remembered(name, start.parameters) for name in ("gradient", "direction"))
@@ -126,9 +132,12 @@ class NonlinearCG(SecondOrderOptimizer):
         if initial is None:
             initial = self._first_length(start, g, loss)
         return approximate_wolfe(
-            evaluate, initial=initial, value=loss, slope=slope,
+            evaluate,
+            initial=initial,
+            value=loss,
+            slope=slope,
             max_evaluations=self._max_evaluations,
-        )  # fmt: skip
+        )
 
     def _first_length(self, start: Start, g: Tensor, loss: float) -> float:
         """I0: a hundredth of the parameters' size."""

@@ -18,7 +18,7 @@ from natgrad import flat
 from natgrad.optim.growth import Growth
 from natgrad.optim.objective import Closure, Objective, as_loss, gathered, kept_gradients
 from natgrad.optim.observed_model import ObservedModel
-from natgrad.optim.report import NonFiniteError, StepReport, StepStatus
+from natgrad.optim.report import NonFiniteError, OptimizerReport, OptimizerStatus
 from natgrad.optim.settings import require_least
 
 MAX_NONFINITE = 3
@@ -43,26 +43,27 @@ class Start:
         return self.objective.value(self.parameters, theta, self.theta), 0.0
 
 
-class Outcome(NamedTuple):
+class Proposal(NamedTuple):
     """θ to go on from, None for the start, and the account; the rest of it is filled in later."""
 
     theta: Tensor | None
-    report: StepReport
+    report: OptimizerReport
 
 
 class SecondOrderOptimizer(Optimizer):
     """The contract of ``torch.optim.Optimizer`` around a step that is found elsewhere.
 
-    Subclasses define ``_find(start) -> Outcome``. Here the closure is called, gradients are
-    gathered from ``.grad`` (frozen parameters and those whose ``.grad`` is None take no part), what
-    is not finite ends the step before it begins, and whatever comes out of it, exceptions too, the
-    parameters are bitwise as they were unless the step was accepted. ``.grad`` is left as it was.
+    Subclasses define ``_compute_step(start) -> Proposal``. Here the closure is called, gradients
+    are gathered from ``.grad`` (frozen parameters and those whose ``.grad`` is None take no part),
+    a loss or gradient that is not finite ends the step before it begins, and unless the step is
+    accepted the parameters stay bitwise as they were, exceptions included. ``.grad`` is left as it
+    was.
 
     Numbers that belong to the whole step (``whole``) stand in every group and must agree; ``lr`` is
     each group's own.
     """
 
-    last_step: StepReport | None = None
+    last_step: OptimizerReport | None = None
     whole: tuple[str, ...] = ()
 
     def __init__(
@@ -110,7 +111,7 @@ class SecondOrderOptimizer(Optimizer):
             raise ValueError(f"{name} belongs to the whole step; the groups have {values}")
         return values[0]
 
-    def _keep(self, name: str, value: Any) -> None:
+    def _set_for_all_groups(self, name: str, value: Any) -> None:
         for group in self.param_groups:
             group[name] = value
 
@@ -173,47 +174,49 @@ class SecondOrderOptimizer(Optimizer):
         _require_one_process()
         sign = -1.0 if "maximize" in self.whole and self._setting("maximize") else 1.0
         objective = None if closure is None else self._objective(closure, sign)
-        returned = None if objective is None else self._called(objective)
+        returned = None if objective is None else self._first_evaluation(objective)
         measures = objective is not None and objective.measures
         start = self._start(returned if measures else None, objective, sign)
-        outcome = self._guarded(start)
-        if not measures and outcome.report.status is StepStatus.ACCEPTED:
+        proposal = self._step_or_restore(start)
+        if not measures and proposal.report.status is OptimizerStatus.ACCEPTED:
             self._growth.see(start.gradient)
         seconds = time.perf_counter() - began
         loss = start.loss
         if loss is None and returned is not None:
             loss = sign * as_loss(returned)
-        self._account(replace(
-            outcome.report,
-            loss=math.nan if loss is None else sign * float(loss),
-            gradient_norm=float(torch.linalg.vector_norm(start.gradient, dtype=torch.float64)),
-            evaluations=0 if objective is None else objective.evaluations,
-            seconds=seconds,
-        ))  # fmt: skip
+        self._record(
+            replace(
+                proposal.report,
+                loss=math.nan if loss is None else sign * float(loss),
+                gradient_norm=float(torch.linalg.vector_norm(start.gradient, dtype=torch.float64)),
+                evaluations=0 if objective is None else objective.evaluations,
+                seconds=seconds,
+            )
+        )
         if self._observed is not None:
             self._observed.clear()
-        return self._told(returned)
+        return self._return_value(returned)
 
-    def _called(self, objective: Objective) -> Any:
+    def _first_evaluation(self, objective: Objective) -> Any:
         """What the closure returned at its first call. One that did not call the model, because it
         tells the loss of the backward pass before it, cannot measure another θ."""
         observed = self._observed
         if observed is None:
-            return self._first(objective)
+            return self._evaluate_first(objective)
         observed.called = False
         with observed.renewed():
-            returned = self._first(objective)
+            returned = self._evaluate_first(objective)
         objective.measures = observed.called
         return returned
 
     def _objective(self, closure: Closure, sign: float) -> Objective:
         return Objective(closure, self._parameters()[0].device, sign)
 
-    def _told(self, returned: Any) -> Any:
+    def _return_value(self, returned: Any) -> Any:
         """What ``step`` returns for what the closure did."""
         return returned
 
-    def _first(self, objective: Objective) -> Any:
+    def _evaluate_first(self, objective: Objective) -> Any:
         """The closure's own call, whose gradients the step starts from."""
         return objective.first()
 
@@ -229,16 +232,16 @@ class SecondOrderOptimizer(Optimizer):
         gradient = sign * gathered(parameters)
         return Start(parameters, flat.flatten(parameters), gradient, loss, objective)
 
-    def _guarded(self, start: Start) -> Outcome:
-        """What ``_find`` makes of a sound start, written into the parameters only if accepted."""
+    def _step_or_restore(self, start: Start) -> Proposal:
+        """The proposal of ``_compute_step``, written into the parameters only if accepted."""
         if not start.parameters:
-            return Outcome(None, StepReport(StepStatus.NO_GRADIENT))
+            return Proposal(None, OptimizerReport(OptimizerStatus.NO_GRADIENT))
         if start.loss is not None and not bool(torch.isfinite(start.loss)):
-            return Outcome(None, StepReport(StepStatus.NONFINITE_LOSS))
+            return Proposal(None, OptimizerReport(OptimizerStatus.NONFINITE_LOSS))
         if not bool(torch.isfinite(start.gradient).all()):
-            return Outcome(None, StepReport(StepStatus.NONFINITE_GRADIENT))
+            return Proposal(None, OptimizerReport(OptimizerStatus.NONFINITE_GRADIENT))
         if not bool(start.gradient.any()):
-            return Outcome(None, StepReport(StepStatus.CONVERGED))
+            return Proposal(None, OptimizerReport(OptimizerStatus.CONVERGED))
         theta: Tensor | None = None
         try:
             with ExitStack() as stack:
@@ -246,20 +249,20 @@ class SecondOrderOptimizer(Optimizer):
                     stack.enter_context(self._observed.paused())
                 if start.objective is not None:
                     stack.enter_context(kept_gradients(self._parameters()))
-                outcome = self._find(start)
-            if outcome.theta is not None and not bool(torch.isfinite(outcome.theta).all()):
-                status = StepStatus.NONFINITE_CURVATURE
-                outcome = Outcome(None, replace(outcome.report, status=status, step_scale=0.0))
-            theta = outcome.theta
+                proposal = self._compute_step(start)
+            if proposal.theta is not None and not bool(torch.isfinite(proposal.theta).all()):
+                status = OptimizerStatus.NONFINITE_CURVATURE
+                proposal = Proposal(None, replace(proposal.report, status=status, step_scale=0.0))
+            theta = proposal.theta
         finally:
             flat.assign(start.parameters, start.theta if theta is None else theta)
-        return outcome
+        return proposal
 
     @abstractmethod
-    def _find(self, start: Start) -> Outcome:
+    def _compute_step(self, start: Start) -> Proposal:
         """A step from a finite start with a gradient that is not zero."""
 
-    def _account(self, report: StepReport) -> None:
+    def _record(self, report: OptimizerReport) -> None:
         self.last_step = report
         counters = self._counters
         count = counters.get("nonfinite_steps", 0) + 1 if report.status.nonfinite else 0

@@ -9,7 +9,7 @@ from enum import Enum
 from natgrad.solvers import Status
 
 
-class StepStatus(Enum):
+class OptimizerStatus(Enum):
     """How a step ended; the value says what the caller can do about it.
 
     All but ACCEPTED leave the parameters bitwise as they were.
@@ -48,7 +48,7 @@ class StepStatus(Enum):
 
 
 @dataclass(frozen=True)
-class StepReport:
+class OptimizerReport:
     """The account of one step. NaN stands for what was not measured.
 
     ``loss`` and ``gradient_norm`` belong to the start of the step. ``iterations`` and ``products``
@@ -62,7 +62,7 @@ class StepReport:
     well.
     """
 
-    status: StepStatus
+    status: OptimizerStatus
     loss: float = math.nan
     gradient_norm: float = math.nan
     iterations: int = 0

@@ -12,12 +12,12 @@ from torch import Tensor
 from natgrad.curvature import Hessian, LinearOperator
 from natgrad.optim.objective import Closure, Objective
 from natgrad.optim.optimizer import (
-    Outcome,
     Parameters,
+    Proposal,
     SecondOrderOptimizer,
     Start,
 )
-from natgrad.optim.report import StepReport, StepStatus
+from natgrad.optim.report import OptimizerReport, OptimizerStatus
 from natgrad.optim.settings import require_least
 from natgrad.optim.trust_region_search import search_radius
 from natgrad.solvers import Solution, SteihaugPath
@@ -30,7 +30,7 @@ class RadiusSolver(Protocol):
     def solve(self, *, radius: float) -> Solution[Tensor]: ...
 
 
-Subproblem = Callable[[LinearOperator, Tensor, float], RadiusSolver]
+RegionSolver = Callable[[LinearOperator, Tensor, float], RadiusSolver]
 
 
 def steihaug_path(A: LinearOperator, g: Tensor, rtol: float) -> RadiusSolver:
@@ -47,7 +47,7 @@ class TrustRegionNewton(SecondOrderOptimizer):
     shrinks and the same Krylov path is cut shorter, at no further product, up to ``max_attempts``
     times. The radius follows the ratio from step to step; the first one, where ``radius`` is None,
     is the length of the Cauchy step, so that nothing depends on the scale of the loss.
-    ``subproblem`` is (H, g, rtol) -> an object with ``solve(radius=)``;
+    ``solver`` is (H, g, rtol) -> an object with ``solve(radius=)``;
     ``lambda H, g, rtol: natgrad.lanczos(H, -g, rtol=rtol)`` finds the model's global minimiser.
 
     The subproblem is solved to ``min(rtol, √(‖g‖ / ‖g₀‖))``, ‖g₀‖ the largest gradient so far.
@@ -83,13 +83,16 @@ class TrustRegionNewton(SecondOrderOptimizer):
         accept_ratio: float = 0.1,
         max_attempts: int = 10,
         maximize: bool = False,
-        subproblem: Subproblem = steihaug_path,
+        solver: RegionSolver = steihaug_path,
     ) -> None:
         self._rtol, self._accept_ratio, self._max_attempts = rtol, accept_ratio, max_attempts
-        self._subproblem = subproblem
+        self._solver = solver
         defaults = {
-            "lr": lr, "radius": radius, "largest_gradient": 0.0, "maximize": maximize,
-        }  # fmt: skip
+            "lr": lr,
+            "radius": radius,
+            "largest_gradient": 0.0,
+            "maximize": maximize,
+        }
         super().__init__(params, defaults, None)
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -100,14 +103,14 @@ class TrustRegionNewton(SecondOrderOptimizer):
     def _objective(self, closure: Closure, sign: float) -> Objective:
         return Objective(closure, self._parameters()[0].device, sign, uncompiled=True)
 
-    def _first(self, objective: Objective) -> Any:
+    def _evaluate_first(self, objective: Objective) -> Any:
         return objective.first(keep_graph=True)
 
-    def _told(self, returned: Any) -> Any:
+    def _return_value(self, returned: Any) -> Any:
         # Its graph was kept: losses that the caller keeps would each hold theirs.
         return returned.detach() if isinstance(returned, Tensor) else returned
 
-    def _find(self, start: Start) -> Outcome:
+    def _compute_step(self, start: Start) -> Proposal:
         objective = start.objective
         if objective is None:
             raise TypeError(
@@ -118,19 +121,24 @@ class TrustRegionNewton(SecondOrderOptimizer):
         g = start.gradient
         g_norm = float(torch.linalg.vector_norm(g, dtype=torch.float64))
         largest = max(float(self._setting("largest_gradient")), g_norm)
-        self._keep("largest_gradient", largest)
+        self._set_for_all_groups("largest_gradient", largest)
         radius = self._setting("radius")
         if radius is None:
             radius = _cauchy_length(H, g, start.theta)
-        report = StepReport(StepStatus.ACCEPTED, radius=radius, solver="steihaug")
-        path = self._subproblem(H, g, min(self._rtol, (g_norm / largest) ** 0.5))
+        report = OptimizerReport(OptimizerStatus.ACCEPTED, radius=radius, solver="steihaug")
+        path = self._solver(H, g, min(self._rtol, (g_norm / largest) ** 0.5))
         found = search_radius(
-            start, path.solve, radius, self._per_parameter("lr", start.parameters), H.__matmul__,
-            accept_ratio=self._accept_ratio, max_attempts=self._max_attempts,
-        )  # fmt: skip
-        if found.status is not StepStatus.NONFINITE_CURVATURE:
-            self._keep("radius", found.radius)
-        return Outcome(found.theta, replace(found.account(report), products=H.products))
+            start,
+            path.solve,
+            radius,
+            self._per_parameter("lr", start.parameters),
+            H.__matmul__,
+            accept_ratio=self._accept_ratio,
+            max_attempts=self._max_attempts,
+        )
+        if found.status is not OptimizerStatus.NONFINITE_CURVATURE:
+            self._set_for_all_groups("radius", found.radius)
+        return Proposal(found.theta, replace(found.account(report), products=H.products))
 
 
 def _cauchy_length(H: LinearOperator, given: Tensor, theta: Tensor) -> float:

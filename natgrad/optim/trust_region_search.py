@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from natgrad.optim.optimizer import Start
-from natgrad.optim.report import StepReport, StepStatus
+from natgrad.optim.report import OptimizerReport, OptimizerStatus
 from natgrad.solvers import Solution, Status
 from natgrad.solvers.scaling import inner_products, length
 from natgrad.trust_region import reduction_ratio, update_radius
@@ -31,7 +31,7 @@ class RadiusSearch:
     """θ to go on from or None, the ``radius`` of the next step, and what led to them."""
 
     theta: Tensor | None
-    status: StepStatus
+    status: OptimizerStatus
     radius: float
     tried_radius: float
     solution: Solution[Tensor]
@@ -39,12 +39,17 @@ class RadiusSearch:
     predicted: float
     actual: float
 
-    def account(self, report: StepReport) -> StepReport:
+    def account(self, report: OptimizerReport) -> OptimizerReport:
         return replace(
-            report, status=self.status, iterations=self.iterations, radius=self.tried_radius,
-            predicted_reduction=self.predicted, actual_reduction=self.actual,
-            step_scale=float(self.theta is not None), solver_status=self.solution.status,
-        )  # fmt: skip
+            report,
+            status=self.status,
+            iterations=self.iterations,
+            radius=self.tried_radius,
+            predicted_reduction=self.predicted,
+            actual_reduction=self.actual,
+            step_scale=float(self.theta is not None),
+            solver_status=self.solution.status,
+        )
 
 
 def search_radius(
@@ -74,12 +79,12 @@ def search_radius(
     iterations, promised, hidden, seen_finite = 0, False, False, False
     quarters = 0.0  # the radius that quarters alone leave
     predicted = actual = math.nan
-    status, tried = StepStatus.NO_IMPROVEMENT, radius
+    status, tried = OptimizerStatus.NO_IMPROVEMENT, radius
     for attempt in range(max_attempts):
         tried, s = radius, solve(radius=radius)
         iterations = max(iterations, s.iterations)
         if s.status is Status.NONFINITE:
-            status = StepStatus.NONFINITE_CURVATURE
+            status = OptimizerStatus.NONFINITE_CURVATURE
             break
         step = rates * s.x
         if decrease is None:
@@ -89,7 +94,7 @@ def search_radius(
         else:
             predicted = decrease(step)
         if not math.isfinite(predicted):
-            status = StepStatus.NONFINITE_CURVATURE
+            status = OptimizerStatus.NONFINITE_CURVATURE
             break
         if abs(predicted) <= (100 * eps) ** 2 * abs(loss):
             share = min(float(rates.amax()), 1.0)
@@ -121,16 +126,16 @@ def search_radius(
             if math.isfinite(radius):
                 radius = max(update_radius(radius, ratio, at_boundary=met), SMALLEST)
             return RadiusSearch(
-                theta, StepStatus.ACCEPTED, radius, tried, s, iterations, predicted, actual
+                theta, OptimizerStatus.ACCEPTED, radius, tried, s, iterations, predicted, actual
             )
         radius = _cut(radius, norm(s.x), attempt if seen_finite else 0)
         quarters = max(quarters, math.ldexp(radius, -2 * (max_attempts - attempt - 1)))
     else:
         radius = max(radius, quarters)
         if not promised and not hidden:
-            status = StepStatus.NOT_DESCENT
+            status = OptimizerStatus.NOT_DESCENT
         elif promised and not seen_finite:
-            status = StepStatus.NONFINITE_LOSS
+            status = OptimizerStatus.NONFINITE_LOSS
     return RadiusSearch(None, status, radius, tried, s, iterations, predicted, math.nan)
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from natgrad import Fisher, Kronecker, reduction_ratio, update_damping
 from natgrad.curvature import DampingSplit
 from natgrad.flat import flatten
-from natgrad.optim import AdaptiveKFAC, StepStatus
+from natgrad.optim import AdaptiveKFAC, OptimizerStatus
 from natgrad.testing.networks import categorical, make_network
 
 DOUBLE = torch.float64
@@ -121,7 +121,7 @@ def test_length_and_momentum_minimise_the_damped_model(damping, corrected, class
             for length in (-0.1, -1e-3, 1e-3, 0.1):
                 assert model(d + length * direction) > model(d)
         report = training.report
-        assert report.status is StepStatus.ACCEPTED
+        assert report.status is OptimizerStatus.ACCEPTED
         assert report.predicted_reduction == pytest.approx(-model(d, F_), rel=1e-8)
         assert report.predicted_kl == pytest.approx(float(d @ F_ @ d / 2), rel=1e-8)
         assert training.damping == report.damping == damping
@@ -140,7 +140,7 @@ def test_a_linear_model_is_at_its_minimum_after_a_step_or_two(corrected, regress
     training = regression(damping=1e-12, minimum_damping=0.0, samples=None, corrected=corrected)
     start, least = float(training.loss().detach()), least_squares(training)
     report = training.step()
-    assert report.status is StepStatus.ACCEPTED
+    assert report.status is OptimizerStatus.ACCEPTED
     assert float(training.loss().detach()) - least <= 1e-9 * (start - least)
     # Gradients of an exact quadratic: the model's promise is what happens.
     assert report.actual_reduction == pytest.approx(report.predicted_reduction, rel=1e-9)
@@ -175,13 +175,13 @@ def test_a_step_that_raises_the_loss_is_taken_back_and_raises_the_damping(adapt_
     start = training.theta
     for count in range(1, 6):
         report = training.step()
-        assert report.status is StepStatus.NO_IMPROVEMENT
+        assert report.status is OptimizerStatus.NO_IMPROVEMENT
         assert report.actual_reduction < 0 < report.predicted_reduction
         assert report.step_scale == 0.0
         assert torch.equal(training.theta, start)
         assert training.damping == pytest.approx(damping * factor**count)
     for _ in range(60):
-        if training.step().status is StepStatus.ACCEPTED:
+        if training.step().status is OptimizerStatus.ACCEPTED:
             break
     assert training.report.actual_reduction > 0
     assert not torch.equal(training.theta, start)
@@ -190,9 +190,9 @@ def test_a_step_that_raises_the_loss_is_taken_back_and_raises_the_damping(adapt_
 def test_a_step_taken_back_is_no_momentum(regression):
     """The next one is that of an optimizer that had started with the greater damping."""
     training = regression(scale=10.0, damping=1.0, factor=30.0, samples=None, decay=0.5)
-    assert training.step().status is StepStatus.NO_IMPROVEMENT
+    assert training.step().status is OptimizerStatus.NO_IMPROVEMENT
     other = regression(scale=10.0, damping=30.0, samples=None, decay=0.5)
-    assert training.step().status is other.step().status is StepStatus.ACCEPTED
+    assert training.step().status is other.step().status is OptimizerStatus.ACCEPTED
     assert torch.allclose(training.theta, other.theta, rtol=1e-12)
 
 
@@ -208,13 +208,13 @@ def test_the_damping_follows_the_ratio_every_so_many_steps(adapt_every, minimum,
         before, F_ = training.theta, training.fisher()
         report = training.step()
         assert report.damping == pytest.approx(expected)
-        if report.status is StepStatus.ACCEPTED:
+        if report.status is OptimizerStatus.ACCEPTED:
             d = training.theta - before
             promised = -float(training.gradient @ d + d @ F_ @ d / 2)
             assert report.predicted_reduction == pytest.approx(promised, rel=1e-6)
         after = report.loss - report.actual_reduction
         ratio = reduction_ratio(report.loss, after, report.predicted_reduction)
-        if step % adapt_every == 0 or report.status is not StepStatus.ACCEPTED:
+        if step % adapt_every == 0 or report.status is not OptimizerStatus.ACCEPTED:
             new = update_damping(expected, ratio, factor=factor, minimum=minimum)
             expected, changes = new, changes + (new != expected)
         assert training.damping == pytest.approx(expected)

@@ -343,7 +343,7 @@ def test_22_residuals_that_repeat_are_solved(shape, dtype, method, generator):
 
     start = torch.zeros(n, dtype=dtype)
     points, _ = minimised(
-        lambda x: LevenbergMarquardt([x], method=method), residuals, start, steps=30
+        lambda x: LevenbergMarquardt([x], solver=method), residuals, start, steps=30
     )
     assert bool(torch.isfinite(points[-1]).all())
     first, last = (float(residuals(x).norm()) for x in (points[0], points[-1]))

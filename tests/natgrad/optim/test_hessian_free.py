@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from natgrad import cg
 from natgrad.curvature import Dense
 from natgrad.curvature.metrics import convex_loss
-from natgrad.optim import HessianFree, StepStatus
+from natgrad.optim import HessianFree, OptimizerStatus
 from natgrad.solvers import Status, relative_progress
 from natgrad.testing.strategies import matrix_with_spectrum
 from natgrad.trust_region import reduction_ratio
@@ -110,7 +110,7 @@ def test_a_quadratic_takes_one_step(scale, generator):
     optimizer.step(closure)
     report = optimizer.last_step
     assert float((A @ x.detach() - b).norm()) <= 1e-6 * float(b.norm())
-    assert (report.status, report.step_scale) == (StepStatus.ACCEPTED, 1.0)
+    assert (report.status, report.step_scale) == (OptimizerStatus.ACCEPTED, 1.0)
     assert report.actual_reduction == pytest.approx(report.predicted_reduction)
     assert report.actual_reduction == pytest.approx(float(b @ torch.linalg.solve(A, b)) / 2)
 
@@ -148,7 +148,7 @@ def test_damping_follows_the_reduction_ratio_by_three_halves_and_two_thirds():
         for _ in range(10):
             before, g, G = run.step()
             report = run.report
-            if report.status is not StepStatus.ACCEPTED:
+            if report.status is not OptimizerStatus.ACCEPTED:
                 assert run.damping == report.damping * 1.5
                 seen.add("refused")
                 continue
@@ -218,7 +218,7 @@ def test_the_iterate_taken_is_the_one_that_the_backward_walk_ends_at(damping):
                 stop=relative_progress(5e-4), iterate_growth=1.3,
             )  # fmt: skip
             chosen, index, kept = backward_walk(run, before, solution)
-            if run.report.status is StepStatus.ACCEPTED:
+            if run.report.status is OptimizerStatus.ACCEPTED:
                 d = (before - run.theta) / run.report.step_scale
                 assert float((d - chosen).norm()) <= 1e-9 * float(chosen.norm())
                 places.add("last" if index == kept - 1 else "between" if index else "first")
@@ -236,7 +236,7 @@ def test_reductions_are_those_of_the_dense_model_and_of_the_loss(seed, damping, 
     for _ in range(4):
         before, g, G = run.step()
         report = run.report
-        if report.status is not StepStatus.ACCEPTED:
+        if report.status is not OptimizerStatus.ACCEPTED:
             assert torch.equal(run.theta, before)
             continue
         d = before - run.theta
@@ -301,7 +301,7 @@ def test_the_model_of_every_loss_is_that_of_its_hessian_in_the_outputs(loss, gen
     G = J.mT @ output_hessian(value, model.outputs(theta, x)) @ J
     optimizer.step(closure)
     d, report = theta - model.theta.detach(), optimizer.last_step
-    assert report.status is StepStatus.ACCEPTED
+    assert report.status is OptimizerStatus.ACCEPTED
     assert report.predicted_kl == pytest.approx(float(d @ G @ d / 2), rel=1e-7)
     predicted = float(model.theta.grad @ d) - report.predicted_kl
     assert report.predicted_reduction == pytest.approx(predicted, rel=1e-7)

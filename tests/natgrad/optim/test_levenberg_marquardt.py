@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bench.problems.more_garbow_hillstrom import PROBLEMS
 from natgrad.flat import flatten
-from natgrad.optim import LevenbergMarquardt, StepStatus, levenberg_marquardt
+from natgrad.optim import LevenbergMarquardt, OptimizerStatus, levenberg_marquardt
 from natgrad.solvers import Status
 from natgrad.testing.networks import make_network
 from natgrad.trust_region import update_radius
@@ -51,7 +51,7 @@ class Minimisation:
 
     def run(self, steps, done=lambda x: False):
         for _ in range(steps):
-            if self.step().status is not StepStatus.ACCEPTED or done(self.theta):
+            if self.step().status is not OptimizerStatus.ACCEPTED or done(self.theta):
                 break
         return self.optimizer.last_step
 
@@ -93,11 +93,11 @@ def test_all_methods_take_the_damped_step(shape, damping):
     s = -torch.linalg.solve(damped(J, damping), J.mT @ r)
     for method in METHODS:
         run = Minimisation(
-            residuals, start, method=method, radius=INF, damping=damping, rtol=1e-13,
+            residuals, start, solver=method, radius=INF, damping=damping, rtol=1e-13,
             accept_ratio=-INF,
         )  # fmt: skip
         report = run.step()
-        assert (report.status, report.solver) == (StepStatus.ACCEPTED, method)
+        assert (report.status, report.solver) == (OptimizerStatus.ACCEPTED, method)
         torch.testing.assert_close(run.theta - start, s, rtol=1e-7, atol=1e-9)
         predicted = float(r @ r - (r + J @ s).square().sum()) / 2
         assert report.predicted_reduction == pytest.approx(predicted, rel=1e-7)
@@ -111,7 +111,7 @@ def test_without_damping_it_is_the_shortest_solution(shape):
     r, J = linearised(residuals, start)
     for method in METHODS:
         run = Minimisation(
-            residuals, start, method=method, radius=INF, rtol=1e-13, accept_ratio=-INF
+            residuals, start, solver=method, radius=INF, rtol=1e-13, accept_ratio=-INF
         )
         run.step()
         torch.testing.assert_close(
@@ -130,10 +130,10 @@ def test_within_a_radius_the_step_satisfies_the_conditions_of_kkt(
     steps = []
     for method in METHODS:
         run = Minimisation(
-            residuals, start, method=method, radius=10.0**log10_radius, damping=damping, rtol=1e-13
+            residuals, start, solver=method, radius=10.0**log10_radius, damping=damping, rtol=1e-13
         )
         report = run.step()
-        assert report.status is StepStatus.ACCEPTED
+        assert report.status is OptimizerStatus.ACCEPTED
         s, scale = run.theta - start, float((J.mT @ r).norm())
         steps.append(s)
         assert float(s.norm()) <= report.radius * (1 + 1e-9)
@@ -155,13 +155,13 @@ def test_within_a_radius_the_step_satisfies_the_conditions_of_kkt(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_accepted_steps_keep_what_the_model_promises_and_the_radius_follows(method):
-    run = Minimisation(rosenbrock, [-1.2, 1.0], method=method, accept_ratio=0.2)
+    run = Minimisation(rosenbrock, [-1.2, 1.0], solver=method, accept_ratio=0.2)
     for _ in range(12):
         theta = run.theta
         report = run.step()
         r, J = linearised(rosenbrock, theta)
         s, after = run.theta - theta, rosenbrock(run.theta)
-        assert report.status is StepStatus.ACCEPTED
+        assert report.status is OptimizerStatus.ACCEPTED
         predicted = float(r @ r - (r + J @ s).square().sum()) / 2
         ratio = float(r @ r - after @ after) / 2 / predicted
         assert report.loss == pytest.approx(float(r @ r) / 2)
@@ -262,7 +262,7 @@ def test_the_standard_closure_takes_the_path_of_the_residuals(samples, kind, hal
     for _ in range(4):
         assert float(standard.step(closure)) == pytest.approx(float(direct.step(residuals)))
         left, right = standard.last_step, direct.last_step
-        assert left.status is right.status is StepStatus.ACCEPTED
+        assert left.status is right.status is OptimizerStatus.ACCEPTED
         assert left.radius == pytest.approx(right.radius, rel=1e-7)
         assert left.predicted_reduction == pytest.approx(right.predicted_reduction, rel=1e-7)
         torch.testing.assert_close(
@@ -376,7 +376,7 @@ def test_momentum_is_the_proximal_step_from_the_last_one(shape, method, momentum
     damping, (m, n) = 0.5, shape
     residuals = curved(m, n, seed=2)
     run = Minimisation(
-        residuals, 3 * random_(n, seed=5), method=method, radius=INF, damping=damping,
+        residuals, 3 * random_(n, seed=5), solver=method, radius=INF, damping=damping,
         momentum=momentum, rtol=1e-13, accept_ratio=-INF,
     )  # fmt: skip
     phi = torch.zeros(n, dtype=DOUBLE)
@@ -389,7 +389,7 @@ def test_momentum_is_the_proximal_step_from_the_last_one(shape, method, momentum
         if predicted <= 0:  # a step up the model is none
             break
         report = run.step()
-        assert report.status is StepStatus.ACCEPTED
+        assert report.status is OptimizerStatus.ACCEPTED
         phi, last = run.theta - theta, phi
         torch.testing.assert_close(phi, dual, rtol=1e-6, atol=1e-8)
         primal = -J.mT @ r + damping * momentum * last
@@ -426,7 +426,7 @@ def test_without_momentum_left_over_it_is_the_plain_step():
     run = Minimisation(rosenbrock, [-1.2, 1.0], radius=INF, damping=1e-3, momentum=0.9)
     assert torch.equal(plain.path(1), run.path(1))
     # Of the long first step into the valley, nine tenths more lead far out of it.
-    assert run.step().status is StepStatus.ACCEPTED
+    assert run.step().status is OptimizerStatus.ACCEPTED
     plain.step()
     assert torch.equal(plain.theta, run.theta)
 
@@ -438,7 +438,7 @@ def test_momentum_hinders_no_descent(number, momentum, settings):
     problem = PROBLEMS[number - 1]
     run = Minimisation(problem.residuals, problem.start, momentum=momentum, **settings)
     run.run(120, done=lambda x: float(problem.objective(x)) < 1e-12)
-    assert run.optimizer.last_step.status is StepStatus.ACCEPTED
+    assert run.optimizer.last_step.status is OptimizerStatus.ACCEPTED
     assert float(problem.objective(run.theta)) < 1e-12
 
 
@@ -453,9 +453,9 @@ def test_rescaled_parameters_take_the_same_path(number, method):
     D = torch.logspace(-3, 3, len(problem.start), dtype=DOUBLE).flip(0)
 
     def paths(steps, **given):
-        plain = Minimisation(problem.residuals, problem.start, method=method, **given)
+        plain = Minimisation(problem.residuals, problem.start, solver=method, **given)
         run = Minimisation(
-            lambda xi: problem.residuals(D * xi), problem.start / D, method=method, **given
+            lambda xi: problem.residuals(D * xi), problem.start / D, solver=method, **given
         )
         return plain.path(steps), D * run.path(steps)
 
@@ -538,7 +538,7 @@ def test_acceleration_saves_steps_in_a_curved_valley():
         run = Minimisation(rosenbrock, [-1.2, 1.0], acceleration=acceleration)
         count = 0
         while float(rosenbrock(run.theta).square().sum()) > 1e-12:
-            assert run.step().status is StepStatus.ACCEPTED
+            assert run.step().status is OptimizerStatus.ACCEPTED
             count += 1
         steps.append(count)
     assert steps[1] < steps[0]
@@ -546,7 +546,7 @@ def test_acceleration_saves_steps_in_a_curved_valley():
 
 def test_what_needs_the_matrix_says_so():
     for needing in ({"scaled": True}, {"acceleration": 0.75}):
-        run = Minimisation(rosenbrock, [-1.2, 1.0], method="cg", **needing)
+        run = Minimisation(rosenbrock, [-1.2, 1.0], solver="cg", **needing)
         with pytest.raises(ValueError, match=r"give jacobian=\.\.\."):
             run.step()
     model, [(x, t)] = squared_errors()
@@ -582,7 +582,7 @@ def test_the_model_is_that_of_the_step_with_rates():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_float32_reaches_the_minimum_of_float64(method):
-    run = Minimisation(rosenbrock, [-1.2, 1.0], dtype=torch.float32, method=method)
+    run = Minimisation(rosenbrock, [-1.2, 1.0], dtype=torch.float32, solver=method)
     run.run(60)
     torch.testing.assert_close(run.theta, torch.ones(2), rtol=0.0, atol=1e-5)
 
@@ -601,7 +601,7 @@ def solved(problem, x):
 def solve_scaled(problem, scale):
     run = Minimisation(lambda x: scale**0.5 * problem.residuals(x), problem.start)
     report = run.run(300, done=lambda x: solved(problem, x))
-    assert report.status is StepStatus.ACCEPTED
+    assert report.status is OptimizerStatus.ACCEPTED
     assert solved(problem, run.theta)
 
 
@@ -650,7 +650,7 @@ def test_a_line_through_many_points_is_fitted_in_float32(points, top, method):
     y = 5 + 0.01 * x + 0.1 * torch.randn(points, generator=generator)
     if method == "sample_space" and points > 1_000:
         pytest.skip("its matrix is (m, m)")
-    run = Minimisation(lambda p: p[0] + p[1] * x - y, [0.0, 0.0], torch.float32, method=method)
+    run = Minimisation(lambda p: p[0] + p[1] * x - y, [0.0, 0.0], torch.float32, solver=method)
     for _ in range(20):
         run.step()
     A = torch.stack([torch.ones(points), x], dim=1).double()
@@ -678,7 +678,7 @@ def weighted_half(dtype, weight):
 )
 def test_residuals_of_small_weight_are_fitted_where_parameters_suffice(dtype, weight, method):
     A, b = weighted_half(dtype, weight)
-    run = Minimisation(lambda p: A @ p - b, torch.zeros(40), dtype, method=method)
+    run = Minimisation(lambda p: A @ p - b, torch.zeros(40), dtype, solver=method)
     run.run(60)
     rest = (A @ run.theta - b)[10:]
     assert float(rest.norm()) <= 1e-3 * float(b[10:].norm())
@@ -699,10 +699,10 @@ def test_no_optimum_is_claimed_where_a_gradient_step_halves_the_loss(
         A = A / A.abs().amax()
     b = random_(m, seed=seed + 1).to(dtype)
     run = Minimisation(
-        lambda p: A @ p - b, torch.zeros(n), dtype, method=method, radius=10.0**log10_radius
+        lambda p: A @ p - b, torch.zeros(n), dtype, solver=method, radius=10.0**log10_radius
     )
     report = run.run(30)
-    if report.status is StepStatus.NO_IMPROVEMENT:
+    if report.status is OptimizerStatus.NO_IMPROVEMENT:
         r = (A @ run.theta - b).double()
         g = A.double().mT @ r
         image = A.double() @ (g / g.norm())
@@ -718,28 +718,28 @@ def test_no_optimum_is_claimed_where_a_gradient_step_halves_the_loss(
 def test_columns_of_unlike_norms_are_both_fitted(method, ratio):
     Q, _ = torch.linalg.qr(random_(20, 3, seed=0))
     A, b = Q[:, :2] * torch.tensor([ratio, 1.0], dtype=DOUBLE), Q[:, 0] + 2 * Q[:, 1] + Q[:, 2]
-    run = Minimisation(lambda p: A @ p - b, [0.0, 0.0], method=method)
+    run = Minimisation(lambda p: A @ p - b, [0.0, 0.0], solver=method)
     run.run(80)
     assert float((A @ run.theta - b).square().sum()) / 2 == pytest.approx(0.5, rel=1e-9)
 
 
 def test_a_radius_too_small_to_measure_in_is_no_optimum():
     run = Minimisation(rosenbrock, [-1.2, 1.0], radius=1e-40)
-    assert run.step().status is StepStatus.ACCEPTED
+    assert run.step().status is OptimizerStatus.ACCEPTED
 
 
 @pytest.mark.parametrize(("dtype", "start"), [(DOUBLE, 10.0), (torch.float32, 6.0)], ids=str)
 @pytest.mark.parametrize("method", DIRECT)
 def test_a_saturated_start_is_no_optimum_and_no_rise_is_accepted(dtype, start, method):
     """There the Gauss-Newton step is 1e8 long, and its decrease near the loss's rounding."""
-    run = Minimisation(torch.tanh, [start], dtype, method=method)
+    run = Minimisation(torch.tanh, [start], dtype, solver=method)
     losses = [start]
     for _ in range(20):
         report = run.step()
         value = float(run.theta.double().tanh().square().sum()) / 2
         assert value <= losses[-1] * (1 + 16 * torch.finfo(dtype).eps)
         losses.append(value)
-        if report.status is StepStatus.CONVERGED:
+        if report.status is OptimizerStatus.CONVERGED:
             break
     assert losses[-1] < 1e-6
 
@@ -773,3 +773,15 @@ def test_at_the_optimum_of_a_model_the_rounding_of_a_zero_gradient_is_no_other_l
     best = A @ torch.linalg.lstsq(A, t.double()).solution
     least = float((best - t).square().mean())
     assert loss <= least * (1 + 200 * torch.finfo(dtype).eps)
+
+
+def test_the_former_name_of_solver_is_taken_and_may_not_contradict_it():
+    x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    steps = []
+    for given in ({"solver": "cg"}, {"method": "cg"}, {"solver": "cg", "method": "cg"}):
+        optimizer = LevenbergMarquardt([x], **given)
+        optimizer.step(lambda: x**2 - 2)
+        steps.append(optimizer.last_step.solver)
+    assert steps == ["cg"] * 3
+    with pytest.raises(ValueError, match="former name"):
+        LevenbergMarquardt([x], solver="cg", method="dense")

@@ -15,7 +15,7 @@ from natgrad.optim import (
     LevenbergMarquardt,
     NaturalGradient,
     NonlinearCG,
-    StepStatus,
+    OptimizerStatus,
     TrustRegionNewton,
 )
 
@@ -111,7 +111,7 @@ def test_complex_residuals_are_their_real_and_imaginary_parts(method, generator)
     paths = []
     for real in (False, True):
         x = torch.tensor([1.5, 0.5], dtype=DOUBLE, requires_grad=True)
-        optimizer = LevenbergMarquardt([x], method=method)
+        optimizer = LevenbergMarquardt([x], solver=method)
 
         def closure(x=x, real=real):
             r = torch.exp((x[0] * 1j - x[1]) * t) - truth
@@ -199,7 +199,10 @@ def test_steps_that_nothing_measures_and_that_diverge_are_warned_about_once(
             optimizer.zero_grad()
             F.mse_loss(model(x), t, reduction=reduction).backward()
             optimizer.step()
-            assert optimizer.last_step.status in (StepStatus.ACCEPTED, StepStatus.CONVERGED)
+            assert optimizer.last_step.status in (
+                OptimizerStatus.ACCEPTED,
+                OptimizerStatus.CONVERGED,
+            )
     told = [str(each.message) for each in caught if "reduction=" in str(each.message)]
     assert len(told) == warns
     assert not warns or 'Use reduction="mean"' in told[0]

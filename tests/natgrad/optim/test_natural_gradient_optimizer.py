@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import natgrad
 from natgrad.curvature import Dense, Fisher
 from natgrad.flat import flatten, unflatten
-from natgrad.optim import NaturalGradient, StepStatus
+from natgrad.optim import NaturalGradient, OptimizerStatus
 from natgrad.testing.networks import make_network
 from natgrad.testing.strategies import matrix_with_spectrum
 
@@ -253,8 +253,8 @@ def test_an_accepted_step_keeps_armijos_condition_and_twice_it_would_not(seed, m
         returned = task.step(model, optimizer, searching=True)
         report, (s, sFs, slope) = optimizer.last_step, task.direction(before, damping)
         assert float(returned.detach()) == loss
-        if report.status is not StepStatus.ACCEPTED:
-            assert report.status is StepStatus.NO_IMPROVEMENT
+        if report.status is not OptimizerStatus.ACCEPTED:
+            assert report.status is OptimizerStatus.NO_IMPROVEMENT
             assert torch.equal(model.theta, before)
             break
         after = task.value(model)

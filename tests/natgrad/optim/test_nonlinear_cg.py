@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.problems.more_garbow_hillstrom import PROBLEMS
-from natgrad.optim import NonlinearCG, StepStatus
+from natgrad.optim import NonlinearCG, OptimizerStatus
 from natgrad.testing.strategies import matrix_with_spectrum
 
 SEEDS = st.integers(0, 2**31 - 1)
 DOUBLE = torch.float64
 ETA, DELTA, SIGMA, EPSILON = 0.4, 0.1, 0.9, 1e-6
-ENDS = (StepStatus.CONVERGED, StepStatus.NO_IMPROVEMENT)
+ENDS = (OptimizerStatus.CONVERGED, OptimizerStatus.NO_IMPROVEMENT)
 
 
 class Minimisation:
@@ -44,14 +44,14 @@ class Minimisation:
     def step(self):
         before = self.theta
         self.optimizer.step(self.closure)
-        if self.report.status is StepStatus.ACCEPTED:
+        if self.report.status is OptimizerStatus.ACCEPTED:
             self.path.append((before, self.x.grad.clone(), self.report))
         return self.report.status
 
     def run(self, steps, done=lambda x: False):
         """The number of steps until it is ``done`` or ends."""
         for count in range(1, steps + 1):
-            if self.step() is not StepStatus.ACCEPTED or done(self.theta):
+            if self.step() is not OptimizerStatus.ACCEPTED or done(self.theta):
                 return count
         return steps
 
@@ -139,7 +139,7 @@ def test_a_quadratic_takes_about_as_many_steps_as_it_has_distinct_eigenvalues(di
     first = A @ run.theta
     steps = run.run(100, done=lambda x: bool((A @ x).norm() <= 1e-8 * first.norm()))
     assert steps <= 4 * distinct
-    assert run.report.status is StepStatus.ACCEPTED
+    assert run.report.status is OptimizerStatus.ACCEPTED
 
 
 @pytest.mark.parametrize("power", [-900, -700, -40, 40, 700, 900])
@@ -151,7 +151,7 @@ def test_powers_of_two_in_the_objective_change_no_bit(power):
         scaled.step()
         assert torch.equal(plain.theta, scaled.theta)
         assert plain.report.evaluations == scaled.report.evaluations
-        assert plain.report.status is scaled.report.status is StepStatus.ACCEPTED
+        assert plain.report.status is scaled.report.status is OptimizerStatus.ACCEPTED
         assert plain.report.actual_reduction * 2.0**power == scaled.report.actual_reduction
 
 
@@ -189,7 +189,7 @@ def test_what_is_not_finite_is_only_too_far(bad):
 def test_where_every_other_point_is_bad_nothing_moves():
     start = torch.tensor([1.0, 2.0], dtype=DOUBLE)
     run = Minimisation(lambda x: x.sum() if torch.equal(x, start) else x.sum() * math.nan, start)
-    assert run.step() is StepStatus.NONFINITE_LOSS
+    assert run.step() is OptimizerStatus.NONFINITE_LOSS
     assert torch.equal(run.theta, start)
 
 
@@ -252,7 +252,7 @@ def test_reaches_a_listed_minimum_in_any_unit(number, scale):
     problem = PROBLEMS[number - 1]
     run = Minimisation(lambda x: scale * problem.objective(x), problem.start)
     run.run(200, done=lambda x: solved(problem, x))
-    assert run.report.status is StepStatus.ACCEPTED
+    assert run.report.status is OptimizerStatus.ACCEPTED
     assert solved(problem, run.theta)
 
 
@@ -264,7 +264,7 @@ def test_is_honest_about_every_problem(problem, scale):
     run = Minimisation(lambda x: scale * problem.objective(x), problem.start)
     run.run(1500, done=lambda x: solved(problem, x))
     losses = [report.loss for _, _, report in run.path]
-    assert run.report.status in (StepStatus.ACCEPTED, *ENDS)
-    assert solved(problem, run.theta) or run.report.status is StepStatus.ACCEPTED
+    assert run.report.status in (OptimizerStatus.ACCEPTED, *ENDS)
+    assert solved(problem, run.theta) or run.report.status is OptimizerStatus.ACCEPTED
     assert losses[-1] <= min(losses) * (1 + 1e-3)
     assert solved(problem, run.theta) or problem.number in (10, 11, 17, 22)

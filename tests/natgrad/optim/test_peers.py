@@ -27,7 +27,7 @@ from natgrad.optim import (
     LevenbergMarquardt,
     NaturalGradient,
     NonlinearCG,
-    StepStatus,
+    OptimizerStatus,
     TrustRegionNewton,
 )
 
@@ -93,10 +93,10 @@ def of_ours(make: Callable[[Tensor, Problem], Any], problem: Problem) -> Answer:
     for _ in range(100):
         optimizer.step(closure)
         assert optimizer.last_step.evaluations <= EVALUATIONS
-        if optimizer.last_step.status is not StepStatus.ACCEPTED:
+        if optimizer.last_step.status is not OptimizerStatus.ACCEPTED:
             break
         path.append(x.detach().clone())
-    optima = (StepStatus.CONVERGED, StepStatus.NO_IMPROVEMENT)
+    optima = (OptimizerStatus.CONVERGED, OptimizerStatus.NO_IMPROVEMENT)
     return Answer(x.detach(), optimizer.last_step.status in optima, path)
 
 

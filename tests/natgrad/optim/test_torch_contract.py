@@ -630,7 +630,7 @@ INVALID = [
         "lr": -1.0, "damping": -1.0, "warm_start": -0.5, "loss": "hinge",
     }),
     (lambda given: LevenbergMarquardt(PARAMETERS, **given), {
-        "lr": -1.0, "radius": 0.0, "damping": -1.0, "momentum": -0.1, "method": "qr",
+        "lr": -1.0, "radius": 0.0, "damping": -1.0, "momentum": -0.1, "solver": "qr",
     }),
     (lambda given: TrustRegionNewton(PARAMETERS, **given), {"lr": -1.0, "radius": -1.0}),
     (lambda given: NonlinearCG(PARAMETERS, **given), {"lr": math.nan}),

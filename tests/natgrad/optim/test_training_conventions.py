@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from natgrad.flat import flatten
-from natgrad.optim import KFAC, NaturalGradient, StepStatus
+from natgrad.optim import KFAC, NaturalGradient, OptimizerStatus
 from natgrad.solvers import cholesky
 
 DOUBLE = torch.float64
@@ -520,6 +520,6 @@ def test_the_whole_model_may_be_in_a_checkpoint(make, reentrant, built, generato
             optimizer.zero_grad()
             F.cross_entropy(call(x.clone().requires_grad_()), y).backward()
             optimizer.step()
-            assert optimizer.last_step.status is StepStatus.ACCEPTED
+            assert optimizer.last_step.status is OptimizerStatus.ACCEPTED
         paths.append(flatten(model.parameters()))
     torch.testing.assert_close(*paths, rtol=1e-9, atol=1e-12)

@@ -10,7 +10,7 @@ from torch.autograd.functional import hessian, jacobian
 
 import natgrad
 from bench.problems.more_garbow_hillstrom import PROBLEMS
-from natgrad.optim import StepStatus, TrustRegionNewton
+from natgrad.optim import OptimizerStatus, TrustRegionNewton
 from natgrad.optim.trust_region_search import search_radius
 from natgrad.solvers import Solution, Status, steihaug
 from natgrad.testing.strategies import matrix_with_spectrum
@@ -18,7 +18,7 @@ from natgrad.trust_region import update_radius
 
 SEEDS = st.integers(0, 2**31 - 1)
 DOUBLE = torch.float64
-ENDS = (StepStatus.CONVERGED, StepStatus.NO_IMPROVEMENT)
+ENDS = (OptimizerStatus.CONVERGED, OptimizerStatus.NO_IMPROVEMENT)
 
 
 def vector(*values):
@@ -58,7 +58,7 @@ class Minimisation:
 
     def run(self, steps, done=lambda x: False):
         for _ in range(steps):
-            if self.step().status is not StepStatus.ACCEPTED or done(self.theta):
+            if self.step().status is not OptimizerStatus.ACCEPTED or done(self.theta):
                 break
         return self.optimizer.last_step
 
@@ -88,7 +88,7 @@ def test_the_step_is_steihaugs_on_the_dense_hessian(seed, log10_radius):
     for _ in range(3):
         theta, before = run.theta, run.radius
         report = run.step()
-        assert report.status is StepStatus.ACCEPTED
+        assert report.status is OptimizerStatus.ACCEPTED
         value, g, H = model(function, theta)
         largest = max(largest, float(g.norm()))
         rtol = min(0.1, (float(g.norm()) / largest) ** 0.5)
@@ -115,7 +115,7 @@ def test_accepted_steps_keep_what_the_model_promises_and_the_radius_follows(seed
         theta = run.theta
         report = run.step()
         s = run.theta - theta
-        if report.status is not StepStatus.ACCEPTED:
+        if report.status is not OptimizerStatus.ACCEPTED:
             assert torch.equal(s, torch.zeros_like(s))
             break
         value, g, H = model(function, theta)
@@ -184,7 +184,7 @@ def test_a_saddle_is_left(start):
     met = []
     for _ in range(60):
         report = run.step()
-        if report.status is not StepStatus.ACCEPTED:
+        if report.status is not OptimizerStatus.ACCEPTED:
             break
         met.append(report.solver_status)
     assert Status.NEGATIVE_CURVATURE in met
@@ -204,7 +204,7 @@ def test_lanczos_leaves_even_the_line_that_leads_to_the_saddle():
     steihaugs = Minimisation(function, [1.0, 0.0])
     steihaugs.run(20)
     assert torch.allclose(steihaugs.theta, vector(0.0, 0.0), atol=1e-6)
-    run = Minimisation(function, [1.0, 0.0], subproblem=lanczos)
+    run = Minimisation(function, [1.0, 0.0], solver=lanczos)
     run.run(40)
     assert torch.allclose(run.theta.abs(), vector(0.0, math.sqrt(2)), atol=1e-6)
 
@@ -215,9 +215,9 @@ def test_with_lanczos_it_is_the_global_minimiser_of_the_model(seed, log10_radius
     """(H + μ I) s = −g with H + μ I positive semidefinite: no step of that length is better."""
     function = random_quartic(seed)
     start = random_(6, seed=seed + 2)
-    run = Minimisation(function, start, radius=10.0**log10_radius, subproblem=lanczos)
+    run = Minimisation(function, start, radius=10.0**log10_radius, solver=lanczos)
     report = run.step()
-    assert report.status is StepStatus.ACCEPTED
+    assert report.status is OptimizerStatus.ACCEPTED
     _, g, H = model(function, start)
     s = run.theta - start
     gradient = H @ s + g
@@ -260,7 +260,7 @@ def test_the_objective_is_the_one_whose_backward_was_called():
     several.closure = closure
     for _ in range(5):
         left, right = plain.step(), several.step()
-        assert left.status is right.status is StepStatus.ACCEPTED
+        assert left.status is right.status is OptimizerStatus.ACCEPTED
         assert left.predicted_reduction == pytest.approx(right.predicted_reduction, rel=1e-9)
         torch.testing.assert_close(plain.theta, several.theta, rtol=1e-9, atol=1e-11)
 
@@ -325,7 +325,7 @@ def test_a_step_that_promises_nothing_costs_a_shorter_radius_and_no_evaluation()
             evaluated.append(theta)
             return (theta + 2).square() / 2, 0.0
 
-    for below, status in ((0.1, StepStatus.ACCEPTED), (0.0, StepStatus.NOT_DESCENT)):
+    for below, status in ((0.1, OptimizerStatus.ACCEPTED), (0.0, OptimizerStatus.NOT_DESCENT)):
         evaluated.clear()
         solve = Ascending(below)
         found = search_radius(
@@ -334,7 +334,7 @@ def test_a_step_that_promises_nothing_costs_a_shorter_radius_and_no_evaluation()
         )  # fmt: skip
         assert found.status is status
         assert solve.tried == [4.0**-k for k in range(len(solve.tried))]
-        assert len(evaluated) == (status is StepStatus.ACCEPTED)
+        assert len(evaluated) == (status is OptimizerStatus.ACCEPTED)
 
 
 # --- the test problems
@@ -351,7 +351,7 @@ def solved(problem, x):
 def solve_scaled(problem, scale, steps):
     run = Minimisation(lambda x: scale * problem.objective(x), problem.start)
     report = run.run(steps, done=lambda x: solved(problem, x))
-    assert report.status is StepStatus.ACCEPTED
+    assert report.status is OptimizerStatus.ACCEPTED
     assert solved(problem, run.theta)
 
 

@@ -1,4 +1,4 @@
-"""Kronecker factors of a model as a moving average over steps, kept where torch saves state."""
+"""What KFAC and AdaptiveKFAC share: Kronecker factors as a moving average over steps."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from natgrad.autodiff.layers import candidates
 from natgrad.curvature import DampingSplit, Kronecker, Sharing
+from natgrad.curvature.kronecker import NonFiniteFactors
 from natgrad.curvature.kronecker.factors import require_samples_drawn
-from natgrad.optim.likelihoods import Likelihood
+from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.observed_model import Batch, ObservedModel
+from natgrad.optim.optimizer import Parameters, SecondOrderOptimizer
 
 # Their names in an optimizer's `state`: a layer's stand with its weight, those of the parameters
 # outside layers row by row with each.
@@ -111,10 +113,17 @@ class RunningFactors:
         data, join = batch.split(self._fraction, generator)
         with batch.random.replayed():
             return Kronecker(
-                self._observed.model, data, forward=partial(self._distribution, join=join),
-                parameters=parameters, samples=self._samples, sharing=self._sharing,
-                corrected=self._corrected, generator=generator, previous=previous, decay=decay,
-            )  # fmt: skip
+                self._observed.model,
+                data,
+                forward=partial(self._distribution, join=join),
+                parameters=parameters,
+                samples=self._samples,
+                sharing=self._sharing,
+                corrected=self._corrected,
+                generator=generator,
+                previous=previous,
+                decay=decay,
+            )
 
     def _distribution(self, pieces: Any, join: Any) -> Any:
         return self._likelihood(self._observed.call(pieces, join=join))
@@ -153,3 +162,64 @@ class RunningFactors:
 def _same(known: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
     """Whether these are the very same tensors in the same order."""
     return len(known) == len(wanted) and all(a is b for a, b in zip(known, wanted, strict=True))
+
+
+class KroneckerOptimizer(SecondOrderOptimizer):
+    """An optimizer of a model with Kronecker factors that are refreshed every few steps.
+
+    Subclasses define ``_compute_step``, which gets the factors from ``_factors_at``. The arguments
+    are those of :class:`natgrad.optim.KFAC`; ``defaults`` are the settings of each group.
+    """
+
+    _observed: ObservedModel
+
+    def __init__(
+        self,
+        params: nn.Module | Parameters,
+        defaults: dict[str, Any],
+        model: nn.Module | None,
+        *,
+        likelihood: str | Likelihood | None,
+        refresh_every: int,
+        decay: float,
+        samples: int | None,
+        sharing: Sharing,
+        corrected: bool,
+        seed: int,
+        fraction: float = 1.0,
+    ) -> None:
+        name = type(self).__name__
+        if model is None and not isinstance(params, nn.Module):
+            raise ValueError(
+                f"{name} needs the model: {name}(model, ...), or {name}(groups, model=model)"
+            )
+        if refresh_every < 1:
+            raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
+        self._refresh_every, self._likelihood = refresh_every, likelihood_of(likelihood)
+        super().__init__(params, defaults, model)
+        self._factors = RunningFactors(
+            self._observed,
+            self._likelihood,
+            decay=decay,
+            samples=samples,
+            sharing=sharing,
+            corrected=corrected,
+            seed=seed,
+            fraction=fraction,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch.optim: the factors come back bitwise, and with them the next step."""
+        super().load_state_dict(state_dict)
+        self._factors.forget()
+
+    def _factors_at(self, parameters: list[Tensor]) -> Kronecker | None:
+        """K over the parameters for this step; None where a factor is NaN or infinite."""
+        counters = self._counters
+        due = counters.get("steps", 0) % self._refresh_every == 0
+        refreshes = counters.get("refreshes", 0)
+        try:
+            K, counters["refreshes"] = self._factors.at(self.state, parameters, refreshes, due=due)
+        except NonFiniteFactors:
+            return None
+        return K
