@@ -84,7 +84,7 @@ class _LossBatch:
             if self._graph.custom:
                 self._require_symmetry()
 
-        self._graph.once(self.reached[0], hessian)
+        self._graph.try_once(self.reached[0], hessian)
 
     def product(self, vector: Tensor) -> Tensor:
         if not self._owners:

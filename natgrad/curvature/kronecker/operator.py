@@ -160,7 +160,7 @@ class Kronecker(LinearOperator):
             live, along = zip(*pairs, strict=True)
             graph.require_linear(live, reached, along)
 
-        graph.once(reached[0], layers)
+        graph.try_once(reached[0], layers)
         with torch.enable_grad():
             scalars = [
                 output.reshape(-1) @ weight.reshape(-1)
