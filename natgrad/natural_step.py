@@ -125,7 +125,9 @@ def natural_step(
     alpha, sized = cap.double(), StepSizeStatus.OK
     if bound is not None:
         bounded, sized = step_size(sKs, bound)
-        if sized is StepSizeStatus.OK:  # otherwise sᵀK s is so small that the bound does not limit α
+        if (
+            sized is StepSizeStatus.OK
+        ):  # otherwise sᵀK s is so small that the bound does not limit α
             alpha = torch.minimum(alpha, torch.as_tensor(bounded))
     if not bool(torch.isfinite(alpha)):
         refused = StepSizeStatus.NONPOSITIVE_CURVATURE if sized is StepSizeStatus.OK else sized

@@ -53,9 +53,9 @@ def require_no_hooks(
 ) -> None:
     """Raise :class:`NotTwiceDifferentiable` if a hook changes a gradient between two nodes.
 
-    A gradient that enters a node must be one that other nodes returned, or the engine's sum of
-    such, whatever its value; and nothing may write to it in between. Hooks that only read pass. A
-    write through NumPy's view of the memory is not detected.
+    A gradient that enters a node must be a tensor that other nodes returned, or the engine's sum of
+    such tensors, and nothing may write to it in between. Values are not compared. Hooks that only
+    read pass. A write through NumPy's view of the memory is not detected.
 
     Parameters
     ----------

@@ -74,7 +74,7 @@ class Jacobian:
     def record(self) -> None:
         """Record z ↦ Jᵀz with its own graph, as products with J need it.
 
-        :meth:`forward` calls it if nobody did. Raises :class:`NotTwiceDifferentiable` if Jᵀz is not
+        :meth:`forward` calls it if needed. Raises :class:`NotTwiceDifferentiable` if Jᵀz is not
         a differentiable linear map of z. Cost: one backward pass, and for the first graph of a
         model's structure some more as a check.
         """

@@ -27,7 +27,7 @@ class EmpiricalFisher(BatchedOperator):
         losses serve too: the sign does not matter.
     parameters
         The parameters to differentiate in, n elements, in the order of the vectors. Frozen and
-        unused ones have zero rows. Do not change them while E is in use: products refuse it.
+        unused ones have zero rows. Do not change them while E is in use: products raise then.
     data
         The argument of a forward function, N samples: a tensor, or mappings, lists and tuples of
         tensors, cut along dimension 0. Required with a function, refused without one.
@@ -56,7 +56,7 @@ class EmpiricalFisher(BatchedOperator):
     Notes
     -----
     No per-sample gradient is formed: E = JᵀJ / N with J the Jacobian of the log-probabilities.
-    Costs, and what is said of a forward function's side effects, are those of :class:`Fisher`.
+    Costs, and the guarantees for a forward function, are those of :class:`Fisher`.
     Source: Kunstner, Balles & Hennig, "Limitations of the empirical Fisher approximation", 2019.
 
     Examples

@@ -35,7 +35,7 @@ class Fisher(BatchedOperator):
         of a Tuple or Dict space.
     parameters
         The parameters to differentiate in, n elements, in the order of the vectors. Frozen and
-        unused ones have zero rows. Do not change them while F is in use: products refuse it.
+        unused ones have zero rows. Do not change them while F is in use: products raise then.
     data
         The argument of a forward function, N samples: a tensor, or mappings, lists and tuples of
         tensors, cut along dimension 0. Required with a function, refused without one.
@@ -70,7 +70,7 @@ class Fisher(BatchedOperator):
     parameters (:mod:`natgrad.curvature.metrics`), one transposed product. No KL of the model is
     formed.
 
-    A forward function has no side effects: generators, ``.grad`` and the buffers of modules in
+    Running a forward function has no side effects: generators, ``.grad`` and buffers of modules in
     training mode (BatchNorm's statistics) stay unchanged. Dropout draws the same masks in every
     product, and kernels that cannot be differentiated twice are replaced
     (:func:`twice_differentiable`). In chunks, BatchNorm in training mode normalises by each chunk.

@@ -29,7 +29,7 @@ class GaussNewton(BatchedOperator):
         as for a general convex loss.
     parameters
         The parameters to differentiate in, n elements, in the order of the vectors. Frozen and
-        unused ones have zero rows. Do not change them while G is in use: products refuse it.
+        unused ones have zero rows. Do not change them while G is in use: products raise then.
     metric
         Maps outputs to their :class:`OutputMetric`: ``squared_error``, ``cross_entropy``,
         ``binary_cross_entropy`` or ``convex_loss(loss)`` of :mod:`natgrad.curvature.metrics`, or
@@ -64,7 +64,7 @@ class GaussNewton(BatchedOperator):
 
     Notes
     -----
-    Costs, and what is said of a forward function's side effects, are those of :class:`Fisher`.
+    Costs, and the guarantees for a forward function, are those of :class:`Fisher`.
     Source: Schraudolph, "Fast curvature matrix-vector products", 2002, section 3.
 
     Examples

@@ -30,7 +30,7 @@ class Gram(LinearOperator):
         ``metrics.root_outputs(distribution)``.
     parameters
         The parameters to differentiate in, n elements. Frozen and unused ones have zero columns in
-        J. Do not change them while K is in use: products refuse it.
+        J. Do not change them while K is in use: products raise then.
     data
         The argument of a forward function. Required with a function, refused without one.
     model
@@ -47,7 +47,7 @@ class Gram(LinearOperator):
 
     Notes
     -----
-    What is said of a forward function's side effects and kernels is as for :class:`Fisher`.
+    The guarantees for a forward function are those of :class:`Fisher`.
 
     Cost: ``K @ u`` one product pair of J. ``to_dense()`` m backward passes, once: the matrix is
     kept. With a model it sums (a aᵀ) ∘ (g gᵀ) over layers, from C backward passes: a layer that is

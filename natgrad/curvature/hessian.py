@@ -28,7 +28,7 @@ class Hessian(BatchedOperator):
         of its samples. Chunks are averaged by their length.
     parameters
         The parameters to differentiate in, n elements, in the order of the vectors. Frozen and
-        unused ones have zero rows. Do not change them while H is in use: products refuse it.
+        unused ones have zero rows. Do not change them while H is in use: products raise then.
     data
         The argument of a forward function, N samples: a tensor, or mappings, lists and tuples of
         tensors, cut along dimension 0. Required with a function, refused without one.
@@ -51,8 +51,7 @@ class Hessian(BatchedOperator):
 
     Notes
     -----
-    What is said of a forward function's side effects, random numbers and kernels is as for
-    :class:`Fisher`.
+    The guarantees for a forward function are those of :class:`Fisher`.
     Cost: set-up one backward pass, a product about 2 gradients (a backward pass through the
     recorded gradient); memory of the gradient's graph.
     Source: Pearlmutter, "Fast exact multiplication by the Hessian", 1994.

@@ -258,10 +258,8 @@ class FunctionOperator(LinearOperator):
         Maps v (n,) to A v (n,), of the same dtype. You must know A to be symmetric.
     size
         n, the number of rows.
-    dtype
-        The dtype of v. Set it to that of the tensors that ``function`` uses.
-    device
-        The device of v. Set it likewise.
+    dtype, device
+        Those of v. Set them to those of the tensors that ``function`` uses.
 
     Raises
     ------

@@ -55,7 +55,7 @@ class Kronecker(LinearOperator):
         Draws the labels; required with ``samples``.
     previous
         The operator of an earlier batch, to make the factors a moving average. Layers that this
-        batch does not reach keep theirs.
+        batch does not reach keep their earlier factors.
     decay
         The weight of ``previous``; this batch has the rest. Raise it if batches are small.
 
@@ -117,8 +117,8 @@ class Kronecker(LinearOperator):
             require_samples_drawn(samples)
             if generator is None:
                 raise ValueError(
-                    "drawn labels need generator=torch.Generator().manual_seed(...): which ones "
-                    "are drawn should be the caller's to repeat"
+                    "drawn labels need generator=torch.Generator().manual_seed(...), so that the "
+                    "draw can be repeated"
                 )
         self.corrected = corrected
         self._blocks = estimated_blocks(
