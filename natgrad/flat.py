@@ -1,7 +1,7 @@
-"""Parameters of any shapes <-> one flat vector (n,).
+"""Convert between lists of parameters and one flat vector (n,).
 
-Operators, solvers and step rules speak vectors; models speak lists of tensors. This is the only
-place where one becomes the other.
+Operators, solvers and step rules take vectors; models hold lists of tensors. Only this module
+converts one to the other.
 """
 
 from __future__ import annotations
@@ -15,12 +15,26 @@ from torch import Tensor
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
     """Concatenate tensors, in their order and row by row, into a new vector (n,).
 
-    The vector is detached and shares no memory with the tensors. Empty and 0-d tensors count with
-    their number of elements.
+    Parameters
+    ----------
+    tensors
+        Real floating-point tensors of any shapes, one dtype and one device. Empty and 0-d tensors
+        count with their number of elements.
 
-    Raises ``ValueError`` where there is no tensor, or where dtypes or devices differ; ``TypeError``
-    where a tensor is not real floating point.
+    Returns
+    -------
+    Tensor
+        A vector (n,), detached, that shares no memory with the tensors.
 
+    Raises
+    ------
+    ValueError
+        If there is no tensor, or dtypes or devices differ.
+    TypeError
+        If a tensor is sparse or not real floating point.
+
+    Examples
+    --------
     >>> flatten([torch.zeros(2, 2), torch.tensor(3.0)])
     tensor([0., 0., 0., 0., 3.])
     """
@@ -30,10 +44,27 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Cut a vector (n,) into views shaped like the tensors of ``like``: no copy.
+    """Split a vector (n,) into views shaped like the tensors of ``like``, without a copy.
 
-    Raises ``ValueError`` where the vector is not one-dimensional with exactly n elements.
+    Parameters
+    ----------
+    vector
+        A vector (n,), in the order of :func:`flatten`.
+    like
+        Tensors whose shapes the pieces take, n elements together; their values are not read.
 
+    Returns
+    -------
+    tuple of Tensor
+        One view of the vector for each tensor of ``like``.
+
+    Raises
+    ------
+    ValueError
+        If the vector is not one-dimensional with exactly n elements.
+
+    Examples
+    --------
     >>> [piece.shape for piece in unflatten(torch.zeros(5), [torch.zeros(2, 2), torch.zeros(())])]
     [torch.Size([2, 2]), torch.Size([])]
     """
@@ -51,10 +82,19 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def assign(parameters: Sequence[Tensor], vector: Tensor) -> None:
     """Write a vector (n,) into the parameters, in place and bit for bit.
 
-    Graphs recorded before the call are stale after it; autograd refuses to use them.
+    Parameters
+    ----------
+    parameters
+        The tensors to write to, in the order of :func:`flatten`. Autograd refuses to use graphs
+        that were recorded from their old values.
+    vector
+        The new values (n,), of the parameters' dtype and device.
 
-    Raises ``ValueError`` where size, dtype or device of the vector do not match: a silent cast
-    would break the promise that a rejected step restores the parameters exactly.
+    Raises
+    ------
+    ValueError
+        If size, dtype or device of the vector do not match. A silent cast would break the promise
+        that a rejected step restores the parameters exactly.
     """
     check_alike(parameters)
     if vector.dtype != parameters[0].dtype or vector.device != parameters[0].device:
@@ -67,10 +107,27 @@ def assign(parameters: Sequence[Tensor], vector: Tensor) -> None:
 
 
 def gradient(output: Tensor, parameters: Sequence[Tensor], *, retain_graph: bool = False) -> Tensor:
-    """Gradient (n,) of a scalar; zeros for parameters that are frozen or that it does not use.
+    """Compute the gradient of a scalar as one vector (n,), without reading or writing ``.grad``.
 
-    ``.grad`` is neither read nor written. Raises ``ValueError`` where the output is no scalar or
-    depends on none of the parameters.
+    Parameters
+    ----------
+    output
+        A tensor of one element that carries a graph.
+    parameters
+        The tensors to differentiate in. Frozen and unused ones get zeros.
+    retain_graph
+        Whether to keep the graph. Set it if ``output`` is differentiated again, or if an operator
+        is built from the same forward pass later.
+
+    Returns
+    -------
+    Tensor
+        The gradient (n,), detached, in the order of :func:`flatten`.
+
+    Raises
+    ------
+    ValueError
+        If the output is not a scalar, carries no graph, or all parameters are frozen.
     """
     check_alike(parameters)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -94,10 +151,25 @@ def gradient(output: Tensor, parameters: Sequence[Tensor], *, retain_graph: bool
 
 
 def check_alike(tensors: Sequence[Tensor]) -> None:
-    """Raise unless there is at least one tensor and all are real, of one dtype, on one device."""
+    """Raise unless the tensors can be one vector: at least one, all real, one dtype, one device.
+
+    Parameters
+    ----------
+    tensors
+        The tensors to check, such as a model's parameters.
+
+    Raises
+    ------
+    ValueError
+        If there is no tensor, or dtypes or devices differ.
+    TypeError
+        If a tensor is sparse or not real floating point.
+    """
     if not tensors:
-        raise ValueError("got no tensors; a generator such as model.parameters() is spent by one "
-                         "pass: turn it into a list first")  # fmt: skip
+        raise ValueError(
+            "got no tensors; a generator such as model.parameters() is spent by one pass: turn it "
+            "into a list first"
+        )
     first = tensors[0]
     for index, tensor in enumerate(tensors):
         if not tensor.dtype.is_floating_point:

@@ -1,4 +1,4 @@
-"""The natural-gradient step: the answers to the three questions put together, once."""
+"""The natural-gradient step: metric, solver and step size combined in one function."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ Solver = Callable[..., Solution[Tensor]]
 
 @dataclass(frozen=True)
 class Step:
-    """The step d = α s, or why there is none.
+    """The step d = α s, or the reason why there is none.
 
     Attributes
     ----------
     d
-        The step (n,), to be added to go up along g and subtracted to go down; 0 unless ``status``
-        is OK.
+        The step (n,): add it to go up along g, subtract it to go down. 0 unless ``status`` is OK.
     solution
-        s with (K + λI) s = g, as the solver returned it.
+        The solver's result, with s such that (K + λI) s = g.
     status
-        OK, or why d is 0.
+        OK, or the reason why d is 0.
     scale
-        α, a 0-d float64 tensor.
+        The factor α, a 0-d float64 tensor.
     slope
         gᵀd, the change of the objective to first order, a 0-d float64 tensor.
     curvature
@@ -56,10 +55,10 @@ def natural_step(
     longest: float | Tensor = math.inf,
     solver: Solver = cg,
 ) -> Step:
-    """d = α s with (K + λI) s = g, as long as ½ dᵀK d <= ``bound`` and α <= ``longest`` allow.
+    """Compute the longest d = α s, (K + λI) s = g, with ½ dᵀK d <= ``bound`` and α <= ``longest``.
 
-    dᵀK d is taken without the damping, with which every step would be shorter than the bound
-    allows, and from the K s that the solver holds: no further product.
+    dᵀK d leaves the damping out: with it, every step would be shorter than the bound allows. It
+    is computed from the K s that the solver returns, so that no further product is needed.
 
     Parameters
     ----------
@@ -68,28 +67,28 @@ def natural_step(
     g
         The gradient (n,).
     damping
-        λ >= 0. Raise it where K is singular or an estimate on few samples.
+        λ >= 0. Raise it if K is singular or estimated from few samples.
     bound
-        The most that ½ dᵀK d may be, in nats where K is a Fisher matrix. None: no bound.
+        The largest ½ dᵀK d allowed, in nats if K is a Fisher matrix. None: no bound.
     longest
-        The most that α may be: 1 is a full Gauss-Newton step. A tensor (n,), one entry a parameter,
+        The largest α allowed: 1 is a full Gauss-Newton step. A tensor (n,), one entry a parameter,
         scales s entry by entry first and costs one product.
     solver
         ``(K, g, damping=λ) -> Solution`` of (K + λI) s = g with K s as its ``Ax``, such as
-        ``functools.partial(cg, max_iterations=10)``. One that takes no ``damping`` is handed
+        ``functools.partial(cg, max_iterations=10)``. A solver without a ``damping`` argument gets
         ``K.damped(λ)``, at one product more.
 
     Returns
     -------
     Step
-        With the status NONFINITE where s or a product is not finite, NONPOSITIVE_CURVATURE where
-        dᵀK d is below 0 by more than rounding (or 0, with nothing else to bound the step), and
-        NOT_DESCENT where gᵀd <= 0; d is 0 then.
+        With d = 0 and the status NONFINITE if s or a product is not finite, NONPOSITIVE_CURVATURE
+        if dᵀK d is below 0 by more than rounding (or is 0, with no other bound on the step), and
+        NOT_DESCENT if gᵀd <= 0.
 
     Raises
     ------
     ValueError
-        Where ``bound`` is not positive and finite; and whatever the solver raises.
+        If ``bound`` is not positive and finite. Errors of the solver pass through.
 
     Notes
     -----
@@ -107,7 +106,7 @@ def natural_step(
     solution = _solve(solver, K, g, damping)
     s, Ks = solution.x, solution.Ax
     cap = torch.as_tensor(longest, dtype=s.dtype, device=s.device)
-    if cap.ndim:  # D s, with D the caps, is no multiple of s
+    if cap.ndim:  # scaled entry by entry, s changes direction: K s must be computed again
         s, cap = cap * s, torch.ones_like(cap[0])
         Ks = K @ s
     slope, sKs = inner_products(g, s), inner_products(s, Ks)
@@ -119,14 +118,16 @@ def natural_step(
     nothing = torch.zeros_like(sKs)
     if solution.status is Status.NONFINITE or not bool(torch.isfinite(slope + sKs)):
         return step(StepSizeStatus.NONFINITE, nothing)
-    # Below 0 by what rounding of the product explains is 0: s costs nothing to second order.
+    # A negative sᵀK s within the rounding of the product counts as 0: K is flat along s.
     if bool(sKs < -torch.finfo(s.dtype).eps * norm(s) * norm(Ks)):
         return step(StepSizeStatus.NONPOSITIVE_CURVATURE, nothing)
     sKs = torch.clamp(sKs, min=0.0)
     alpha, sized = cap.double(), StepSizeStatus.OK
     if bound is not None:
         bounded, sized = step_size(sKs, bound)
-        if sized is StepSizeStatus.OK:  # where not, the bound is beyond all numbers
+        if (
+            sized is StepSizeStatus.OK
+        ):  # otherwise sᵀK s is so small that the bound does not limit α
             alpha = torch.minimum(alpha, torch.as_tensor(bounded))
     if not bool(torch.isfinite(alpha)):
         refused = StepSizeStatus.NONPOSITIVE_CURVATURE if sized is StepSizeStatus.OK else sized
@@ -137,7 +138,7 @@ def natural_step(
 
 
 def _solve(solver: Solver, K: Any, g: Tensor, damping: float) -> Solution[Tensor]:
-    """s and K s, by a solver that may not know of damping."""
+    """Solve (K + λI) s = g, with K s as ``Ax``, also by solvers without a ``damping`` argument."""
     if _takes_damping(solver):
         return solver(K, g, damping=damping)
     if not damping:
@@ -149,6 +150,6 @@ def _solve(solver: Solver, K: Any, g: Tensor, damping: float) -> Solution[Tensor
 def _takes_damping(solver: Solver) -> bool:
     try:
         parameters = inspect.signature(solver).parameters.values()
-    except (TypeError, ValueError):  # written in C
+    except (TypeError, ValueError):  # functions written in C have no signature
         return False
     return any(p.name == "damping" for p in parameters)

@@ -1,6 +1,6 @@
-"""How products come out of a graph: Jacobians, hooks, layers, passes without side effects.
+"""Jacobian products from autograd graphs, hooks, layers, and forward passes without side effects.
 
-The ground floor under ``curvature``: nothing here knows what a metric, a solver or an optimizer is.
+``curvature`` builds on this package; nothing here imports metrics, solvers or optimizers.
 """
 
 from natgrad.autodiff.differentiation import NotTwiceDifferentiable, twice_differentiable

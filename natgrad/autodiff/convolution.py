@@ -1,12 +1,12 @@
-"""Convolutions whose double backward pass computes what is asked of it, and nothing else.
+"""Convolutions whose double backward pass computes only the derivatives that are needed.
 
-torch's own computes three gradients whatever is needed, six convolutions a layer and more, where
-the Jacobian product J v needs two: x ∗ dW + dx ∗ W. On a ResNet that is half of a product.
+torch's own double backward pass always computes three gradients, six convolutions a layer and more,
+where the Jacobian product J v needs two: x ∗ dW + dx ∗ W. On a ResNet that is half of a product.
 
 A convolution y = x ∗ W has the gradients gₓ = ∂/∂x ⟨g, x ∗ W⟩, linear in g and W, and g_W, linear
 in g and x. The engine skips nodes that it does not need, but not parts of a node. So the dependence
-of gₓ on g is one node (:class:`_Gradient`) and that on W another one, of value zero
-(:class:`_HeldVariable`); their sum is gₓ with both derivatives.
+of gₓ on g is one node (:class:`_GradientInOutput`) and that on W another one, of value zero
+(:class:`_GradientInOperand`); their sum is gₓ with both derivatives.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ _DIMENSIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 
 class LeanConvolutions(WithoutTensorHooks):
-    """Inside, F.conv1d, conv2d and conv3d have a lean double backward pass, and are equal else.
-    Tensors have no hooks here: one mode costs half of two."""
+    """A context in which F.conv1d, conv2d and conv3d have a lean double backward pass.
+
+    Values and first derivatives are torch's. Tensors get no hooks inside either: one mode for both
+    costs half of two nested ones.
+    """
 
     def __torch_function__(
         self,
@@ -39,14 +42,14 @@ class LeanConvolutions(WithoutTensorHooks):
         dimensions = _DIMENSIONS.get(func)
         if dimensions is None:
             return super().__torch_function__(func, types, args, kwargs)
-        given = dict(kwargs or {})
+        keywords = dict(kwargs or {})
         if not torch.is_grad_enabled():
-            return func(*args, **given)
-        named = dict(zip(_ARGUMENTS, args, strict=False)) | given
+            return func(*args, **keywords)
+        named = dict(zip(_ARGUMENTS, args, strict=False)) | keywords
         x, weight = named["input"], named["weight"]
         padding = named.get("padding", 0)
         if isinstance(padding, str) or x.ndim != dimensions + 2 or x.dtype != weight.dtype:
-            return func(*args, **given)
+            return func(*args, **keywords)
         geometry = Geometry(
             _tuple(named.get("stride", 1), dimensions),
             _tuple(padding, dimensions),
@@ -61,30 +64,41 @@ _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "group
 
 @dataclass(frozen=True)
 class Geometry:
+    """The settings of a convolution, one entry a spatial dimension, and torch's kernels for it."""
+
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
 
+    @property
+    def _settings(self) -> tuple[Any, ...]:
+        """The arguments that ATen's convolution and its backward pass share; not transposed."""
+        no_output_padding = [0] * len(self.stride)
+        return self.stride, self.padding, self.dilation, False, no_output_padding, self.groups
+
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        output: Tensor = torch.ops.aten.convolution(
-            x, weight, bias, self.stride, self.padding, self.dilation, False,
-            [0] * len(self.stride), self.groups,
-        )  # fmt: skip
+        """x ∗ W, plus the bias."""
+        output: Tensor = torch.ops.aten.convolution(x, weight, bias, *self._settings)
         return output
 
     def backward(
         self, g: Tensor, x: Tensor, weight: Tensor, *, wanted: tuple[bool, bool]
     ) -> tuple[Tensor, Tensor]:
-        """gₓ and g_W, as far as wanted; of what is not, the tensor given is read for its shape."""
+        """Compute gₓ and g_W for the output gradient g.
+
+        ``wanted`` selects (gₓ, g_W). If gₓ alone is wanted, only the shape of ``x`` is read; if
+        g_W alone, only that of ``weight``.
+        """
         gx, gw, _ = torch.ops.aten.convolution_backward(
-            g, x, weight, None, self.stride, self.padding, self.dilation, False,
-            [0] * len(self.stride), self.groups, [*wanted, False],
-        )  # fmt: skip
+            g, x, weight, None, *self._settings, [*wanted, False]
+        )
         return gx, gw
 
 
 class _Convolution(Function):
+    """x ∗ W + b; a backward pass that is recorded is split into nodes by :func:`_split`."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
@@ -111,8 +125,11 @@ class _Convolution(Function):
 
 @dataclass(frozen=True)
 class _Operands:
-    """Behind this autograd sees no edges; in a backward pass that is recorded their graphs count
-    again, so that third and higher derivatives are right, by torch's own formulas."""
+    """The operands of a gradient, wrapped so that autograd draws no edges to them.
+
+    ``of_input`` tells whether the gradient is gₓ or g_W. In a recorded backward pass the graphs of
+    the operands count again: third and higher derivatives follow from torch's own formulas.
+    """
 
     g: Tensor
     x: Tensor
@@ -122,17 +139,17 @@ class _Operands:
 
 
 def _split(g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, *, of_input: bool) -> Tensor:
-    """gₓ (``of_input``) or g_W with its two derivatives in two nodes."""
+    """Compute gₓ (``of_input``) or g_W, with its two derivatives in two nodes."""
     operands = _Operands(g, x, weight, geometry, of_input)
-    value = _apply(_Gradient, g, operands)
+    value = _apply(_GradientInOutput, g, operands)
     variable = weight if of_input else x
     if not variable.requires_grad:
         return value
-    return _apply(_Join, value, _apply(_HeldVariable, variable, operands))
+    return _apply(_AddZero, value, _apply(_GradientInOperand, variable, operands))
 
 
-class _Gradient(Function):
-    """gₓ or g_W as a function of g."""
+class _GradientInOutput(Function):
+    """gₓ or g_W as a function of the output gradient g alone."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, operands: _Operands) -> Tensor:
@@ -144,14 +161,14 @@ class _Gradient(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (v,) = gradients
-        held: _Operands = ctx.operands
-        if held.of_input:
-            return held.geometry.forward(v, held.weight), None
-        return held.geometry.forward(held.x, v), None
+        operands: _Operands = ctx.operands
+        if operands.of_input:
+            return operands.geometry.forward(v, operands.weight), None
+        return operands.geometry.forward(operands.x, v), None
 
 
-class _HeldVariable(Function):
-    """Zero in value; its derivative is that of gₓ in W, or of g_W in x."""
+class _GradientInOperand(Function):
+    """A zero whose derivative is that of gₓ in W, or of g_W in x."""
 
     @staticmethod
     def forward(ctx: Any, variable: Tensor, operands: _Operands) -> Tensor:
@@ -162,16 +179,17 @@ class _HeldVariable(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (v,) = gradients
-        held: _Operands = ctx.operands
-        if held.of_input:
-            _, gw = held.geometry.backward(held.g, v, held.weight, wanted=(False, True))
+        operands: _Operands = ctx.operands
+        geometry = operands.geometry
+        if operands.of_input:
+            _, gw = geometry.backward(operands.g, v, operands.weight, wanted=(False, True))
             return gw, None
-        gx, _ = held.geometry.backward(held.g, held.x, v, wanted=(True, False))
+        gx, _ = geometry.backward(operands.g, operands.x, v, wanted=(True, False))
         return gx, None
 
 
-class _Join(Function):
-    """value + zero, without the addition."""
+class _AddZero(Function):
+    """value + zero, without computing the addition."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, zero: Tensor) -> Tensor:
@@ -195,5 +213,5 @@ def _tuple(value: int | Iterable[int], dimensions: int) -> tuple[int, ...]:
     return given * dimensions if len(given) == 1 else given
 
 
-# Each backward pass here is linear and can be differentiated: the tests hold them to torch's own.
-LEAN_FUNCTIONS = frozenset({_Convolution, _Gradient, _HeldVariable, _Join})
+# Graph trusts these: their backward passes are linear and differentiable, as tests verify.
+LEAN_FUNCTIONS = frozenset({_Convolution, _GradientInOutput, _GradientInOperand, _AddZero})

@@ -1,4 +1,7 @@
-"""Data of a forward function: a tensor, or mappings and sequences of tensors, cut along dim 0."""
+"""Samples of a forward function's data: a tensor, or mappings, lists and tuples of tensors.
+
+Dimension 0 of every tensor counts the samples.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,11 @@ from torch import Tensor
 
 
 def length(data: Any) -> int:
-    """The number of samples. Raises ``TypeError`` for what is no tensor, ``ValueError`` where
-    tensors disagree or have no dimension."""
+    """Count the samples.
+
+    Raises ``TypeError`` for data of another kind, ``ValueError`` if tensors differ in length or
+    have no dimension.
+    """
     if isinstance(data, Tensor):
         if not data.ndim:
             raise ValueError("data of shape () have no samples; the first dimension counts them")
@@ -32,22 +38,25 @@ def length(data: Any) -> int:
 
 
 def take(data: Any, index: slice | Tensor) -> Any:
-    """The samples of ``index`` from every tensor, in the containers that they came in."""
+    """Select the samples ``index`` from every tensor, keeping lists, tuples and mappings.
+
+    Mappings come back as ``dict``; a slice gives views, a tensor of indices copies.
+    """
     if isinstance(data, Tensor):
         return data[index.to(data.device) if isinstance(index, Tensor) else index]
     if isinstance(data, Mapping):
         return {key: take(value, index) for key, value in data.items()}
     parts = [take(value, index) for value in data]
-    if hasattr(data, "_fields"):  # a named tuple
+    if hasattr(data, "_fields"):  # named tuples take their fields one by one
         return type(data)(*parts)
     return type(data)(parts)
 
 
 def subset(samples: int, fraction: float, generator: torch.Generator | None) -> Tensor:
-    """The indices of ⌈fraction · samples⌉ samples, drawn without replacement.
+    """Draw the indices of ⌈``fraction`` · ``samples``⌉ samples, without replacement.
 
-    Raises ``ValueError`` for a fraction outside (0, 1], or without a generator: which samples are
-    drawn should be the caller's to repeat.
+    Raises ``ValueError`` for a fraction outside (0, 1], or without a generator: the caller must be
+    able to repeat the draw.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction}")

@@ -1,4 +1,4 @@
-"""Differentiation that can be repeated, and errors that name the cure."""
+"""Gradients from a graph that is kept, and errors that name the cure."""
 
 from __future__ import annotations
 
@@ -10,39 +10,44 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# What torch says of fused kernels, and of cuDNN's RNNs.
+# Parts of torch's error messages: for fused kernels and cuDNN's RNNs,
 _NO_SECOND_DERIVATIVE = ("is not implemented", "double backward")
-# What it says of checkpoints that keep some results (context_fn=...).
-_SELECTIVE = (
+# for selective checkpoints (context_fn=...), in torch 2.6 by the recomputed tensors,
+_SELECTIVE_CHECKPOINT = (
     "backward an extra time",
     "not found in storage",
     "Recomputed values for the following tensors",
     "number of tensors was saved during the original forward",
 )
-# What it says of the backward passes of torch.compile.
+# and for the backward passes of torch.compile.
 _COMPILED = ("donated buffers", "aot_autograd does not currently support double backward")
 
 
 class NotTwiceDifferentiable(RuntimeError):
-    """The backward pass of a graph is no differentiable linear map, as products need it: a fused
-    kernel without a second derivative, a custom Function, a hook, a reentrant checkpoint."""
+    """The backward pass of a graph is not the differentiable linear map that products need.
+
+    Causes are a fused kernel without a second derivative, a custom autograd Function, a hook on an
+    activation, or a reentrant checkpoint; the message names the one that was found.
+    """
 
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Compute attention and recurrent layers, inside, by kernels that have second derivatives.
+    """Run attention and recurrent layers by kernels that have second derivatives.
 
-    Fused attention, and cuDNN's LSTM, GRU and RNN, can be differentiated only once; the products of
-    an operator differentiate twice. An operator that is given a forward function falls back to this
-    by itself. Compute outputs inside it where you hand over outputs:
+    Fused attention, and cuDNN's LSTM, GRU and RNN, can be differentiated only once, while an
+    operator's products differentiate twice. An operator built from a forward function falls back to
+    this context by itself. Where you pass outputs to an operator, compute them inside it.
 
+    Examples
+    --------
     >>> with twice_differentiable():
     ...     q = torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(0))
     ...     outputs = torch.nn.functional.scaled_dot_product_attention(q, q, q)
     """
     enabled = torch.backends.cudnn.enabled
     try:
-        # Not cudnn.flags(), which also writes back precisions that the newer API may have set.
+        # cudnn.flags() would also write back precisions, which the newer API may have changed.
         torch.backends.cudnn.enabled = False
         with sdpa_kernel(SDPBackend.MATH):
             yield
@@ -52,10 +57,9 @@ def twice_differentiable() -> Iterator[None]:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Inside, what torch.compile has compiled runs as it was written: the backward pass of compiled
-    code can be run only once."""
+    """Run code under torch.compile uncompiled: a compiled backward pass can run only once."""
     dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None:  # nothing is compiled, and importing it takes seconds
+    if dynamo is None:  # nothing is compiled; set_stance would import dynamo, which takes seconds
         yield
         return
     with torch.compiler.set_stance("force_eager"):
@@ -69,12 +73,35 @@ def gradients(
     *,
     create_graph: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """``torch.autograd.grad`` with the graph kept, None for unused inputs, and better errors."""
+    """Call ``torch.autograd.grad`` with the graph kept, None for unused inputs, clearer errors.
+
+    Parameters
+    ----------
+    outputs
+        The tensors to differentiate.
+    inputs
+        The tensors to differentiate in.
+    weights
+        One cotangent for each output, of its shape; None for scalar outputs.
+    create_graph
+        Whether the gradients carry a graph of their own.
+
+    Raises
+    ------
+    NotTwiceDifferentiable
+        If an operation, a selective checkpoint or compiled code cannot be differentiated again.
+    RuntimeError
+        If a tensor of the graph was changed in place, or the graph was freed.
+    """
     try:
         return torch.autograd.grad(
-            outputs, inputs, weights, retain_graph=True, create_graph=create_graph,
+            outputs,
+            inputs,
+            weights,
+            retain_graph=True,
+            create_graph=create_graph,
             allow_unused=True,
-        )  # fmt: skip
+        )
     except RuntimeError as error:
         message = str(error)
         if "modified by an inplace operation" in message:
@@ -87,7 +114,7 @@ def gradients(
                 "the graph of these outputs was freed by an earlier backward pass; pass "
                 "retain_graph=True to that one, or build the operator from a fresh forward pass"
             ) from error
-        if any(part in message for part in _SELECTIVE):
+        if any(part in message for part in _SELECTIVE_CHECKPOINT):
             raise NotTwiceDifferentiable(
                 "a checkpoint of this graph computes other tensors at another backward pass: a "
                 "selective checkpoint (context_fn=...), which can be run backward only once, or a "
@@ -119,18 +146,29 @@ def many_gradients(
     *,
     vectorised: bool,
 ) -> tuple[Tensor | None, ...]:
-    """:func:`gradients` for k weights, stacked along dimension 0 of ``weights`` and of results.
+    """Compute :func:`gradients` for k weights at once.
 
-    ``vectorised`` takes one backward pass over all of them by torch.vmap, which autograd Functions
-    written in Python need not bear: some fail, some end the process.
+    Parameters
+    ----------
+    outputs, inputs
+        As in :func:`gradients`.
+    weights
+        k cotangents for each output, stacked along dimension 0; results are stacked the same way.
+    vectorised
+        Whether to take one backward pass over all k by torch.vmap. Not for graphs with autograd
+        Functions written in Python: under vmap some of them fail, some end the process.
     """
     if vectorised:
-        # What vmap has no rule for (sparse products, hooks that read a number) goes row by row.
+        # vmap has no rule for sparse products or hooks that read a number: take row by row then.
         with suppress(RuntimeError):
             found: tuple[Tensor | None, ...] = torch.autograd.grad(
-                outputs, inputs, weights, retain_graph=True, allow_unused=True,
+                outputs,
+                inputs,
+                weights,
+                retain_graph=True,
+                allow_unused=True,
                 is_grads_batched=True,
-            )  # fmt: skip
+            )
             return found
     rows = [gradients(outputs, inputs, each) for each in zip(*weights, strict=True)]
     return tuple(

@@ -1,9 +1,9 @@
-"""The graph behind some outputs, read before it is differentiated: what it reaches, what it hides.
+"""Inspect an autograd graph before differentiating it: leaves, custom Functions, hooks.
 
-Curvature trusts a backward pass twice: as the transposed Jacobian, and as a linear function that
-can itself be differentiated. C++ operations of torch keep both promises or raise. What need not
-keep them is found here: by the kinds of nodes, or, where only running it can tell, by one trial
-for a model's structure (:meth:`Graph.once`).
+Curvature relies on a backward pass being the transposed Jacobian, and a linear function that can
+itself be differentiated. C++ operations of torch are both, or raise. Nodes that may break this are
+found here by their types or, if only running them can tell, by one trial for each structure of a
+model (:meth:`Graph.try_once`).
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ from natgrad.autodiff.convolution import LEAN_FUNCTIONS
 from natgrad.autodiff.differentiation import NotTwiceDifferentiable
 from natgrad.autodiff.hooks import not_linear, require_linear, require_no_hooks
 
-# Inserted by module.register_full_backward_hook: the identity, but for the hooks that it carries.
+# Inserted by module.register_full_backward_hook: an identity that carries the hooks.
 MODULE_HOOK = "BackwardHookFunctionBackward"
 REENTRANT = "CheckpointFunctionBackward"
-# What torch.autograd.function.once_differentiable puts into a recorded backward pass.
-ONCE = "torch::autograd::Error"
-# Structures that were tried, and how often each was built, by a parameter of their model.
-_TRIED: Any = WeakIdKeyDictionary()
+# Node that torch.autograd.function.once_differentiable puts into a recorded backward pass.
+ONCE_DIFFERENTIABLE = "torch::autograd::Error"
+# For a parameter of each model: the trials made, by structure, and how often each came up.
+_TRIALS: Any = WeakIdKeyDictionary()
 AccumulateGrad = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
-# Types of torch's own operations, met before.
-_PLAIN: set[type] = set()
+# Node types of torch's own operations that were seen before.
+_BUILT_IN: set[type] = set()
 
 
 class Graph:
-    """The nodes behind ``outputs``; ``custom`` names the autograd Functions of Python and of C++
-    extensions among them, whose backward passes need not be linear or differentiable.
+    """The nodes behind ``outputs``.
+
+    ``custom`` names the autograd Functions of Python and of C++ extensions among the nodes, whose
+    backward passes need not be linear or differentiable.
 
     Raises :class:`NotTwiceDifferentiable` for a reentrant checkpoint, behind which the graph ends.
     Cost: about a microsecond a node.
@@ -49,9 +51,9 @@ class Graph:
         kinds: list[object] = []
         module_hooks: list[Node] = []
         stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
-        # Each operator comes through here, so that the loop asks no more of a common node than its
-        # type: a microsecond a node is what small networks notice.
-        seen, plain = self._seen, _PLAIN
+        # Every operator pays for this loop, and small networks notice a microsecond a node: for
+        # common nodes it looks at the type alone.
+        seen, built_in = self._seen, _BUILT_IN
         while stack:
             node: Any = stack.pop()
             if node in seen:
@@ -64,11 +66,11 @@ class Graph:
             for following, _ in node.next_functions:
                 if following is not None:
                     stack.append(following)
-            if kind in plain:
+            if kind in built_in:
                 kinds.append(kind)
                 continue
             name = node.name()
-            # Functions of one name may be others; torch's nodes without a type have only a name.
+            # Two Functions may share a name, so take the type; untyped nodes have only a name.
             kinds.append(kind if issubclass(kind, BackwardCFunction) else name)
             if name == MODULE_HOOK:
                 module_hooks.append(node)
@@ -83,44 +85,58 @@ class Graph:
                     self.custom.append(name)
             elif "CppNode" in name:
                 self.custom.append(name)
-            elif kind.__name__ != "CppFunction":  # the type of all that have none of their own
-                plain.add(kind)
+            elif kind.__name__ != "CppFunction":  # the type that untyped nodes share
+                built_in.add(kind)
         self._structure = hash(tuple(kinds))
         self._hooks = [hooks for node in module_hooks for hooks in _hooks_of(node)]
 
     @property
     def nodes(self) -> list[Node]:
-        """All nodes but those of leaves."""
+        """All nodes except those of leaves."""
         return [node for node in self._seen if type(node) is not AccumulateGrad]
 
     def reaches(self, parameter: Tensor) -> bool:
-        """Whether the outputs depend on a parameter, a leaf or not."""
+        """Tell whether the outputs depend on a parameter, which need not be a leaf."""
         return parameter in self._leaves or parameter.grad_fn in self._seen
 
     def computes_once(self) -> bool:
-        """Whether this graph, of a recorded backward pass, cannot be differentiated on purpose."""
-        return any(node.name() == ONCE for node in self.nodes)
+        """Tell whether this recorded backward pass contains a ``once_differentiable`` Function."""
+        return any(node.name() == ONCE_DIFFERENTIABLE for node in self.nodes)
 
     def require_linear(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]
     ) -> None:
-        """Raise :class:`NotTwiceDifferentiable` where the backward pass from ``outputs`` to
-        ``inputs`` is no linear map: by hooks, or by Functions of Python and extensions."""
+        """Raise :class:`NotTwiceDifferentiable` unless the backward pass is a linear map.
+
+        Hooks and custom Functions are tested on gradients of ``outputs`` in ``inputs``, with one
+        cotangent of ``weights`` for each output.
+        """
         require_no_hooks(outputs, inputs, weights, self.nodes)
         if self.custom:
             require_linear(outputs, inputs, weights, self.custom)
 
     def require_recorded(self, pieces: Sequence[Tensor]) -> None:
-        """Raise :class:`NotTwiceDifferentiable` where ``pieces``, of this graph's backward pass
-        with a graph of its own, cannot be differentiated on purpose."""
+        """Raise :class:`NotTwiceDifferentiable` if a ``once_differentiable`` Function made them.
+
+        ``pieces`` are gradients of this graph, computed with ``create_graph=True``.
+        """
         if self.custom and Graph(pieces).computes_once():
             raise not_linear(self.custom)
 
-    def once(self, parameter: Tensor, trial: Callable[[], None]) -> None:
-        """Run ``trial`` for the first graph of a model's structure, known by one of its parameters,
-        and again for the 2nd, 4th, 8th, …: hooks may be switched on later, and a structure does not
-        show them. A trial that raised is not counted."""
-        known: dict[tuple[str, int], int] = _TRIED.setdefault(parameter, {})
+    def try_once(self, parameter: Tensor, trial: Callable[[], None]) -> None:
+        """Run ``trial`` for the 1st, 2nd, 4th, 8th, … graph of a model's structure.
+
+        It is repeated because hooks may be added later, which the structure does not show. A trial
+        that raises is not counted.
+
+        Parameters
+        ----------
+        parameter
+            A parameter of the model, by which the counts are kept.
+        trial
+            The check to run; its ``__name__`` tells trials of one graph apart.
+        """
+        known: dict[tuple[str, int], int] = _TRIALS.setdefault(parameter, {})
         key = trial.__name__, self._structure
         count = known.get(key, 0) + 1
         if not count & (count - 1):
@@ -129,34 +145,38 @@ class Graph:
 
     @contextmanager
     def unhooked(self, parameters: Sequence[Tensor]) -> Iterator[None]:
-        """Inside, backward passes do not run the hooks of modules and of the parameters: they are
-        about the gradients that a training step uses, and clip or log them, where curvature is of
-        the model. Nobody else's code runs, and no hook is lost."""
-        held = [hooks for hooks in self._hooks if hooks]
-        held += [hooks for p in parameters if (hooks := getattr(p, "_backward_hooks", None))]
-        if not held:
+        """Run backward passes without the hooks of modules and of ``parameters``.
+
+        Such hooks clip or log the gradients of a training step, while curvature is that of the
+        model. They are put back afterwards; no other code runs meanwhile.
+        """
+        emptied = [hooks for hooks in self._hooks if hooks]
+        emptied += [hooks for p in parameters if (hooks := getattr(p, "_backward_hooks", None))]
+        if not emptied:
             yield
             return
-        copies = [dict(hooks) for hooks in held]
+        copies = [dict(hooks) for hooks in emptied]
         try:
-            for hooks in held:
+            for hooks in emptied:
                 hooks.clear()
             yield
         finally:
-            for hooks, copy in zip(held, copies, strict=True):
+            for hooks, copy in zip(emptied, copies, strict=True):
                 hooks.update(copy)
 
 
 def _hooks_of(node: Node) -> Iterator[dict[int, Any]]:
-    """The dictionaries of a node's hooks, which torch keeps to itself but shares with the handle of
-    any further hook."""
+    """Yield the dictionaries that hold a node's hooks.
+
+    torch does not expose them, but the handle of any newly registered hook refers to them.
+    """
     for register in (node.register_hook, node.register_prehook):
-        handle = register(_nothing)
+        handle = register(_no_op)
         hooks: Any = handle.hooks_dict_ref()
         handle.remove()
         if hooks is not None:
             yield hooks
 
 
-def _nothing(*_: Any) -> None:
+def _no_op(*_: Any) -> None:
     return None

@@ -1,8 +1,8 @@
-"""Hooks on the way of a gradient: left out of the graphs recorded here, and found in others.
+"""Hooks on activations: left out of graphs recorded here, detected in graphs of the caller.
 
-``tensor.register_hook`` may clip, scale or mask what passes through an activation. The backward
-pass is then not the transposed Jacobian of the model, and no number in the graph says so: torch
-shows a node's hooks to nobody.
+``tensor.register_hook`` may clip, scale or mask the gradient of an activation. The backward pass is
+then not the transposed Jacobian of the model, and the graph does not show it: torch does not expose
+the hooks of a node.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from natgrad.autodiff.differentiation import NotTwiceDifferentiable, gradients
 
 # A hook may act on large gradients only, on small ones, or on those of one sign.
 SCALES = (1.0, -1.0, 2.0**40, 2.0**-40)
-# How many times the rounding that was seen once the rounding of another sum may be.
+# Comparisons allow this many times the rounding error that was measured on one sample.
 ROUNDING = 1e3
 _SUMS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
 
 class WithoutTensorHooks(TorchFunctionMode):
-    """Inside, ``tensor.register_hook`` registers nothing, and returns a handle of nothing."""
+    """A context in which ``tensor.register_hook`` does nothing and returns an empty handle."""
 
     def __torch_function__(
         self,
@@ -51,34 +51,46 @@ def require_no_hooks(
     weights: Sequence[Tensor],
     nodes: Sequence[Node],
 ) -> None:
-    """Raise :class:`NotTwiceDifferentiable` where a hook changes a gradient between the nodes.
+    """Raise :class:`NotTwiceDifferentiable` if a hook changes a gradient between two nodes.
 
-    What a node is handed must be what other nodes returned, or the engine's sum of that, whatever
-    its value, and nothing may write to it in between. Hooks that only look are no matter. A write
-    through NumPy's view of the memory is not seen. Cost: four backward passes with each operation
-    seen by Python.
+    A gradient that enters a node must be a tensor that other nodes returned, or the engine's sum of
+    such tensors, and nothing may write to it in between. Values are not compared. Hooks that only
+    read pass. A write through NumPy's view of the memory is not detected.
+
+    Parameters
+    ----------
+    outputs, inputs, weights
+        The backward pass to watch, as in :func:`natgrad.autodiff.differentiation.gradients`.
+    nodes
+        The nodes between them.
+
+    Notes
+    -----
+    Cost: four backward passes in which Python sees each operation.
     """
-    twins = sum(len(edges) - len(set(edges)) for edges in (node.next_functions for node in nodes))
+    edges = [node.next_functions for node in nodes]
+    repeated = sum(len(following) - len(set(following)) for following in edges)
     for scale in SCALES:
         seeds = [(scale * weight).detach() for weight in weights]
         with ExitStack() as stack:
-            watch = _Watch(seeds, twins)
+            monitor = _GradientMonitor(seeds, repeated)
             for node in nodes:
-                # Hooks of tensors run before all these, so ours must be the last and the first.
-                before = node.register_prehook(watch.enter)
-                after = node.register_hook(watch.leave)
-                following: Any = after.hooks_dict_ref()
-                others = [(key, hook) for key, hook in following.items() if key != after.id]
+                # The monitor must run after all other prehooks and before all other hooks. torch
+                # runs prehooks of tensors first.
+                before = node.register_prehook(monitor.entered)
+                after = node.register_hook(monitor.returned)
+                hooks: Any = after.hooks_dict_ref()
+                others = [(key, hook) for key, hook in hooks.items() if key != after.id]
                 if others:  # torch runs them in the order of insertion
-                    following.clear()
-                    following[after.id] = watch.leave
-                    following.update(others)
+                    hooks.clear()
+                    hooks[after.id] = monitor.returned
+                    hooks.update(others)
                 stack.callback(before.remove)
                 stack.callback(after.remove)
-            with watch:
+            with monitor:
                 found = gradients(outputs, inputs, seeds)
-        watch.enter(found)
-        if watch.changed:
+        monitor.entered(found)
+        if monitor.changed:
             raise NotTwiceDifferentiable(
                 "a hook on an activation, registered by tensor.register_hook or on a node of the "
                 "graph, changes the gradient that comes through it, so that the backward pass is "
@@ -94,8 +106,21 @@ def require_linear(
     weights: Sequence[Tensor],
     custom: Sequence[str],
 ) -> None:
-    """Raise :class:`NotTwiceDifferentiable` where gradients do not scale with the weights: where a
-    ``custom`` Function clips, say. Cost: four backward passes."""
+    """Raise :class:`NotTwiceDifferentiable` if gradients do not scale with the cotangents.
+
+    That is the case where a custom Function clips, for example.
+
+    Parameters
+    ----------
+    outputs, inputs, weights
+        The backward pass to test, as in :func:`natgrad.autodiff.differentiation.gradients`.
+    custom
+        Names of the custom Functions in the graph, for the error's text.
+
+    Notes
+    -----
+    Cost: four backward passes.
+    """
     expected: Sequence[Tensor | None] | None = None
     for scale in SCALES:
         seeds = [scale * weight for weight in weights]
@@ -104,16 +129,16 @@ def require_linear(
         for one, other in zip(expected, pieces, strict=True):
             if one is None or other is None:
                 continue
-            kind = torch.finfo(one.dtype)
-            allowed = kind.eps**0.5 * one.abs().amax() + kind.tiny / abs(scale)
-            # Values that are not finite are not this comparison's to judge.
+            precision = torch.finfo(one.dtype)
+            allowed = precision.eps**0.5 * one.abs().amax() + precision.tiny / abs(scale)
+            # This comparison says nothing about values that are not finite: skip them.
             difference = (one - other).abs()
             if bool(((difference > allowed) & torch.isfinite(difference)).any()):
                 raise not_linear(custom)
 
 
 def not_linear(custom: Sequence[str]) -> NotTwiceDifferentiable:
-    """The error for a graph whose ``custom`` Functions do not keep what products need."""
+    """Build the error for a graph whose ``custom`` Functions are not linear or differentiable."""
     names = ", ".join(sorted({name.removesuffix("Backward") for name in custom})) or "an operation"
     return NotTwiceDifferentiable(
         f"the backward pass through {names} is not a differentiable linear function of the "
@@ -124,37 +149,50 @@ def not_linear(custom: Sequence[str]) -> NotTwiceDifferentiable:
     )
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees a backward pass; ``changed`` where a node was handed what no node returned, or where
-    something between two nodes wrote to a gradient. ``twins`` is how often a node returns the same
-    gradient twice to another one, which the engine adds to itself."""
+class _GradientMonitor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches a backward pass for gradients that are changed between two nodes.
 
-    def __init__(self, seeds: Sequence[Tensor], twins: int) -> None:
+    ``changed`` is True if a gradient entered a node that no node returned, or if an operation
+    between two nodes wrote to a gradient.
+
+    Parameters
+    ----------
+    seeds
+        The cotangents that the backward pass starts from.
+    repeated
+        How often a node returns the same gradient twice to another one. The engine then adds the
+        gradient to itself.
+    """
+
+    def __init__(self, seeds: Sequence[Tensor], repeated: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # By identity, and weakly: a pass that kept all gradients would need their memory at once.
-        # With the address of each: `gradient.data = ...` is no operation.
-        self._own = WeakIdKeyDictionary()
-        self._inside, self._twins = False, twins
+        # Keyed weakly and by identity: keeping all gradients alive would cost their whole memory.
+        # The address is stored since `gradient.data = ...` is no operation that can be seen.
+        self._known = WeakIdKeyDictionary()
+        self._inside_node, self._repeated = False, repeated
         self.changed = False
-        self._keep(seeds)
+        self._remember(seeds)
 
-    def _keep(self, tensors: Iterable[Any]) -> None:
+    def _remember(self, tensors: Iterable[Any]) -> None:
         for tensor in tensors:
             if isinstance(tensor, Tensor):
-                self._own[tensor] = _address(tensor)
+                self._known[tensor] = _address(tensor)
 
-    def enter(self, gradients: Sequence[Any]) -> None:
-        """What a node is handed."""
-        self._inside = True
+    def entered(self, gradients: Sequence[Any]) -> None:
+        """Check the gradients that enter a node: the last of its prehooks."""
+        self._inside_node = True
         for gradient in gradients:
             if isinstance(gradient, Tensor):
-                known = self._own.get(gradient, "none of ours")  # type: ignore[no-untyped-call]
+                known = self._known.get(gradient, "unknown")  # type: ignore[no-untyped-call]
                 self.changed = self.changed or known != _address(gradient)
 
-    def leave(self, returned: Sequence[Any], _: Sequence[Any]) -> None:
-        """What it returned; a saved tensor as it is, maybe."""
-        self._inside = False
-        self._keep(returned)
+    def returned(self, gradients: Sequence[Any], _: Sequence[Any]) -> None:
+        """Remember the gradients that a node returns: the first of its hooks.
+
+        They may be tensors that no operation made, such as saved ones.
+        """
+        self._inside_node = False
+        self._remember(gradients)
 
     def __torch_dispatch__(
         self,
@@ -165,20 +203,21 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         given = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
         outcome = func(*args, **(kwargs or {}))
-        if self._inside:
-            self._keep(tree_iter(outcome))
+        if self._inside_node:
+            self._remember(tree_iter(outcome))
             return outcome
-        # Several gradients that meet in one tensor are summed between the nodes, by the engine.
-        if func in _SUMS and len(given) == 2 and not kwargs and all(t in self._own for t in given):
-            self._twins -= given[0] is given[1]
-            self.changed = self.changed or self._twins < 0
-            self._keep(tree_iter(outcome))
-        elif func._schema.is_mutable and given:  # in place, on its first argument or a view of ours
+        # Between nodes the engine sums the gradients of a tensor that was used several times.
+        are_known = len(given) == 2 and all(tensor in self._known for tensor in given)
+        if func in _SUMS and not kwargs and are_known:
+            self._repeated -= given[0] is given[1]
+            self.changed = self.changed or self._repeated < 0
+            self._remember(tree_iter(outcome))
+        elif func._schema.is_mutable and given:  # it writes to its first argument, maybe a view
             written = _address(given[0])
-            self.changed = self.changed or any(_address(own) == written for own in self._own)
+            self.changed = self.changed or any(_address(known) == written for known in self._known)
         return outcome
 
 
 def _address(tensor: Tensor) -> int | None:
-    """Of the memory; None for tensors without one of their own (sparse ones)."""
+    """Return the address of a tensor's memory; None for sparse tensors, which have none."""
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None

@@ -6,8 +6,8 @@ with its own graph (a backward pass that can itself be differentiated) gives
     J v   = ∂/∂z [ (Jᵀz)·v ]      one backward pass through that graph
     Jᵀ u                          one backward pass through the first graph
 
-so that no later product runs the network forward again. Set-up: one backward pass. A product pair:
-two backward passes, about one gradient (forward + backward) of the same model.
+so that no later product runs the network forward again. Set-up costs one backward pass; a product
+pair two backward passes, about one gradient (forward + backward) of the same model.
 """
 
 from __future__ import annotations
@@ -23,44 +23,60 @@ from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.hooks import ROUNDING, not_linear
 from natgrad.autodiff.slots import Slots
 
-ROWS = 64  # of J, or columns, in one vectorised backward pass
+ROWS = 64  # rows or columns of J in one vectorised backward pass
 
 
 class Jacobian:
-    """J = ∂outputs/∂parameters, known by ``forward`` (J v) and ``transpose`` (Jᵀ u).
+    """J = ∂outputs/∂parameters (m, n), with products :meth:`forward` J v and :meth:`transpose` Jᵀu.
 
-    Frozen and unused parameters have zero columns, outputs without a graph zero rows; ``reached``
-    are the parameters that some output depends on. Hooks of parameters and modules are not run.
-    :meth:`record` prepares products with J; the first of them does where nobody did.
+    Frozen and unused parameters have zero columns, outputs without a graph zero rows. Hooks of
+    parameters and modules are not run.
 
-    Raises :class:`NotTwiceDifferentiable` for a graph that ends in a reentrant checkpoint.
+    Parameters
+    ----------
+    outputs
+        Tensors of any shapes with their graphs, m elements together.
+    slots
+        The parameters and their places in a vector (n,).
+
+    Attributes
+    ----------
+    reached
+        The parameters that some output depends on.
+
+    Raises
+    ------
+    NotTwiceDifferentiable
+        If the graph ends in a reentrant checkpoint.
     """
 
     def __init__(self, outputs: Sequence[Tensor], slots: Slots) -> None:
         self._outputs = tuple(outputs)
         self._slots = slots
-        self._live = [output for output in self._outputs if output.requires_grad]
-        self._graph = Graph(self._live)
+        self._with_graph = [output for output in self._outputs if output.requires_grad]
+        self._graph = Graph(self._with_graph)
         self.reached = [p for p in slots.trained if self._graph.reaches(p)]
-        self._dual: list[Tensor] = []
-        self._owners: list[Tensor] = []
+        # The record of z ↦ Jᵀz: z, the parameters that Jᵀz is not constant in, Jᵀz by parameter.
+        self._z: list[Tensor] = []
+        self._recorded: list[Tensor] = []
         self._transposed: list[Tensor] | None = None
-        self._sound = False
+        self._checked_linear = False
 
     @property
     def reaches(self) -> bool:
-        """Whether any output depends on any of the parameters."""
+        """True if any output depends on any of the parameters."""
         return bool(self.reached)
 
     def unhooked(self) -> AbstractContextManager[None]:
-        """Inside, backward passes through this graph run no hooks of parameters and modules."""
+        """Run backward passes through this graph without hooks of parameters and modules."""
         return self._graph.unhooked(self.reached)
 
     def record(self) -> None:
-        """Record z ↦ Jᵀz with its own graph. Cost: one backward pass; for the first graph of a
-        model's structure some more, to see that it is a differentiable linear map.
+        """Record z ↦ Jᵀz with its own graph, as products with J need it.
 
-        Raises :class:`NotTwiceDifferentiable` where it is not.
+        :meth:`forward` calls it if needed. Raises :class:`NotTwiceDifferentiable` if Jᵀz is not
+        a differentiable linear map of z. Cost: one backward pass, and for the first graph of a
+        model's structure some more as a check.
         """
         if self._transposed is not None or not self.reaches:
             return
@@ -68,65 +84,67 @@ class Jacobian:
         try:
             self._record()
             if self._graph.custom:
-                self._graph.once(self.reached[0], self._adjoint)
-        except NotTwiceDifferentiable:  # nobody may go on with half a record
-            self._transposed, self._owners = None, []
+                self._graph.try_once(self.reached[0], self._check_adjoint)
+        except NotTwiceDifferentiable:  # a later product must not use the incomplete record
+            self._transposed, self._recorded = None, []
             raise
 
     def require_transpose(self) -> None:
-        """Raise :class:`NotTwiceDifferentiable` where a hook on an activation, or a Function that
-        is not torch's, makes a backward pass something else than a linear map. Cost: for the first
-        graph of a model's structure four backward passes seen by Python."""
-        if self.reaches and not self._sound:
-            self._graph.once(self.reached[0], self._linear)
-            self._sound = True
+        """Raise :class:`NotTwiceDifferentiable` unless the backward pass is a linear map.
+
+        Hooks on activations and custom Functions may break that. Cost: for the first graph of a
+        model's structure four backward passes in which Python sees each operation.
+        """
+        if self.reaches and not self._checked_linear:
+            self._graph.try_once(self.reached[0], self._check_linear)
+            self._checked_linear = True
 
     def verify(self) -> None:
-        """Raise as :meth:`record` does, whatever was tried before."""
+        """Make the checks of :meth:`record`, even if the structure was tried before."""
         if self.reaches:
-            self._linear()
+            self._check_linear()
             self._record()
             if self._graph.custom:
-                self._adjoint()
+                self._check_adjoint()
 
-    def _linear(self) -> None:
-        weights = self._weights()
+    def _check_linear(self) -> None:
+        weights = self._cotangents()
         with self.unhooked():
-            self._graph.require_linear(self._live, self.reached, weights)
+            self._graph.require_linear(self._with_graph, self.reached, weights)
 
     def _record(self) -> None:
-        self._dual = [weight.requires_grad_() for weight in self._weights()]
+        self._z = [weight.requires_grad_() for weight in self._cotangents()]
         with torch.enable_grad(), self.unhooked():
-            pieces = gradients(self._live, self.reached, self._dual, create_graph=True)
+            pieces = gradients(self._with_graph, self.reached, self._z, create_graph=True)
         self._transposed = []
         for parameter, piece in zip(self.reached, pieces, strict=True):
             if piece is None:
                 continue
             if piece.requires_grad:
-                self._owners.append(parameter)
+                self._recorded.append(parameter)
                 self._transposed.append(piece)
-            elif bool(piece.any()):  # of torch's own operations, only zeros come without a graph
+            elif bool(piece.any()):  # torch's own operations return only zeros without a graph
                 raise not_linear(self._graph.custom)
         self._graph.require_recorded(self._transposed)
 
-    def _weights(self) -> list[Tensor]:
-        # Jᵀz is linear in z, but not every backward formula of torch is written so (that of
-        # logcumsumexp takes a logarithm of it): a z without zeros or structure is safe.
-        generator = torch.Generator(self._live[0].device).manual_seed(0)
+    def _cotangents(self) -> list[Tensor]:
+        # Jᵀz is linear in z, but some backward formulas of torch are not written that way
+        # (logcumsumexp's takes a logarithm of z): use a z without zeros or structure.
+        generator = torch.Generator(self._with_graph[0].device).manual_seed(0)
         return [
             torch.empty_like(output, requires_grad=False).uniform_(0.5, 1.5, generator=generator)
-            for output in self._live
+            for output in self._with_graph
         ]
 
     def forward(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """J v for v (n,): one tensor for each output, of its shape."""
+        """Compute J v for v (n,): one tensor for each output, of its shape."""
         self.record()
-        if not self._owners:
+        if not self._recorded:
             return tuple(torch.zeros_like(output) for output in self._outputs)
         assert self._transposed is not None
-        pieces = self._slots.pieces(vector, self._owners)
+        pieces = self._slots.pieces(vector, self._recorded)
         with self.unhooked():
-            tangents = iter(gradients(self._transposed, self._dual, pieces))
+            tangents = iter(gradients(self._transposed, self._z, pieces))
         return tuple(
             torch.zeros_like(output) if tangent is None else tangent
             for output in self._outputs
@@ -134,7 +152,7 @@ class Jacobian:
         )
 
     def transpose(self, cotangents: Sequence[Tensor]) -> Tensor:
-        """Jᵀ u, (n,), for one cotangent for each output, of its shape."""
+        """Compute Jᵀu (n,); ``cotangents`` u are one tensor for each output, of its shape."""
         if not self.reaches:
             return self._slots.vector((), ())
         self.require_transpose()
@@ -144,48 +162,54 @@ class Jacobian:
             if output.requires_grad
         ]
         with self.unhooked():
-            return self._slots.vector(self.reached, gradients(self._live, self.reached, along))
+            found = gradients(self._with_graph, self.reached, along)
+            return self._slots.vector(self.reached, found)
 
-    def _adjoint(self) -> None:
-        """Raise unless ⟨J v, u⟩ = ⟨v, Jᵀu⟩ for random v and u: where a Function of its own writes a
-        backward pass that loses a part of its graph, the recorded one is not J."""
+    def _check_adjoint(self) -> None:
+        """Raise unless ⟨J v, u⟩ = ⟨v, Jᵀu⟩ for random v and u.
+
+        If a custom Function's backward pass loses a part of its graph, the recorded one is not J.
+        """
         like = self.reached[0]
         generator = torch.Generator(like.device).manual_seed(1)
-        for _ in range(3):  # one direction may miss what depends on a sign
-            self._adjoint_along(like, generator)
+        for _ in range(3):  # a single direction may miss an error that depends on a sign
+            self._check_adjoint_along(like, generator)
 
-    def _adjoint_along(self, like: Tensor, generator: torch.Generator) -> None:
+    def _check_adjoint_along(self, like: Tensor, generator: torch.Generator) -> None:
         def random(shape: torch.Size, dtype: torch.dtype) -> Tensor:
             return torch.randn(shape, generator=generator, dtype=dtype, device=like.device)
 
         v = random(torch.Size([self._slots.size]), like.dtype)
         images = self.forward(v)
-        # Along J v, where an error of J shows undiluted, and across it, where J v may be 0.
+        # u is partly along J v, where an error of J shows most, and partly random: J v may be 0.
         noise = [random(image.shape, image.dtype) for image in images]
         size, spread = _norm(images), _norm(noise)
         unit = torch.where(size > 0, size, 1.0)
-        # Unequal shares, which do not cancel where there is one output.
+        # Unequal shares, since equal ones may cancel where there is one output.
         u = [(y / unit + z / (2 * spread)).to(y) for y, z in zip(images, noise, strict=True)]
         pulled = self.transpose(u)
         difference = _inner([v], [pulled]) - _inner(images, u)
-        # At an optimum both are the rounding of 0: what three times u makes of it tells how much.
+        # At an optimum both are rounding errors of 0: measure these as the change under scaling.
         rounding = _norm([self.transpose([3 * piece for piece in u]) / 3 - pulled])
         allowed = torch.finfo(like.dtype).eps ** 0.5 * torch.maximum(size, _norm([pulled]))
         allowed = allowed + ROUNDING * rounding
-        # Values that are not finite are not this comparison's to judge.
+        # Where values are not finite this comparison is False, and says nothing.
         if bool(difference.abs() > allowed):
             raise not_linear(self._graph.custom)
 
     def to_dense(self) -> Tensor:
-        """J (m, n), the outputs flattened and side by side: m backward passes or n products with
-        J, whichever are fewer, ``ROWS`` at a time; backward passes where there are no products."""
+        """Return J (m, n), with the outputs flattened and concatenated.
+
+        Cost: m backward passes or n products with J, whichever are fewer, ``ROWS`` at a time. If
+        the graph has no products with J, m backward passes.
+        """
         self.require_transpose()
         m, n = sum(output.numel() for output in self._outputs), self._slots.size
         if m <= n:
             return torch.cat([self.rows(output, self._slots) for output in self._outputs])
         try:
             self.record()
-        except NotTwiceDifferentiable:  # rows need one derivative only
+        except NotTwiceDifferentiable:  # rows need only a first derivative
             return torch.cat([self.rows(output, self._slots) for output in self._outputs])
         like = self._slots.parameters[0]
         columns = []
@@ -196,21 +220,18 @@ class Jacobian:
         return torch.cat(columns, dim=1)
 
     def _columns(self, basis: Tensor) -> Tensor:
-        """J Vᵀ (m, k) for the rows of V (k, n)."""
-        if not self._owners:
+        """Compute J Vᵀ (m, k) for the rows of V (k, n)."""
+        if not self._recorded:
             m = sum(output.numel() for output in self._outputs)
             return basis.new_zeros(m, len(basis))
         along = [
-            basis[:, self._slots.span(owner)].reshape(len(basis), *owner.shape)
-            for owner in self._owners
+            basis[:, self._slots.span(parameter)].reshape(len(basis), *parameter.shape)
+            for parameter in self._recorded
         ]
         assert self._transposed is not None
+        vectorised = not self._graph.custom
         with self.unhooked():
-            tangents = iter(
-                many_gradients(
-                    self._transposed, self._dual, along, vectorised=not self._graph.custom
-                )
-            )
+            tangents = iter(many_gradients(self._transposed, self._z, along, vectorised=vectorised))
         found = []
         for output in self._outputs:
             tangent = next(tangents) if output.requires_grad else None
@@ -220,8 +241,11 @@ class Jacobian:
         return torch.cat(found, dim=1).mT
 
     def rows(self, output: Tensor, slots: Slots) -> Tensor:
-        """∂output/∂parameters (m, n) for one of the outputs, flattened, and any of the parameters:
-        m backward passes, ``ROWS`` at a time."""
+        """Return the rows of J that belong to one output, (m, n), for the parameters of ``slots``.
+
+        ``output`` is one of the outputs, of m elements, or a function of them; ``slots`` may hold
+        other parameters than the Jacobian's. Cost: m backward passes, ``ROWS`` at a time.
+        """
         self.require_transpose()
         rows = output.new_zeros(output.numel(), slots.size)
         if not output.requires_grad:

@@ -1,4 +1,4 @@
-"""Forward passes that leave no trace: the generators and the modules' buffers as they were."""
+"""Forward passes that leave random generators and the modules' buffers unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from natgrad.autodiff.hooks import WithoutTensorHooks
 
 
 class RandomState:
-    """The state of torch's global generators at one moment, to run under again and again."""
+    """The state of torch's global generators at construction, on the CPU and on ``device``."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -25,7 +25,7 @@ class RandomState:
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Inside, randomness starts from this state; afterwards the generators are as before."""
+        """Start random numbers from this state inside; restore the generators afterwards."""
         devices = [self._device] if self._cuda is not None else []
         with torch.random.fork_rng(devices=devices):
             torch.set_rng_state(self._cpu)
@@ -36,9 +36,12 @@ class RandomState:
 
 @contextmanager
 def preserved_buffers() -> Iterator[None]:
-    """Every module in training mode that is called inside works on copies of its buffers:
-    BatchNorm's statistics, spectral norm's vectors. The copies stay in the graph, the originals go
-    back in their places. Modules in evaluation mode, and scripted ones, are taken at their word."""
+    """Let modules in training mode that are called inside work on copies of their buffers.
+
+    Such buffers are BatchNorm's statistics and spectral norm's vectors. Graphs keep the copies; the
+    originals are put back. Modules in evaluation mode, and scripted ones, are assumed not to write
+    to theirs.
+    """
     originals: dict[tuple[int, str], tuple[nn.Module, Tensor]] = {}
 
     def lend_copies(module: nn.Module, _: Any) -> None:
@@ -59,10 +62,21 @@ def preserved_buffers() -> Iterator[None]:
 
 
 class Forward:
-    """A forward function to call again and again with the randomness of one moment, without trace:
-    compiled modules run uncompiled, hooks of activations are left out.
+    """A forward function, called repeatedly with the same random numbers and no side effects.
 
-    ``fallback`` makes it avoid kernels that cannot be differentiated twice.
+    Compiled modules run uncompiled; hooks on activations are left out.
+
+    Parameters
+    ----------
+    function
+        The function of the data to call.
+    device
+        The device whose generator it may use besides the CPU's.
+
+    Attributes
+    ----------
+    fallback
+        Set it to True to avoid kernels that cannot be differentiated twice.
     """
 
     def __init__(self, function: Callable[[Any], Any], device: torch.device) -> None:
@@ -71,17 +85,20 @@ class Forward:
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Inside, calls draw on from the state of the construction. A graph can be recorded here
-        whatever the caller's gradient mode."""
+        """Let calls inside draw from the random state at construction.
+
+        Graphs can be recorded inside even if the caller is in inference mode.
+        """
         with torch.inference_mode(False), self._state.replayed():
             yield
 
     def evaluate(self, data: Any) -> Any:
-        """The value without a graph."""
+        """Return the function's value without a graph."""
         with torch.no_grad(), preserved_buffers(), eager(), WithoutTensorHooks():
             return self._function(data)
 
     def __call__(self, data: Any) -> Any:
+        """Return the function's value with a graph."""
         with torch.enable_grad(), preserved_buffers(), eager():
             if self.fallback:
                 with WithoutTensorHooks(), twice_differentiable():

@@ -1,4 +1,4 @@
-"""How is distance measured? Operators v ↦ K v from a model's outputs and its parameters."""
+"""Curvature operators v ↦ K v, built from a model's outputs and its parameters."""
 
 from natgrad.autodiff.differentiation import NotTwiceDifferentiable, twice_differentiable
 from natgrad.curvature import metrics

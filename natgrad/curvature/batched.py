@@ -1,4 +1,4 @@
-"""Curvature that is a mean over data: of one recorded graph, or of chunks recorded anew."""
+"""Curvature as a mean over data: from one graph that is kept, or from chunks recorded anew."""
 
 from __future__ import annotations
 
@@ -13,33 +13,51 @@ from natgrad.autodiff.data import length, subset, take
 from natgrad.autodiff.differentiation import NotTwiceDifferentiable
 from natgrad.autodiff.side_effects import Forward, preserved_buffers
 from natgrad.autodiff.slots import Slots
+from natgrad.curvature.checks import checked_weights
 from natgrad.curvature.operator import LinearOperator
 
 Result = TypeVar("Result")
 
 
-class Recorded(Protocol):
+class RecordedBatch(Protocol):
     """The curvature of one batch, summed over its samples, with its graph."""
 
     @property
     def samples(self) -> float:
-        """What the mean divides by: a count, or a sum of weights."""
+        """The divisor of the mean: a count, or a sum of weights."""
 
     @property
     def reached(self) -> list[Tensor]:
         """The parameters that it depends on."""
 
-    def product(self, vector: Tensor) -> Tensor: ...
+    def product(self, vector: Tensor) -> Tensor:
+        """Compute the curvature, summed over samples, times a vector (n,)."""
 
 
 class BatchedOperator(LinearOperator):
-    """(Σ_b K_b v) / Σ_b samples_b over batches b; undivided where ``mean`` is False.
+    """K v = (Σ_b K_b v) / Σ_b samples_b over batches b; subclasses define K_b by ``_record``.
 
-    ``source`` is what a forward pass gives, whose graph is kept, or the forward function itself
-    with its ``data``. With ``chunk_size`` the function runs anew for every chunk of every product,
-    for memory independent of the data; without, once. Either way it leaves no trace: buffers and
-    generators are as they were, and every product sees the same randomness, that of the
-    construction. Subclasses say what one batch's curvature is (``_record``).
+    Parameters
+    ----------
+    source
+        The outcome of a forward pass with its graph, which is kept, or the forward function itself.
+        A function has no side effects: buffers and generators stay unchanged, and every product
+        draws the same random numbers, from the state at construction.
+    parameters
+        The parameters to differentiate in, in the order of the vectors.
+    data
+        The argument of a forward function; required with one, refused otherwise.
+    chunk_size
+        The number of samples in one forward pass. The function then runs anew for every chunk of
+        every product, for memory independent of the data. None: it runs once.
+    weights
+        One weight a sample or more, finite, >= 0 and not all zero; None for 1.
+    fraction
+        The fraction of the samples to use, drawn once.
+    generator
+        Draws these samples.
+    mean
+        Whether to divide by Σ_b samples_b.
     """
 
     def __init__(
@@ -63,22 +81,38 @@ class BatchedOperator(LinearOperator):
                 f"0 of {len(self._slots.parameters)} parameters have requires_grad=True"
             )
         if weights is not None:
-            weights = _checked_weights(weights, first)
+            weights = checked_weights(weights, first)
         self._forward: Forward | None = None
-        self._kept: Recorded | None = None
-        self._reached: dict[Tensor, None] = {}  # in order
+        self._kept: RecordedBatch | None = None
+        self._reached: dict[Tensor, None] = {}  # a set that keeps the order
 
-        if not callable(source):
-            if data is not None or chunk_size is not None or fraction != 1:
-                raise ValueError(
-                    "data, chunk_size and fraction need a forward function: "
-                    f"{type(self).__name__}(forward, parameters, ..., data=x, chunk_size=m); "
-                    f"got {type(source).__name__}, which is already evaluated"
+        if callable(source):
+            self._set_data(data, chunk_size, weights, fraction, generator)
+            self._forward = Forward(source, first.device)
+            if chunk_size is None:
+                self._kept = self._checked(
+                    with_fallback_kernels(self._record_all, self._forward, self._record_again)
                 )
-            # preserved_buffers, here and below: checkpointed modules run again in a backward pass.
-            with torch.inference_mode(False), preserved_buffers():
-                self._kept = self._checked(self._record(source, weights, None))
             return
+        if data is not None or chunk_size is not None or fraction != 1:
+            raise ValueError(
+                "data, chunk_size and fraction need a forward function: "
+                f"{type(self).__name__}(forward, parameters, ..., data=x, chunk_size=m); "
+                f"got {type(source).__name__}, which is already evaluated"
+            )
+        # preserved_buffers, here and below: checkpointed modules run again in a backward pass.
+        with torch.inference_mode(False), preserved_buffers():
+            self._kept = self._checked(self._record(source, weights, None))
+
+    def _set_data(
+        self,
+        data: Any,
+        chunk_size: int | None,
+        weights: Tensor | None,
+        fraction: float,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Check and keep the data of a forward function, or the fraction that is drawn of them."""
         if data is None:
             raise ValueError("a forward function needs data=x, the inputs to call it with")
         if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
@@ -94,28 +128,28 @@ class BatchedOperator(LinearOperator):
             index = subset(samples, fraction, generator)
             data, weights = take(data, index), None if weights is None else take(weights, index)
             samples = len(index)
-        self._forward, self._data, self._weights = Forward(source, first.device), data, weights
+        self._data, self._weights = data, weights
         self._chunk_size, self._samples = chunk_size or samples, samples
-        if chunk_size is None:
-            self._kept = self._checked(
-                twice_if_need_be(self._whole, self._forward, self._record_again)
-            )
 
     @abstractmethod
-    def _record(self, outcome: Any, weights: Tensor | None, samples: int | None) -> Recorded:
-        """The curvature of what a forward pass returned for so many samples of data, if known."""
+    def _record(self, outcome: Any, weights: Tensor | None, samples: int | None) -> RecordedBatch:
+        """Record the curvature of a forward pass.
+
+        ``outcome`` is the value of the pass. ``samples`` counts the samples of data that it was
+        called with; None if the caller ran it.
+        """
 
     def _multiply(self, matrix: Tensor) -> Tensor:
         self._slots.check_unchanged()
         with torch.inference_mode(False), preserved_buffers():
-            return twice_if_need_be(
+            return with_fallback_kernels(
                 lambda: self._product(matrix), self._forward, self._record_again
             )
 
     def _record_again(self) -> None:
         if self._kept is not None:
-            self._kept = None  # or two graphs would be alive at once
-            self._kept = self._whole()
+            self._kept = None  # frees the graph before the next one is recorded
+            self._kept = self._record_all()
 
     def _product(self, matrix: Tensor) -> Tensor:
         if self._kept is not None:
@@ -131,13 +165,13 @@ class BatchedOperator(LinearOperator):
                     total[:, index] += batch.product(column)
                 samples += batch.samples
                 self._reached.update(dict.fromkeys(batch.reached))
-                del batch  # or two chunks' graphs would be alive while the next is recorded
+                del batch  # frees its graph before the next chunk is recorded
         if not self._reached:
             raise self._slots.unreached()
         return total / samples if self._mean else total
 
-    def _whole(self) -> Recorded:
-        """All data as the one chunk that is kept."""
+    def _record_all(self) -> RecordedBatch:
+        """Record all data as one chunk."""
         assert self._forward is not None
         with self._forward.replayed(), preserved_buffers():
             (batch,) = self._chunks()
@@ -148,9 +182,9 @@ class BatchedOperator(LinearOperator):
         return tuple(self._reached)
 
     def __getstate__(self) -> dict[str, Any]:
-        raise bound_to_a_graph(self)
+        raise not_copyable(self)
 
-    def _chunks(self) -> Iterator[Recorded]:
+    def _chunks(self) -> Iterator[RecordedBatch]:
         assert self._forward is not None
         for start in range(0, self._samples, self._chunk_size):
             index = slice(start, start + self._chunk_size)
@@ -159,7 +193,8 @@ class BatchedOperator(LinearOperator):
             batch = self._record(self._forward(chunk), weights, length(chunk))
             yield batch
 
-    def _checked(self, batch: Recorded) -> Recorded:
+    def _checked(self, batch: RecordedBatch) -> RecordedBatch:
+        """Return a batch that is kept, unless it is empty or reaches no parameter."""
         self._reached.update(dict.fromkeys(batch.reached))
         if not batch.reached:
             raise self._slots.unreached()
@@ -168,11 +203,21 @@ class BatchedOperator(LinearOperator):
         return batch
 
 
-def twice_if_need_be(
+def with_fallback_kernels(
     act: Callable[[], Result], forward: Forward | None, record_again: Callable[[], None]
 ) -> Result:
-    """``act()``; where it meets kernels without second derivatives, once more with others, behind a
-    new record of ``forward``."""
+    """Return ``act()``, with kernels that have second derivatives if the default ones fail.
+
+    Parameters
+    ----------
+    act
+        The computation; called again after a failure.
+    forward
+        The forward function, switched to its fallback after a failure. None if there is none: the
+        failure is raised then.
+    record_again
+        Called after the switch, to run the forward function anew.
+    """
     try:
         return act()
     except NotTwiceDifferentiable:
@@ -183,8 +228,8 @@ def twice_if_need_be(
     return act()
 
 
-def bound_to_a_graph(operator: LinearOperator) -> TypeError:
-    """The error for a copy or a pickle of an operator that holds a graph."""
+def not_copyable(operator: LinearOperator) -> TypeError:
+    """Build the error for copying or pickling an operator that holds a graph."""
     name = type(operator).__name__
     return TypeError(
         f"{name} holds a graph of the model that it was built from, and cannot be copied or saved. "
@@ -196,16 +241,3 @@ def bound_to_a_graph(operator: LinearOperator) -> TypeError:
 def _columns(matrix: Tensor) -> Iterator[Tensor]:
     for column in range(matrix.shape[1]):
         yield matrix[:, column].contiguous()
-
-
-def _checked_weights(weights: Tensor, like: Tensor) -> Tensor:
-    if not isinstance(weights, Tensor) or weights.is_complex() or not weights.numel():
-        got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        raise ValueError(f"weights must be a real tensor with one entry a sample, got {got}")
-    weights = weights.detach().to(like)
-    if not bool(((weights >= 0) & torch.isfinite(weights)).all()) or not bool(weights.any()):
-        raise ValueError(
-            "weights must be finite, >= 0 and not all zero, got values from "
-            f"{float(weights.min()):g} to {float(weights.max()):g}"
-        )
-    return weights

@@ -9,10 +9,26 @@ from natgrad.curvature.operator import LinearOperator
 
 
 class Diagonal(LinearOperator):
-    """diag(d) for a vector d (n,). Cost: n operations a product, no copy of d.
+    """The diagonal matrix diag(d), (n, n).
 
-    Raises ``ValueError`` where d is no vector, ``TypeError`` where it is not real floating point.
+    Parameters
+    ----------
+    diagonal
+        d (n,), real floating point; it is not copied.
 
+    Raises
+    ------
+    ValueError
+        If d is not a vector.
+    TypeError
+        If it is not real floating point.
+
+    Notes
+    -----
+    Cost: n operations a product.
+
+    Examples
+    --------
     >>> (Diagonal(torch.tensor([1.0, 2.0])) @ torch.ones(2)).tolist()
     [1.0, 2.0]
     """
@@ -29,13 +45,33 @@ class Diagonal(LinearOperator):
         return self._diagonal.unsqueeze(1) * matrix
 
     def diagonal(self) -> Tensor:
-        """d, at no product."""
+        """Return d (n,), without a product."""
         return self._diagonal.clone()
 
 
 class Identity(Diagonal):
-    """I (n, n). Cost: one copy of the vector a product, O(1) memory.
+    """The identity I, (n, n).
 
+    Parameters
+    ----------
+    size
+        n, the number of rows.
+    dtype
+        The dtype of its vectors. Set it to that of the operators it is added to.
+    device
+        The device of its vectors. Set it likewise.
+
+    Raises
+    ------
+    ValueError
+        If the size is negative.
+
+    Notes
+    -----
+    Cost: one copy of the vector a product, O(1) memory.
+
+    Examples
+    --------
     >>> (2 * Identity(2) @ torch.ones(2)).tolist()
     [2.0, 2.0]
     """

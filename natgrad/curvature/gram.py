@@ -1,4 +1,4 @@
-"""The Gram matrix of a Jacobian: curvature in the space of samples."""
+"""The Gram matrix J Jᵀ of a Jacobian: curvature in the space of samples."""
 
 from __future__ import annotations
 
@@ -12,31 +12,54 @@ from natgrad.autodiff.jacobian import Jacobian
 from natgrad.autodiff.layers import Layer, output_gradients, recorded_layers, verified
 from natgrad.autodiff.side_effects import Forward, preserved_buffers
 from natgrad.autodiff.slots import Slots
-from natgrad.curvature.batched import bound_to_a_graph, twice_if_need_be
+from natgrad.curvature.batched import not_copyable, with_fallback_kernels
 from natgrad.curvature.operator import LinearOperator
 
 
 class Gram(LinearOperator):
     """K = J Jᵀ (m, m), J (m, n) the Jacobian of m outputs in n parameters; m is often far below n.
 
-    ``Gram(outputs, parameters)`` takes outputs of any shape, residuals say, with their graph. For a
-    Fisher matrix F = J̃ᵀJ̃ / N give ``metrics.root_outputs(distribution)``. Where the outputs are
-    (N,) or (N, C), row i a function of sample i alone, ``Gram(forward, parameters, data=x,
-    model=model)`` forms the matrix layer by layer, Σ over layers of (a aᵀ) ∘ (g gᵀ), from C
-    backward passes; without a model, from m.
+    :meth:`transpose` maps back to the parameters; :func:`natgrad.solvers.sample_space` solves in
+    the space of samples with both.
 
-    ``K @ u`` costs one product pair of J. ``to_dense()`` takes C or m backward passes, once: the
-    matrix is kept. A layer that is used at one position a sample then costs m² (d_in + d_out); at
-    several, N C d_in d_out memory for its per-sample gradients. Layers for which that does not hold
-    (words repeated in an embedding, weights tied by hand, dimension 0 not the batch) fall back to
-    the m backward passes. ``transpose(u)`` is Jᵀ u (n,), the way back to the parameters;
-    :func:`natgrad.solvers.sample_space` uses both. Forward functions leave no trace, and avoid
-    kernels without second derivatives, as in :class:`Fisher`.
+    Parameters
+    ----------
+    source
+        The outputs with their graph, a tensor of any shape with m elements, such as residuals, or a
+        forward function of ``data`` that returns them. For a Fisher matrix F = J̃ᵀJ̃ / N give
+        ``metrics.root_outputs(distribution)``.
+    parameters
+        The parameters to differentiate in, n elements. Frozen and unused ones have zero columns in
+        J. Do not change them while K is in use: products raise then.
+    data
+        The argument of a forward function. Required with a function, refused without one.
+    model
+        The module that the forward function calls. Give it if the outputs are (N,) or (N, C) and
+        row i depends on sample i alone: :meth:`to_dense` then takes C backward passes, not m.
 
-    Raises ``ValueError`` where the outputs depend on none of the parameters.
+    Raises
+    ------
+    ValueError
+        If the outputs are empty, depend on none of the parameters, or arguments do not fit
+        together.
+    NotTwiceDifferentiable
+        As for :class:`Fisher`.
+
+    Notes
+    -----
+    The guarantees for a forward function are those of :class:`Fisher`.
+
+    Cost: ``K @ u`` one product pair of J. ``to_dense()`` m backward passes, once: the matrix is
+    kept. With a model it sums (a aᵀ) ∘ (g gᵀ) over layers, from C backward passes: a layer that is
+    used at one position a sample costs m² (d_in + d_out) operations; one that is used at several,
+    N C d_in d_out memory for its per-sample gradients. Layers for which that does not hold (words
+    repeated in an embedding, weights tied by hand, dimension 0 not the batch) fall back to the m
+    backward passes.
 
     Source: Novak, Sohl-Dickstein & Schoenholz, "Fast finite width neural tangent kernel", 2022.
 
+    Examples
+    --------
     >>> weight = torch.ones(3, requires_grad=True)
     >>> x = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 1.0]])
     >>> Gram(x @ weight, [weight]).to_dense()
@@ -68,12 +91,12 @@ class Gram(LinearOperator):
             if data is None:
                 raise ValueError("a forward function needs data=x, the inputs to call it with")
             self._forward = Forward(source, self._slots.parameters[0].device)
-            self._run()
+            self._run_forward()
         super().__init__(self._outputs.numel(), self._outputs.dtype, self._outputs.device)
         self._dense: Tensor | None = None
 
-    def _run(self) -> None:
-        """The forward pass, its Jacobian, and the layers that it went through."""
+    def _run_forward(self) -> None:
+        """Run the forward pass, and record its Jacobian and the layers that it went through."""
         assert self._forward is not None
         with self._forward.replayed(), preserved_buffers():
             with recorded_layers(self._model or nn.Module(), self._slots.trained) as layers:
@@ -87,7 +110,7 @@ class Gram(LinearOperator):
                     f"{tuple(outputs.shape)}"
                 )
             with torch.enable_grad():
-                # Weights of no symmetry, behind which a wrong gradient could hide.
+                # Unequal weights, so that errors of a layer's gradient cannot cancel.
                 weights = torch.linspace(0.5, 1.5, outputs.numel()).to(outputs)
                 scalar = outputs.reshape(-1) @ weights
             with self._jacobian.unhooked():
@@ -113,10 +136,21 @@ class Gram(LinearOperator):
             raise self._slots.unreached()
 
     def __getstate__(self) -> dict[str, Any]:
-        raise bound_to_a_graph(self)
+        raise not_copyable(self)
 
     def transpose(self, u: Tensor) -> Tensor:
-        """Jᵀ u (n,) for u (m,)."""
+        """Compute Jᵀu (n,).
+
+        Parameters
+        ----------
+        u
+            A vector (m,), in the order of the flattened outputs.
+
+        Raises
+        ------
+        ValueError
+            If u is not a vector (m,) of the operator's dtype and device.
+        """
         if u.ndim != 1:
             raise ValueError(f"expected u of shape ({self.shape[0]},), got {tuple(u.shape)}")
         column = self._as_matrix(u).reshape(self._outputs.shape)
@@ -128,7 +162,9 @@ class Gram(LinearOperator):
             return self._dense @ matrix
         self._slots.check_unchanged()
         with torch.inference_mode(False), preserved_buffers():
-            return twice_if_need_be(lambda: self._product(matrix), self._forward, self._run)
+            return with_fallback_kernels(
+                lambda: self._product(matrix), self._forward, self._run_forward
+            )
 
     def _product(self, matrix: Tensor) -> Tensor:
         columns = []
@@ -138,24 +174,24 @@ class Gram(LinearOperator):
         return torch.stack(columns, dim=1)
 
     def to_dense(self) -> Tensor:
-        """K (m, m), formed once."""
+        """Return K (m, m), which is computed once and kept."""
         if self._dense is None:
             self._slots.check_unchanged()
             covered = {owner for layer in self._layers for owner in layer.owners}
             rest = [p for p in self._slots.trained if p not in covered]
             dense = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-            with (
-                torch.inference_mode(False), preserved_buffers(), self._jacobian.unhooked(),
-            ):  # fmt: skip
+            unhooked = self._jacobian.unhooked()
+            with torch.inference_mode(False), preserved_buffers(), unhooked:
                 if self._layers:
-                    dense += self._of_layers()
+                    dense += self._gram_of_layers()
                 if rest:
                     rows = self._jacobian.rows(self._outputs, Slots(rest))
                     dense += rows @ rows.mT
             self._dense = dense
         return self._dense.clone()
 
-    def _of_layers(self) -> Tensor:
+    def _gram_of_layers(self) -> Tensor:
+        """Sum the contributions of the verified layers to K (m, m), from C backward passes."""
         samples = len(self._outputs)
         with torch.enable_grad():
             columns = self._outputs.reshape(samples, -1).unbind(dim=1)
@@ -170,12 +206,15 @@ class Gram(LinearOperator):
 
 
 def _layer_gram(layer: Layer, g: Tensor) -> Tensor:
-    """(N, C, N, C): inner products of per-sample gradients Σ_r g aᵀ, from g (N, C, R, d_out)."""
+    """Compute the inner products (N, C, N, C) of a layer's per-sample gradients Σ_r g aᵀ.
+
+    ``g`` (N, C, R, d_out) are its output gradients.
+    """
     rows = layer.rows()
     if g.shape[2] > 1:
         per_sample = torch.einsum("ncro,nri->ncoi", g, rows)
         return torch.einsum("ncoi,mdoi->ncmd", per_sample, per_sample)
-    # Rank one: ⟨g aᵀ, g′ a′ᵀ⟩ = (a·a′)(g·g′), and no per-sample gradient is formed.
+    # Gradients of rank one need not be formed: ⟨g aᵀ, g′ a′ᵀ⟩ = (a·a′)(g·g′).
     a, g = rows[:, 0], g[:, :, 0]
     inputs = (a.unsqueeze(1) == a).to(g) if layer.is_embedding else a @ a.mT
     return torch.einsum("nm,ncmd->ncmd", inputs, torch.einsum("nco,mdo->ncmd", g, g))

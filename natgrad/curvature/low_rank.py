@@ -11,11 +11,29 @@ from natgrad.curvature.operator import LinearOperator
 
 
 class LowRank(LinearOperator):
-    """U diag(λ) Uᵀ, ``vectors`` U (n, k) orthonormal, ``eigenvalues`` λ (k,) >= 0.
+    """A positive semidefinite matrix U diag(λ) Uᵀ, (n, n), of rank at most k.
 
-    Cost: 4 n k operations a product, n k memory. Raises ``ValueError`` where shapes do not fit, the
-    columns are not orthonormal to rounding, or an eigenvalue is negative or not finite.
+    Parameters
+    ----------
+    vectors
+        U (n, k) with orthonormal columns; also an attribute.
+    eigenvalues
+        λ (k,) >= 0, of the same dtype; also an attribute.
 
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, the columns are not orthonormal up to rounding, or an eigenvalue is
+        negative or not finite.
+    TypeError
+        If the dtypes differ or are not real floating point.
+
+    Notes
+    -----
+    Cost: 4 n k operations a product, n k memory.
+
+    Examples
+    --------
     >>> (LowRank(torch.eye(3)[:, :1], torch.tensor([2.0])) @ torch.ones(3)).tolist()
     [2.0, 0.0, 0.0]
     """
@@ -45,19 +63,38 @@ class LowRank(LinearOperator):
         return self.vectors @ (self.eigenvalues.unsqueeze(1) * (self.vectors.mT @ matrix))
 
     def diagonal(self) -> Tensor:
-        """At no product: Σ λⱼ Uᵢⱼ²."""
+        """Return the diagonal (n,), Σ_j λⱼ Uᵢⱼ², without a product."""
         return self.vectors.square() @ self.eigenvalues
 
     @staticmethod
     def nystrom(A: LinearOperator, rank: int, *, generator: torch.Generator) -> LowRank:
-        """The Nyström approximation (AΩ)(ΩᵀAΩ)⁺(AΩ)ᵀ of a positive semidefinite A, Ω random (n, k).
+        """Compute the Nyström approximation (AΩ)(ΩᵀAΩ)⁺(AΩ)ᵀ of A, with a random Ω (n, k).
 
-        Never larger than A; exact where A's rank is at most ``rank``. Cost: ``rank`` products,
-        one call of A; n k² operations, in float64.
+        It is never larger than A, and exact if A's rank is at most k.
 
-        Raises ``ValueError`` for a rank outside 1 … n, and where A is not positive semidefinite or
-        not finite on the range of Ω: add damping there.
+        Parameters
+        ----------
+        A
+            A positive semidefinite operator (n, n).
+        rank
+            k, between 1 and n. Raise it if eigenvalues beyond the k largest matter; costs grow.
+        generator
+            Draws Ω; its state decides the result.
 
+        Returns
+        -------
+        LowRank
+            In A's dtype.
+
+        Raises
+        ------
+        ValueError
+            If ``rank`` is outside 1 … n, or if A is not finite or not positive semidefinite on the
+            range of Ω: add damping then.
+
+        Notes
+        -----
+        Cost: k products in one call of A; n k² operations in float64.
         Source: Tropp, Yurtsever, Udell & Cevher, "Fixed-rank approximation of a positive-
         semidefinite matrix from streaming data", 2017, algorithm 3.
         """
@@ -65,14 +102,14 @@ class LowRank(LinearOperator):
         if not 1 <= rank <= n:
             raise ValueError(f"rank must lie in 1 … {n}, got {rank}")
         sample = torch.randn(n, rank, generator=generator, dtype=torch.float64, device=A.device)
-        # A's dtype rounds the basis; what A was really given is what the algebra must use.
+        # A multiplies the basis as rounded to its dtype: go on with the rounded basis.
         basis = torch.linalg.qr(sample).Q.to(A.dtype)
         image = (A @ basis).double()
         basis = basis.double()
         largest = torch.linalg.matrix_norm(image)
         if not bool(torch.isfinite(largest)):
             raise ValueError("A has products that are not finite; check the point it belongs to")
-        # A little more than A, so that the factor exists; taken off the eigenvalues again.
+        # Shift A so that the Cholesky factor exists; the eigenvalues are shifted back below.
         shift = math.sqrt(n) * torch.finfo(A.dtype).eps * largest
         image = image + shift * basis
         core = basis.mT @ image

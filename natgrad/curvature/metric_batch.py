@@ -1,4 +1,4 @@
-"""Jᵀ M J of one batch."""
+"""The product with Jᵀ M J of one batch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,25 @@ from natgrad.curvature.metrics import OutputMetric
 
 
 class MetricBatch:
-    """Σ_i wᵢ Jᵢᵀ Mᵢ Jᵢ from the kept graph of the outputs; without weights, wᵢ = 1.
+    """Σ_i wᵢ Jᵢᵀ Mᵢ Jᵢ, from the graph of the outputs, which is kept.
 
-    Weights come between M and Jᵀ: a sample of weight 0, padding say, has no part in the sum, as
-    long as its outputs and their derivatives are finite.
+    Parameters
+    ----------
+    metric
+        The outputs with their graph, and M.
+    slots
+        The parameters and their places in a vector (n,).
+    weights
+        wᵢ, shaped like the leading dimensions of the outputs; None for 1. They multiply M J v: a
+        sample of weight 0, such as padding, adds nothing as long as its outputs and their
+        derivatives are finite.
+
+    Attributes
+    ----------
+    samples
+        The number of samples, or the sum of their weights.
+    reached
+        The parameters that some output depends on.
     """
 
     def __init__(self, metric: OutputMetric, slots: Slots, weights: Tensor | None) -> None:
@@ -25,7 +40,7 @@ class MetricBatch:
         self._weights: list[Tensor] | None = None
         if weights is not None:
             self._weights = [_aligned(weights, output, metric) for output in metric.outputs]
-            # One weight stands for so many of what the mean counts.
+            # One weight may stand for several of the elements that the mean counts.
             self.samples = float(weights.sum()) * samples / max(weights.numel(), 1)
         self._multiply = metric.multiply
         self._jacobian = Jacobian(metric.outputs, slots)
@@ -33,6 +48,7 @@ class MetricBatch:
         self.reached = self._jacobian.reached
 
     def product(self, vector: Tensor) -> Tensor:
+        """Compute Σ_i wᵢ Jᵢᵀ Mᵢ Jᵢ v for v (n,)."""
         products = self._multiply(self._jacobian.forward(vector))
         if self._weights is not None:
             products = tuple(
@@ -42,7 +58,7 @@ class MetricBatch:
 
 
 def _aligned(weights: Tensor, output: Tensor, metric: OutputMetric) -> Tensor:
-    """The weights as a factor that broadcasts against an output."""
+    """Reshape weights to a factor that broadcasts against an output."""
     positions = list(output.shape)
     if metric.class_dim is not None:
         positions.pop(metric.class_dim)

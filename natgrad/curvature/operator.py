@@ -1,6 +1,7 @@
-"""A symmetric matrix (n, n) that is known by its products, and the algebra of such matrices.
+"""Symmetric matrices (n, n) known by their products, and the algebra of such matrices.
 
-``Dense`` and ``FunctionOperator`` are here, since ``from_dense`` and ``from_scipy`` make them.
+``Dense`` and ``FunctionOperator`` are defined here since ``from_dense`` and ``from_scipy`` return
+them.
 """
 
 from __future__ import annotations
@@ -10,23 +11,43 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from natgrad.curvature.checks import checked_operand, checked_symmetric
+from natgrad.curvature.scipy_operators import scipy_product, to_scipy
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
 
 class LinearOperator(ABC):
-    """Symmetric (n, n) operator; ``A @ v`` maps (n,) to (n,) and (n, k) to (n, k).
+    """A symmetric (n, n) operator; ``A @ v`` maps (n,) to (n,) and (n, k) to (n, k).
 
-    Subclasses define ``_multiply``. Results carry no graph. ``products`` counts matrix-vector
-    products since construction; a matrix of k columns counts k.
+    ``A + B``, ``A - B``, ``-A`` and ``c * A`` are operators too. Subclasses define ``_multiply``.
+    Results carry no graph.
 
-    ``A @ v`` raises ``TypeError`` where v is no tensor and ``ValueError`` where its shape, dtype or
-    device differ from the operator's.
+    Parameters
+    ----------
+    size
+        n, the number of rows.
+    dtype, device
+        Those of its vectors, real floating point; also attributes.
+
+    Attributes
+    ----------
+    shape
+        (n, n).
+    products
+        The number of matrix-vector products since construction; a matrix of k columns counts k.
+
+    Raises
+    ------
+    TypeError
+        In ``A @ v``, if v is not a tensor.
+    ValueError
+        In ``A @ v``, if the shape, dtype or device of v differ from the operator's.
     """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -37,12 +58,15 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def _multiply(self, matrix: Tensor) -> Tensor:
-        """A V for a detached V (n, k) of the operator's dtype and device."""
+        """Compute A V for a detached V (n, k) of the operator's dtype and device."""
 
     @property
     def reached(self) -> tuple[Tensor, ...] | None:
-        """The parameters that a model's curvature depends on, the others having zero rows; None for
-        operators that know of no parameters. In chunks, those that a product has met."""
+        """The parameters that a model's curvature depends on; all others have zero rows.
+
+        None for operators that are not built from parameters. Computed in chunks, it holds the
+        parameters that products have met so far.
+        """
         return None
 
     def __matmul__(self, vector: Tensor) -> Tensor:
@@ -53,24 +77,8 @@ class LinearOperator(ABC):
         return self._multiply(matrix).view(vector.shape)
 
     def _as_matrix(self, vector: Tensor) -> Tensor:
-        """A right-hand operand as a detached matrix (n, k)."""
-        if not isinstance(vector, Tensor):
-            raise TypeError(
-                f"expected a torch tensor, got {type(vector).__name__}; "
-                "use torch.from_numpy(v), or A.to_scipy() @ v for NumPy arrays"
-            )
-        if vector.ndim not in (1, 2) or vector.shape[0] != self.shape[0]:
-            raise ValueError(
-                f"an operator of shape {self.shape} multiplies vectors of shape "
-                f"({self.shape[0]},) or ({self.shape[0]}, k), got {tuple(vector.shape)}"
-            )
-        if vector.dtype != self.dtype or vector.device != self.device:
-            raise ValueError(
-                f"the operator is {self.dtype} on {self.device}, the vector is {vector.dtype} on "
-                f"{vector.device}; convert the vector with .to(A.device, A.dtype)"
-            )
-        vector = vector.detach()
-        return vector.unsqueeze(1) if vector.ndim == 1 else vector
+        """Return a right-hand operand as a detached matrix (n, k)."""
+        return checked_operand(vector, self.shape, self.dtype, self.device)
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
         return Sum(self, other) if isinstance(other, LinearOperator) else NotImplemented
@@ -87,15 +95,26 @@ class LinearOperator(ABC):
         return self + -other if isinstance(other, LinearOperator) else NotImplemented
 
     def damped(self, damping: float) -> LinearOperator:
-        """A + damping I, at no further product. Raises ``ValueError`` where damping < 0."""
+        """Return A + λ I, whose product costs one product of A.
+
+        Parameters
+        ----------
+        damping
+            λ >= 0. Raise it if A is singular, or its small eigenvalues are noise.
+
+        Raises
+        ------
+        ValueError
+            If the damping is negative or not finite.
+        """
         return Damped(self, damping)
 
     def to_dense(self) -> Tensor:
-        """The matrix (n, n). Cost: n products, n² memory."""
+        """Return the matrix (n, n). Cost: n products, n² memory."""
         return self @ torch.eye(self.shape[0], dtype=self.dtype, device=self.device)
 
     def diagonal(self) -> Tensor:
-        """The diagonal (n,). Cost: n products, but only O(n) memory."""
+        """Return the diagonal (n,). Cost: n products, but only O(n) memory."""
         entries = []
         for index in range(self.shape[0]):
             basis = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
@@ -104,42 +123,38 @@ class LinearOperator(ABC):
         return torch.stack(entries) if entries else torch.empty(0, dtype=self.dtype)
 
     def to_scipy(self) -> ScipyOperator:
-        """The same operator for SciPy: NumPy vectors of the same precision in and out."""
-        from scipy.sparse.linalg import LinearOperator as ScipyOperator
-
-        def multiply(vector: Any) -> Any:
-            # SciPy hands over (n,), (n, 1) and (n, k), in whatever float its caller has.
-            if np.iscomplexobj(vector):
-                raise TypeError("expected a real vector: the operator is real")
-            operand = torch.as_tensor(vector, dtype=self.dtype, device=self.device)
-            return (self @ operand).cpu().numpy()
-
-        numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        return ScipyOperator(
-            shape=self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, dtype=numpy_dtype
-        )
+        """Return this operator for SciPy, with NumPy vectors of the same precision in and out."""
+        return to_scipy(self)
 
     @staticmethod
     def from_scipy(operator: ScipyOperator) -> LinearOperator:
-        """A symmetric SciPy ``LinearOperator`` or sparse matrix, on the CPU, in its own dtype.
+        """Make an operator on the CPU from a symmetric SciPy ``LinearOperator`` or sparse matrix.
 
-        Symmetry is the caller's promise: checking it would cost products.
+        Parameters
+        ----------
+        operator
+            Square and real; its dtype is kept. You must know it to be symmetric: checking that
+            would cost products.
+
+        Raises
+        ------
+        ValueError
+            If it is not square.
+        TypeError
+            If it is not real floating point.
         """
-        rows, columns = operator.shape
-        if rows != columns:
-            raise ValueError(f"expected a square operator, got shape {operator.shape}")
-        if not np.issubdtype(operator.dtype, np.floating):
-            raise TypeError(f"expected a real floating-point operator, got {operator.dtype}")
-        dtype = torch.from_numpy(operator.dtype.type([0])).dtype
-
-        def multiply(vector: Tensor) -> Tensor:
-            return torch.as_tensor(operator @ vector.numpy(), dtype=dtype)
-
-        return FunctionOperator(multiply, rows, dtype=dtype)
+        multiply, size, dtype = scipy_product(operator)
+        return FunctionOperator(multiply, size, dtype=dtype)
 
     @staticmethod
     def from_dense(matrix: Tensor | NDArray[Any]) -> LinearOperator:
-        """A symmetric matrix (n, n), torch or NumPy, as an operator: see :class:`Dense`."""
+        """Make a :class:`Dense` operator.
+
+        Parameters
+        ----------
+        matrix
+            A symmetric matrix (n, n), of torch or NumPy; an array is not copied.
+        """
         return Dense(torch.as_tensor(matrix))
 
     def __repr__(self) -> str:
@@ -147,7 +162,7 @@ class LinearOperator(ABC):
 
 
 class Sum(LinearOperator):
-    """A + B: one product of each a product."""
+    """A + B. Cost: one product of each a product."""
 
     def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
         if (left.shape, left.dtype, left.device) != (right.shape, right.dtype, right.device):
@@ -170,7 +185,7 @@ class Sum(LinearOperator):
 
 
 class Scaled(LinearOperator):
-    """c A for a finite number c."""
+    """c A for a finite number c. Cost: one product of A a product."""
 
     def __init__(self, operator: LinearOperator, factor: float) -> None:
         if not math.isfinite(factor):
@@ -187,7 +202,7 @@ class Scaled(LinearOperator):
 
 
 class Damped(LinearOperator):
-    """A + λ I for λ >= 0: one product of A and one vector addition a product."""
+    """A + λ I for λ >= 0. Cost: one product of A and one vector addition a product."""
 
     def __init__(self, operator: LinearOperator, damping: float) -> None:
         if not (math.isfinite(damping) and damping >= 0):
@@ -200,30 +215,33 @@ class Damped(LinearOperator):
 
 
 class Dense(LinearOperator):
-    """A symmetric matrix (n, n). Cost: n² a product, n² memory (the matrix itself, not a copy).
+    """A symmetric matrix (n, n) as an operator.
 
-    Raises ``ValueError`` where the matrix is not square, or differs from its transpose by more
-    than rounding of its own dtype explains.
+    Parameters
+    ----------
+    matrix
+        The matrix (n, n), real floating point; it is not copied. Pass (M + Mᵀ) / 2 if M is not
+        symmetric.
 
+    Raises
+    ------
+    ValueError
+        If the matrix is not square, or not symmetric up to rounding in its own dtype.
+    TypeError
+        If it is not real floating point.
+
+    Notes
+    -----
+    Cost: n² operations a product, n² memory (the matrix itself).
+
+    Examples
+    --------
     >>> (Dense(torch.tensor([[2.0, 1.0], [1.0, 3.0]])) @ torch.tensor([1.0, 1.0])).tolist()
     [3.0, 4.0]
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"expected a square matrix (n, n), got shape {tuple(matrix.shape)}")
-        if not matrix.dtype.is_floating_point:
-            raise TypeError(f"expected a real floating-point matrix, got {matrix.dtype}")
-        matrix = matrix.detach()
-        # sqrt(eps) lets products such as JᵀJ through, whose two triangles round differently.
-        tolerance = torch.finfo(matrix.dtype).eps ** 0.5
-        # Entry against largest entry: squares of a norm would under- or overflow at extreme scales.
-        largest = matrix.abs().amax() if matrix.numel() else matrix.new_zeros(())
-        if bool(((matrix - matrix.mT).abs() > tolerance * largest).any()):
-            raise ValueError(
-                "expected a symmetric matrix; its antisymmetric part is not rounding. "
-                "Pass (M + M.mT) / 2 if the symmetric part is what you mean"
-            )
+        matrix = checked_symmetric(matrix)
         super().__init__(matrix.shape[0], matrix.dtype, matrix.device)
         self._matrix = matrix
 
@@ -232,8 +250,24 @@ class Dense(LinearOperator):
 
 
 class FunctionOperator(LinearOperator):
-    """The operator whose product is ``function(v)``, v (n,); symmetry is the caller's promise.
+    """The operator whose product is a function of the vector.
 
+    Parameters
+    ----------
+    function
+        Maps v (n,) to A v (n,), of the same dtype. You must know A to be symmetric.
+    size
+        n, the number of rows.
+    dtype, device
+        Those of v. Set them to those of the tensors that ``function`` uses.
+
+    Raises
+    ------
+    ValueError
+        In a product, if the function changes shape or dtype.
+
+    Examples
+    --------
     >>> (FunctionOperator(lambda v: 2 * v, 3) @ torch.ones(3)).tolist()
     [2.0, 2.0, 2.0]
     """

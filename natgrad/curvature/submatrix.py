@@ -1,4 +1,4 @@
-"""The rows and columns of an operator that belong to some of its coordinates."""
+"""The submatrix of an operator in some of its coordinates."""
 
 from __future__ import annotations
 
@@ -9,8 +9,26 @@ from natgrad.curvature.operator import LinearOperator
 
 
 class Submatrix(LinearOperator):
-    """Pᵀ A P (k, k) for the ``kept`` coordinates, a boolean mask (n,): one product of A a product.
+    """The rows and columns Pᵀ A P (k, k) of an operator A in k of its n coordinates.
 
+    Parameters
+    ----------
+    operator
+        A (n, n).
+    kept
+        A boolean mask (n,), True for the k coordinates to keep.
+
+    Raises
+    ------
+    ValueError
+        If ``kept`` is not a boolean mask (n,).
+
+    Notes
+    -----
+    Cost: one product of A a product.
+
+    Examples
+    --------
     >>> from natgrad.curvature import Dense
     >>> A = Dense(torch.tensor([[1.0, 2.0], [2.0, 5.0]]))
     >>> Submatrix(A, torch.tensor([False, True])).to_dense()

@@ -1,4 +1,4 @@
-"""The Kronecker factors of layers, from their inputs and their output gradients."""
+"""The Kronecker factors of layers, from their inputs and output gradients."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.autodiff.layers import Layer
-from natgrad.curvature.kronecker.blocks import KroneckerBlock
+from natgrad.curvature.kronecker.layer_block import KroneckerBlock
 from natgrad.curvature.kronecker.output_gradients import OutputGradients
 
 
 class Sharing(Enum):
-    """How positions that share weights (time steps, pixels) enter a factor."""
+    """How positions that share weights (time steps, pixels) enter a factor.
+
+    Attributes
+    ----------
+    EXPAND
+        Every position counts as a sample of its own. For models with an output for each position,
+        such as language models.
+    REDUCE
+        Positions are summed (gradients) or averaged (inputs) first. For models with one output for
+        all positions, such as image classifiers.
+    """
 
     EXPAND = "every position is a sample of its own: outputs per position, as in language models"
     REDUCE = "positions are summed first: one output for all of them, as in image classifiers"
 
 
 def require_samples_drawn(samples: int) -> None:
-    """Raise ``ValueError`` unless a number of drawn labels is one."""
+    """Raise ``ValueError`` unless ``samples`` is a valid number of labels to draw."""
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(
             f"samples, the labels drawn for a batch element, must be at least 1, or None for exact "
@@ -30,6 +40,7 @@ def require_samples_drawn(samples: int) -> None:
 
 
 def require_samples(layers: list[Layer], samples: int) -> None:
+    """Raise ``ValueError`` unless each layer saw one row for each of so many samples."""
     for layer in layers:
         if len(layer.rows()) != samples:
             raise ValueError(
@@ -42,11 +53,27 @@ def require_samples(layers: list[Layer], samples: int) -> None:
 def layer_factors(
     layers: list[Layer], gradients: OutputGradients, sharing: Sharing
 ) -> Iterator[tuple[Layer, Tensor, Tensor]]:
-    """Each layer's A, or for an embedding its diagonal, and G."""
+    """Yield each layer with its factors A and G.
+
+    Parameters
+    ----------
+    layers
+        The layers, with the inputs of their calls.
+    gradients
+        Their output gradients, in passes.
+    sharing
+        How positions enter.
+
+    Yields
+    ------
+    tuple
+        The layer, A (d_in, d_in), and G (d_out, d_out). A is its diagonal (d_in,) for an embedding
+        with expanded positions.
+    """
     if not layers:
         return
     moments: list[Tensor | None] = [None] * len(layers)
-    # In REDUCE the means of the inputs have left padding out already.
+    # With REDUCE the averaged inputs leave padding out already.
     for rows in gradients.passes(masked=sharing is Sharing.EXPAND):
         for index, gradient in enumerate(rows):
             g = gradient.sum(dim=1) if sharing is Sharing.REDUCE else gradient.flatten(0, 1)
@@ -59,6 +86,7 @@ def layer_factors(
 
 
 def _input_factor(layer: Layer, sharing: Sharing) -> Tensor:
+    """Compute A (d_in, d_in), or its diagonal (d_in,) for an embedding's expanded positions."""
     rows = layer.rows()
     if sharing is Sharing.REDUCE:
         a = layer.mean_rows()
@@ -73,8 +101,10 @@ def _input_factor(layer: Layer, sharing: Sharing) -> Tensor:
 
 
 def correct(blocks: list[KroneckerBlock], gradients: OutputGradients) -> None:
-    """Replace the eigenvalues by second moments of per-sample gradients Σ_r g_r a_rᵀ in the
-    eigenbasis, however positions entered the factors."""
+    """Replace the blocks' eigenvalues by second moments of per-sample gradients Σ_r g_r a_rᵀ.
+
+    The moments are taken in the eigenbasis, and sum over positions with either :class:`Sharing`.
+    """
     if not blocks:
         return
     rotated = [block.rotated_inputs() for block in blocks]

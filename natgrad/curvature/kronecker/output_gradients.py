@@ -1,4 +1,4 @@
-"""Backward passes whose output gradients make up a Fisher matrix: exact, or by drawn labels."""
+"""Backward passes whose output gradients give a Fisher matrix, exactly or from drawn labels."""
 
 from __future__ import annotations
 
@@ -16,10 +16,22 @@ from natgrad.curvature.metrics.families import without_fixed_bijections
 
 
 def checked_outputs(distribution: Distributions, samples: int | None) -> tuple[Tensor, ...]:
-    """The outputs that the distribution is made of, if labels can be had for them.
+    """Return the outputs that are a distribution's parameters, if factors can be taken of them.
 
-    Raises ``ValueError`` for an empty batch, one of several dimensions where factors are to be
-    exact, and outputs without a graph; ``NonFiniteFactors`` for NaN.
+    Parameters
+    ----------
+    distribution
+        The model's distribution with its graph.
+    samples
+        The number of labels to draw; None for exact factors.
+
+    Raises
+    ------
+    ValueError
+        If the batch is empty, if it has several dimensions and factors are to be exact, or if no
+        output carries a graph.
+    NonFiniteFactors
+        If an output is NaN.
     """
     batch = batch_shape(distribution)
     if not math.prod(batch):
@@ -38,8 +50,22 @@ def checked_outputs(distribution: Distributions, samples: int | None) -> tuple[T
 
 
 class OutputGradients:
-    """Output gradients of the layers, (N, R, d_out) each, pass by pass: Σ over the passes of g gᵀ
-    divided by ``divisor`` is the mean over the batch."""
+    """Output gradients g (N, R, d_out) of the layers, in one backward pass after another.
+
+    Σ g gᵀ over the passes, divided by ``divisor``, is the mean over the batch.
+
+    Parameters
+    ----------
+    distribution
+        The model's distribution with its graph.
+    layers
+        The layers, with their calls.
+    samples
+        The number of labels to draw for a batch element, one pass each. None: exact, by the square
+        root of the output metric, one pass for each output parameter.
+    generator
+        Draws the labels.
+    """
 
     def __init__(
         self,
@@ -53,7 +79,10 @@ class OutputGradients:
         self.divisor = float(math.prod(batch_shape(distribution))) * (samples or 1)
 
     def passes(self, *, masked: bool) -> Iterator[list[Tensor]]:
-        """``masked``: zero where an embedding's word is padding, which has no gradient."""
+        """Yield the output gradients of all layers, pass by pass.
+
+        With ``masked``, they are zero at an embedding's padding, which has no gradient.
+        """
         scalars = self._exact() if self.samples is None else self.sampled()
         for scalar in scalars:
             found = output_gradients(scalar, self._layers)
@@ -63,17 +92,18 @@ class OutputGradients:
             ]
 
     def _exact(self) -> Iterator[Tensor]:
+        """Yield one scalar for each output parameter: the sum of its root outputs."""
         with torch.enable_grad():
             outputs = root_outputs(self._distribution)
             sums = [column.sum() for column in outputs.unbind(dim=1)]
         yield from sums
 
     def sampled(self) -> Iterator[Tensor]:
-        """Σ over the batch of log p of a label drawn from the model, one scalar a pass."""
+        """Yield, for each pass, Σ over the batch of log p of a label drawn from the model."""
         assert self.samples is not None
         assert self._generator is not None
         for _ in range(self.samples):
-            # Distributions sample from the global generators only: lend them a seed.
+            # Distributions sample from the global generators only: seed these from the generator.
             device = self._generator.device
             seed = int(torch.randint(2**62, (), generator=self._generator, device=device))
             with torch.random.fork_rng(), torch.enable_grad():
@@ -88,7 +118,7 @@ def _log_prob_of_sample(distribution: Distributions) -> Tensor:
     if isinstance(distribution, Independent):
         return _log_prob_of_sample(distribution.base_dist)
     if isinstance(distribution, Distribution):
-        # A sample that tanh has rounded to 1 cannot be taken back to the base: draw there.
+        # Draw from the base: a sample that tanh rounds to 1 cannot be mapped back.
         base = without_fixed_bijections(distribution)
         if base is not distribution:
             return _log_prob_of_sample(base)

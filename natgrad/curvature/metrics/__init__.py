@@ -1,4 +1,4 @@
-"""Curvature in output space: of distributions, of losses, and a registry for anyone's."""
+"""Curvature in output space: metrics of distributions and losses, and a registry to add others."""
 
 import natgrad.curvature.metrics.families  # noqa: F401  registers the closed forms
 from natgrad.curvature.metrics.kl import kl_divergence, mean_kl

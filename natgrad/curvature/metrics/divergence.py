@@ -1,9 +1,9 @@
-"""The Fisher matrix of any family with a KL divergence: its Hessian in output space.
+"""The Fisher matrix of any family with a KL divergence, as its Hessian in output space.
 
-∇²_q KL(p ‖ q) at q = p is the Fisher matrix where the divergence is twice differentiable there and
-the support does not move with the parameters. Neither can be read from a class (autograd's Hessian
-of Laplace's |x| is 0, torch's KL of two Uniforms is smooth or infinite), so that a second
-difference of the divergence itself has to agree.
+∇²_q KL(p ‖ q) at q = p is the Fisher matrix if the divergence is twice differentiable there and the
+support does not move with the parameters. A class does not tell (autograd's Hessian of Laplace's
+|x| is 0, torch's KL of two Uniforms is smooth or infinite), so the Hessian is verified against a
+second difference of the divergence.
 """
 
 from __future__ import annotations
@@ -16,23 +16,34 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 Tensors = tuple[Tensor, ...]
-AGREEMENT = 0.05
-# What was verified stays so: a class and the parameters that it was differentiated in.
+TOLERANCE = 0.05  # relative, of second differences
+# Families verified before, with the names of the parameters that were differentiated in.
 _VERIFIED: set[tuple[type[Distribution], tuple[str, ...]]] = set()
 
 
 class NoHessian(Exception):
-    """Why a family's Fisher matrix cannot be had from its divergence."""
+    """A family's Fisher matrix cannot be computed from its divergence; the message says why."""
 
 
 def divergence_hessian(
     distribution: Distribution,
 ) -> tuple[Tensors, Callable[[Tensors], Tensors]]:
-    """The distribution's parameters that carry a graph, and u ↦ M u.
+    """Return the distribution's parameters that carry a graph, and the product u ↦ M u.
 
-    Raises :class:`NoHessian` where there is no divergence, or its Hessian is not the Fisher matrix.
-    Cost: one double backward pass through the divergence, in output space only; some evaluations
-    of it for the first distribution of a class.
+    Parameters
+    ----------
+    distribution
+        Of a family with a registered KL divergence, whose constructor's arguments are attributes.
+
+    Raises
+    ------
+    NoHessian
+        If there is no divergence, or its Hessian is not the Fisher matrix.
+
+    Notes
+    -----
+    Cost: one double backward pass through the divergence a product, in output space only; some
+    evaluations of the divergence for the first distribution of a class.
     """
     family, values = type(distribution), _constructor_values(distribution)
     names = tuple(name for name, value in values.items() if _carries_graph(value))
@@ -57,13 +68,13 @@ def _hessian(
         if not divergence.requires_grad:
             raise NoHessian("its KL divergence cannot be differentiated in its parameters")
         gradients = torch.autograd.grad(divergence, point, create_graph=True, allow_unused=True)
-    live = [index for index, gradient in enumerate(gradients) if _carries_graph(gradient)]
-    reached = [gradients[index] for index in live]
+    nonlinear = [index for index, gradient in enumerate(gradients) if _carries_graph(gradient)]
+    recorded = [gradients[index] for index in nonlinear]
 
     def multiply(tangents: Tensors) -> Tensors:
-        along = [tangents[index] for index in live]
+        along = [tangents[index] for index in nonlinear]
         products = torch.autograd.grad(
-            reached, point, along, retain_graph=True, allow_unused=True, materialize_grads=True
+            recorded, point, along, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         return tuple(products)
 
@@ -71,14 +82,18 @@ def _hessian(
 
 
 def _verify(family: type[Distribution], values: dict[str, Tensor], names: Sequence[str]) -> None:
-    """Element by element: a kink or a moving support shows in every one, rounding only in some."""
+    """Raise :class:`NoHessian` unless the Hessian agrees with a second difference somewhere.
+
+    A kink or a moving support spoils every element of the batch, rounding only some: one element
+    that agrees is enough.
+    """
     wide = {
         name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in _detached(values).items()
     }
     directions = tuple(_direction(name, wide[name]) for name in names)
     product = _hessian(family, wide, names)(directions)
-    for width in (1e-2, 1e-3, 1e-6):  # the narrow ones where the wide leave the domain
+    for width in (1e-2, 1e-3, 1e-6):  # narrow steps if wide ones leave the domain
         sides = [
             {
                 name: wide[name] + side * width * direction
@@ -92,7 +107,7 @@ def _verify(family: type[Distribution], values: dict[str, Tensor], names: Sequen
         for u, Mu in zip(directions, product, strict=True):
             event = (u * Mu).reshape(*second_difference.shape, -1)
             expected = expected + event.sum(dim=-1)
-        close = (second_difference - expected).abs() <= AGREEMENT * second_difference.abs()
+        close = (second_difference - expected).abs() <= TOLERANCE * second_difference.abs()
         if bool((close & torch.isfinite(second_difference) & (second_difference > 0)).any()):
             return
     raise NoHessian(
@@ -102,7 +117,7 @@ def _verify(family: type[Distribution], values: dict[str, Tensor], names: Sequen
 
 
 def _direction(name: str, value: Tensor) -> Tensor:
-    """A change in proportion to what a parameter can bear."""
+    """Return a direction scaled so that small steps along it stay in the parameter's domain."""
     if name == "probs":
         return value * (1 - value)
     return torch.where(value == 0, 1.0, value)
@@ -136,14 +151,14 @@ def _build(family: type[Distribution], values: dict[str, Tensor]) -> Distributio
 
 
 def _constructor_values(distribution: Distribution) -> dict[str, Tensor]:
-    """What the constructor would need to build the same distribution again."""
+    """Return the arguments with which the constructor builds the same distribution again."""
     family, kept = type(distribution), vars(distribution)
     names = list(inspect.signature(family.__init__).parameters)[1:]
     values = {name: kept[name] for name in names if name in kept}
-    if not values:  # held by a base distribution
+    if not values:  # a base distribution holds them, and properties give them
         properties = [name for name in names if isinstance(getattr(family, name, None), property)]
         values = {name: getattr(distribution, name) for name in properties}
-    if "logits" in values:  # torch fills in the other one when it is asked for
+    if "logits" in values:  # torch computes probs on demand; constructors take one of the two
         values.pop("probs", None)
     return values
 

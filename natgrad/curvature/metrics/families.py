@@ -52,7 +52,7 @@ def _normal_metric(location: Tensor, scale: Tensor) -> OutputMetric:
 
 @register_metric(Laplace)
 def _laplace(distribution: Laplace) -> OutputMetric:
-    # In (μ, b): 1/b² each. The score is a sign, whose KL autograd cannot differentiate twice.
+    # In (μ, b): 1/b² each. Its KL contains |x|, whose second derivative autograd returns as 0.
     precision = distribution.scale.detach().square().reciprocal()
     return OutputMetric(
         (distribution.loc, distribution.scale),
@@ -70,7 +70,7 @@ def _multivariate_normal(distribution: MultivariateNormal) -> OutputMetric:
     def multiply(tangents: Tensors) -> Tensors:
         along_location, along_scale = tangents
         location = torch.cholesky_solve(along_location.unsqueeze(-1), L).squeeze(-1)
-        # The upper triangle of a scale is no parameter: densities never read it.
+        # Densities do not read the upper triangle of a scale: it is not a parameter.
         A = torch.linalg.solve_triangular(L, along_scale.tril(), upper=False)
         return location, torch.linalg.solve_triangular(L.mT, A + A.mT, upper=True).tril()
 
@@ -80,7 +80,7 @@ def _multivariate_normal(distribution: MultivariateNormal) -> OutputMetric:
 @register_metric(Categorical)
 def _categorical(distribution: Categorical) -> OutputMetric:
     # In logits: diag(p) − p pᵀ. torch keeps logits normalised, so that pᵀu = 0 for every tangent
-    # that comes through the network; the second term keeps M right for any other tangent too.
+    # from the network; the second term makes M right for any other tangent too.
     return _softmax_metric(distribution.logits, distribution.probs.detach())
 
 
@@ -99,7 +99,7 @@ def _one_hot(distribution: OneHotCategorical) -> OutputMetric:
 
 @register_metric(Multinomial)
 def _multinomial(distribution: Multinomial) -> OutputMetric:
-    # So many independent draws of a Categorical.
+    # total_count independent draws of a Categorical.
     probabilities = distribution.probs.detach()
     return _softmax_metric(distribution.logits, probabilities, distribution.total_count)
 
@@ -151,7 +151,7 @@ def _transformed(distribution: TransformedDistribution) -> OutputMetric:
     if moved is not None:
         return moved
     if type(distribution) is not TransformedDistribution:
-        return metric_of_divergence(distribution)  # HalfNormal, Gumbel, ...: families by themselves
+        return metric_of_divergence(distribution)  # HalfNormal, Gumbel, ... are families too
     names = [type(transform).__name__ for transform in distribution.transforms]
     raise TypeError(
         f"no Fisher metric for {type(distribution.base_dist).__name__} transformed by {names}: "
@@ -161,8 +161,20 @@ def _transformed(distribution: TransformedDistribution) -> OutputMetric:
 
 
 def without_fixed_bijections(distribution: Distribution) -> Distribution:
-    """The base of a distribution whose transforms are bijections without parameters (tanh, sigmoid,
-    a fixed affine map), which carry no information of their own; else the distribution itself."""
+    """Remove the transforms of a distribution if all are bijections without parameters.
+
+    Such transforms (tanh, sigmoid, a fixed affine map) do not change the Fisher matrix.
+
+    Parameters
+    ----------
+    distribution
+        Any distribution.
+
+    Returns
+    -------
+    Distribution
+        The innermost base, or the distribution itself if it has other transforms or none.
+    """
     if isinstance(distribution, TransformedDistribution) and all(
         transform.bijective and not _is_learned(transform) for transform in distribution.transforms
     ):
@@ -171,7 +183,10 @@ def without_fixed_bijections(distribution: Distribution) -> Distribution:
 
 
 def _moved_normal(distribution: TransformedDistribution) -> OutputMetric | None:
-    """Learned affine maps of a Normal join its parameters; fixed bijections may follow."""
+    """Return the metric of a Normal under learned affine maps, which fixed bijections may follow.
+
+    None for other distributions. The affine maps are merged into location and scale.
+    """
     transforms = list(_parts(distribution.transforms))
     learned = [index for index, transform in enumerate(transforms) if _is_learned(transform)]
     base = distribution.base_dist
@@ -191,6 +206,7 @@ def _moved_normal(distribution: TransformedDistribution) -> OutputMetric | None:
 
 
 def _parts(transforms: list[Transform]) -> Iterator[Transform]:
+    """Yield transforms one by one, with compositions taken apart."""
     for transform in transforms:
         if isinstance(transform, ComposeTransform):
             yield from _parts(transform.parts)
@@ -201,7 +217,7 @@ def _parts(transforms: list[Transform]) -> Iterator[Transform]:
 
 
 def _is_learned(value: object) -> bool:
-    """Whether a transform holds a tensor with a graph, however deep."""
+    """Tell whether a transform holds a tensor with a graph, at any depth."""
     if isinstance(value, Tensor):
         return value.requires_grad
     if isinstance(value, nn.Module):
@@ -209,8 +225,8 @@ def _is_learned(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return any(_is_learned(part) for part in value)
     if isinstance(value, (Transform, Distribution)):
-        # An inverse holds its transform in _inv, where a transform holds a reference back; the
-        # cache of a sample holds graphs, but no parameters.
+        # An inverse holds its transform in _inv, while a transform holds a reference back there.
+        # The cache of samples holds graphs, but no parameters.
         skipped = {"_cached_x_y"}
         if not type(value).__name__.startswith("_Inverse"):
             skipped.add("_inv")

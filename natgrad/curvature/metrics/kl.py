@@ -1,8 +1,8 @@
-"""KL divergences by logarithms of probabilities, in float64.
+"""KL divergences from logarithms of probabilities, in float64.
 
-torch takes that of a Categorical and a Bernoulli from probabilities, and calls it infinite where
-one underflows: in float32 that is a logit of 17 for a Bernoulli, of 104 for a Categorical. Policies
-get there while they learn, and their logits are finite.
+torch computes those of a Categorical and a Bernoulli from probabilities, and returns infinity if a
+probability underflows: in float32, at a logit of 17 for a Bernoulli, of 104 for a Categorical.
+Policies reach such logits while they learn, and their divergence is finite.
 """
 
 from __future__ import annotations
@@ -26,14 +26,29 @@ from natgrad.curvature.metrics.output_metric import Distributions
 
 
 def kl_divergence(old: Distributions, new: Distributions) -> Tensor:
-    """KL(old ‖ new) of each batch element, shaped like the batch; independent distributions in a
-    sequence or mapping add up. Differentiable in the parameters of ``new``.
+    """Compute KL(old ‖ new) of each batch element.
 
-    Categorical, OneHotCategorical, Bernoulli and Normal, and Independent of these, have the closed
-    forms of this module, float64; other families are torch's ``kl_divergence``.
+    Parameters
+    ----------
+    old
+        A distribution, or independent ones in a sequence or mapping, whose divergences add up.
+    new
+        Distributions in the same structure. The result is differentiable in their parameters.
 
-    Raises ``NotImplementedError``, as torch does, where a pair of families has no divergence.
+    Returns
+    -------
+    Tensor
+        The divergences in nats, shaped like the batch. In float64 for Categorical,
+        OneHotCategorical, Bernoulli and Normal, and Independent of these, which have closed forms
+        here, and for sums; other families are left to torch's ``kl_divergence``.
 
+    Raises
+    ------
+    NotImplementedError
+        If a pair of families has no registered divergence.
+
+    Examples
+    --------
     >>> near = Categorical(logits=torch.tensor([200.0, 0.0]))
     >>> float(kl_divergence(near, Categorical(logits=torch.tensor([0.0, 200.0]))))
     200.0
@@ -62,7 +77,18 @@ def kl_divergence(old: Distributions, new: Distributions) -> Tensor:
 
 
 def mean_kl(old: Distributions, new: Distributions) -> Tensor:
-    """E[KL(old ‖ new)] over the batch, 0-d float64, not below 0, where rounding may take it."""
+    """Compute the mean of KL(old ‖ new) over the batch.
+
+    Parameters
+    ----------
+    old, new
+        As in :func:`kl_divergence`.
+
+    Returns
+    -------
+    Tensor
+        The mean in nats, 0-d float64; values below 0, which are rounding errors, are set to 0.
+    """
     return torch.clamp(kl_divergence(old, new).double().mean(), min=0.0)
 
 
@@ -71,8 +97,10 @@ def _total(parts: list[Tensor]) -> Tensor:
 
 
 def _log_probabilities(distribution: Categorical | Bernoulli) -> tuple[Tensor, bool]:
-    """What the distribution was built from, and whether these are logits: those that torch makes of
-    probabilities are cut off at eps."""
+    """Return the parameter that the distribution was built from, and whether it is logits.
+
+    ``distribution.logits`` will not do: torch clamps probabilities at eps before it takes logits.
+    """
     given: Tensor = distribution._param
     return given.double(), given is not distribution.__dict__.get("probs")
 

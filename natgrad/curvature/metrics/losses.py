@@ -1,4 +1,4 @@
-"""Output-space curvature of losses: M = ∇²_y loss, with torch's conventions for their means."""
+"""Curvature of losses in output space, M = ∇²_y loss, with torch's conventions for means."""
 
 from __future__ import annotations
 
@@ -14,16 +14,27 @@ from natgrad.curvature.metrics.output_metric import OutputMetric, Tensors
 
 
 def squared_error(outputs: Tensor) -> OutputMetric:
-    """Of ``F.mse_loss``, Σ (y − t)²: M = 2 I. A mean is over all elements, as torch's is."""
+    """Return the metric of ``F.mse_loss``, Σ (y − t)²: M = 2 I.
+
+    Parameters
+    ----------
+    outputs
+        y of any shape. Targets play no part. A mean is over all elements, as in torch.
+    """
     return OutputMetric((outputs,), lambda tangents: (2 * tangents[0],), float(outputs.numel()))
 
 
 def cross_entropy(logits: Tensor, *, dim: int | None = None) -> OutputMetric:
-    """Of ``F.cross_entropy``: M = diag(p) − p pᵀ, p the softmax over the classes.
+    """Return the metric of ``F.cross_entropy``: M = diag(p) − p pᵀ, p the softmax over classes.
 
-    Classes are along ``dim``, by default where torch has them: 1, and 0 for one sample. A mean is
-    over all positions. Labels play no part; weigh ignored ones with 0: weights are shaped like the
-    logits without the classes.
+    Parameters
+    ----------
+    logits
+        The logits of any shape. Labels play no part; give ignored ones the weight 0, with weights
+        shaped like the logits without the classes. A mean is over all positions.
+    dim
+        The dimension of the classes. None: as in torch, 1, or 0 for logits of one dimension. Set it
+        to −1 for a sequence model's (N, T, C).
     """
     along = (1 if logits.ndim > 1 else 0) if dim is None else dim
     probabilities = logits.detach().softmax(along)
@@ -37,7 +48,13 @@ def cross_entropy(logits: Tensor, *, dim: int | None = None) -> OutputMetric:
 
 
 def binary_cross_entropy(logits: Tensor) -> OutputMetric:
-    """Of ``F.binary_cross_entropy_with_logits``: M = p (1 − p). A mean is over all elements."""
+    """Return the metric of ``F.binary_cross_entropy_with_logits``: M = p (1 − p).
+
+    Parameters
+    ----------
+    logits
+        The logits of any shape. Labels play no part. A mean is over all elements.
+    """
     probabilities = logits.detach().sigmoid()
     variance = probabilities * (1 - probabilities)
     return OutputMetric(
@@ -46,13 +63,28 @@ def binary_cross_entropy(logits: Tensor) -> OutputMetric:
 
 
 def convex_loss(loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], OutputMetric]:
-    """Of any twice differentiable ``loss(outputs)``, a *sum* over the batch: its exact Hessian.
+    """Make the metric of any twice differentiable loss: its exact Hessian in the outputs.
 
-    A mean is over the first dimension of the outputs. Positive semidefinite where the loss is
-    convex in the outputs, which is the caller's promise. Cost: a double backward pass through the
-    loss alone for every product. Raises :class:`natgrad.curvature.NotTwiceDifferentiable` for an
-    autograd Function in it whose backward pass cannot be differentiated.
+    Parameters
+    ----------
+    loss
+        Maps outputs to a scalar, a *sum* over the batch to which each sample adds its own part. You
+        must know it to be convex in the outputs: otherwise the metric is not positive semidefinite.
 
+    Returns
+    -------
+    callable
+        Maps outputs to their :class:`OutputMetric`, with a mean over their first dimension. It
+        raises ``ValueError`` if the loss is not a scalar, and
+        :class:`natgrad.curvature.NotTwiceDifferentiable` if an autograd Function in it has a
+        backward pass that cannot be differentiated.
+
+    Notes
+    -----
+    Cost: a double backward pass through the loss alone for every product.
+
+    Examples
+    --------
     >>> metric = convex_loss(lambda y: y.exp().sum())(torch.zeros(2))
     >>> metric.multiply((torch.tensor([1.0, 2.0]),))[0].tolist()
     [1.0, 2.0]
@@ -69,14 +101,14 @@ def convex_loss(loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], OutputMe
                 )
             (gradient,) = torch.autograd.grad(value, point, create_graph=True)
             if value.requires_grad and Graph([value]).custom:
-                Hessian(value, [point])  # which raises unless these can be differentiated twice
+                Hessian(value, [point])  # raises unless these Functions are twice differentiable
 
         def multiply(tangents: Tensors) -> Tensors:
-            if not gradient.requires_grad:  # linear in the outputs
+            if not gradient.requires_grad:  # the loss is linear in the outputs
                 return (torch.zeros_like(tangents[0]),)
             return torch.autograd.grad(gradient, point, tangents[0], retain_graph=True)
 
-        # Elements of one sample may interact in the loss; samples must not.
+        # weight_dims=1, since elements of one sample may interact in the loss; samples do not.
         return OutputMetric((outputs,), multiply, weight_dims=1)
 
     return metric

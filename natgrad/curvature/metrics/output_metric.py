@@ -1,9 +1,9 @@
-"""The metric M of an output space, and the registry of the families that have one.
+"""The metric M of an output space, and the registry of distribution families with closed forms.
 
-For outputs y of a network (the parameters of a distribution, or what a loss takes), curvature in θ
-is the mean over the batch of Jᵀ M J. For a distribution M = E[∇_y log p ∇_y log pᵀ], its Fisher
-matrix in its own parameters. A family is added from outside with :func:`register_metric`, like
-torch's ``register_kl``; one with a registered KL needs no more than that.
+For outputs y of a network (the parameters of a distribution, or the argument of a loss), curvature
+in θ is the mean over the batch of Jᵀ M J. For a distribution, M = E[∇_y log p ∇_y log pᵀ] is its
+Fisher matrix in its own parameters. :func:`register_metric` adds a family, as torch's
+``register_kl`` does; a family with a registered KL works without it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,28 @@ from natgrad.curvature.metrics.divergence import NoHessian, divergence_hessian
 
 Tensors = tuple[Tensor, ...]
 Family = TypeVar("Family", bound=Distribution)
-# One distribution, or independent ones: the actions of a Tuple or a Dict space.
+# One distribution, or independent ones, such as the actions of a Tuple or a Dict space.
 Distributions = Distribution | Sequence["Distributions"] | Mapping[str, "Distributions"]
 
 
 @dataclass(frozen=True)
 class OutputMetric:
-    """``multiply(u)`` is M u, sample by sample, for tangents u shaped like ``outputs``.
+    """The outputs of a network and the metric M of their space, as a product u ↦ M u.
 
-    ``samples`` is what a mean divides by; None for the length of the first output. Weights scale
-    rows of M that do not interact: they are shaped like the first ``weight_dims`` dimensions of
-    the outputs (None for any number), leaving out ``class_dim``, along which M mixes.
+    Attributes
+    ----------
+    outputs
+        The outputs, tensors that carry their graph.
+    multiply
+        Maps tangents u, one for each output and of its shape, to M u. M must not mix samples.
+    samples
+        The divisor of a mean. None: the length of the first output.
+    weight_dims
+        How many leading dimensions of the outputs weights may have. Set it if M mixes the later
+        ones, since weights can scale only rows of M that do not interact. None: all.
+    class_dim
+        A dimension along which M mixes, such as that of classes; the shape of weights leaves it
+        out. None: no such dimension.
     """
 
     outputs: Tensors
@@ -45,10 +56,20 @@ _METRICS: dict[type[Distribution], Callable[..., OutputMetric]] = {}
 def register_metric(
     family: type[Family],
 ) -> Callable[[Callable[[Family], OutputMetric]], Callable[[Family], OutputMetric]]:
-    """Decorator: the function gives the :class:`OutputMetric` of distributions of ``family``.
+    """Make a decorator that registers a function as the metric of a distribution family.
 
-    Subclasses inherit it, nearest class first. ``outputs`` must be tensors that carry the graph,
-    their leading dimensions the batch shape; inside ``multiply`` use detached values.
+    Parameters
+    ----------
+    family
+        The class of distributions. Subclasses inherit the metric; the nearest registered class
+        counts.
+
+    Returns
+    -------
+    callable
+        The decorator. It takes a function from a distribution to its :class:`OutputMetric`, whose
+        ``outputs`` must carry the graph, with the batch shape as leading dimensions, and whose
+        ``multiply`` must use detached values.
     """
 
     def register(metric: Callable[[Family], OutputMetric]) -> Callable[[Family], OutputMetric]:
@@ -59,10 +80,23 @@ def register_metric(
 
 
 def output_metric(distribution: Distributions) -> OutputMetric:
-    """The metric of a distribution, or of independent ones in a sequence or mapping (nested too).
+    """Return the Fisher metric of a distribution in the space of its own parameters.
 
-    By its family, nearest class first; else the Hessian of its registered KL in output space.
-    Raises ``TypeError`` where neither exists, or where that Hessian is not its Fisher matrix.
+    Parameters
+    ----------
+    distribution
+        A distribution, or independent ones in a sequence or mapping, nested too.
+
+    Returns
+    -------
+    OutputMetric
+        The one registered for its family, nearest class first; else the Hessian of its registered
+        KL divergence.
+
+    Raises
+    ------
+    TypeError
+        If neither exists, or if that Hessian is not the Fisher matrix.
     """
     parts = _components(distribution)
     if parts is not None:
@@ -75,7 +109,18 @@ def output_metric(distribution: Distributions) -> OutputMetric:
 
 
 def metric_of_divergence(distribution: Distribution) -> OutputMetric:
-    """The Hessian of KL(p ‖ q) in q's own parameters at q = p: a family without a closed form."""
+    """Return the Hessian of KL(p ‖ q) in q's parameters at q = p, for families without closed form.
+
+    Parameters
+    ----------
+    distribution
+        p, of a family with a registered KL divergence.
+
+    Raises
+    ------
+    TypeError
+        If it has none, or if that Hessian is not the Fisher matrix.
+    """
     try:
         return OutputMetric(*divergence_hessian(distribution))
     except NoHessian as error:
@@ -87,7 +132,20 @@ def metric_of_divergence(distribution: Distribution) -> OutputMetric:
 
 
 def batch_shape(distribution: Distributions) -> tuple[int, ...]:
-    """The batch shape of a distribution; independent ones must agree on theirs."""
+    """Return the batch shape of a distribution, or the common one of independent distributions.
+
+    Parameters
+    ----------
+    distribution
+        A distribution, or independent ones in a sequence or mapping, nested too.
+
+    Raises
+    ------
+    ValueError
+        If independent distributions have different batch shapes.
+    TypeError
+        If it is none of these.
+    """
     parts = _components(distribution)
     if parts is None:
         assert isinstance(distribution, Distribution)
@@ -102,7 +160,7 @@ def batch_shape(distribution: Distributions) -> tuple[int, ...]:
 
 
 def _components(distribution: Distributions) -> list[Distributions] | None:
-    """The independent parts of a product; None for one distribution."""
+    """Return the independent parts of a product; None for one distribution."""
     if isinstance(distribution, Distribution):
         return None
     if isinstance(distribution, Mapping):

@@ -1,4 +1,4 @@
-"""Outputs in which the metric is the identity: y′ = Sᵀ y with M = S Sᵀ, sample by sample."""
+"""Outputs y′ = Sᵀy whose metric is the identity, with M = S Sᵀ, sample by sample."""
 
 from __future__ import annotations
 
@@ -11,14 +11,30 @@ from natgrad.curvature.metrics.output_metric import Distributions, batch_shape, 
 
 
 def root_outputs(distribution: Distributions) -> Tensor:
-    """A tensor (N, C) with the graph of the distribution whose Jacobian J̃ gives F = J̃ᵀJ̃ / N.
+    """Return outputs (N, C) whose Jacobian J̃ gives the Fisher matrix as F = J̃ᵀJ̃ / N.
 
-    N counts the batch, flattened, and C the distribution's parameters for one element; S is held
-    fixed. What it is good for: sample-space solves (:class:`natgrad.curvature.Gram`) and exact
-    Kronecker factors need the square root of the metric, and no product needs it.
+    Solves in the space of samples (:class:`natgrad.curvature.Gram`) and exact Kronecker factors
+    need this square root of the metric; products with F do not.
 
-    Cost: C products with M, an eigendecomposition (C, C) a sample in float64, N C² memory. Raises
-    ``ValueError`` where a distribution's parameters are not shaped (batch, ...).
+    Parameters
+    ----------
+    distribution
+        A distribution with its graph, or independent ones in a sequence or mapping, with N elements
+        in the batch and C parameters for each.
+
+    Returns
+    -------
+    Tensor
+        y′ = Sᵀy (N, C) with the graph of the outputs y, the batch flattened. S is held fixed.
+
+    Raises
+    ------
+    ValueError
+        If a distribution's parameters are not shaped (batch, ...).
+
+    Notes
+    -----
+    Cost: C products with M, an eigendecomposition (C, C) a sample in float64, N C² memory.
     """
     metric = output_metric(distribution)
     batch = batch_shape(distribution)

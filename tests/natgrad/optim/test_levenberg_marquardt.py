@@ -778,8 +778,8 @@ def test_at_the_optimum_of_a_model_the_rounding_of_a_zero_gradient_is_no_other_l
 def test_the_former_name_of_solver_is_taken_and_may_not_contradict_it():
     x = torch.ones(2, dtype=torch.float64, requires_grad=True)
     steps = []
-    for settings_ in ({"solver": "cg"}, {"method": "cg"}, {"solver": "cg", "method": "cg"}):
-        optimizer = LevenbergMarquardt([x], **settings_)
+    for named in ({"solver": "cg"}, {"method": "cg"}, {"solver": "cg", "method": "cg"}):
+        optimizer = LevenbergMarquardt([x], **named)
         optimizer.step(lambda: x**2 - 2)
         steps.append(optimizer.last_step.solver)
     assert steps == ["cg"] * 3
