@@ -28,6 +28,7 @@ from torch.distributions import Categorical
 
 import natgrad
 import rl_plugins
+import rl_plugins.plugin
 from natgrad import optim
 
 
@@ -50,14 +51,20 @@ def entered(act: Callable[[], Any], package: Any) -> list[tuple[str, str]]:
     return [(file.removeprefix(base), function) for file, function, _ in seen]
 
 
-def product() -> Callable[[], Any]:
-    """F @ v, with the construction of F."""
+def fisher() -> Any:
     model = network()
-    pi = Categorical(logits=model(X))
-    return lambda: (
-        natgrad.Fisher(pi, list(model.parameters()))
-        @ torch.ones(sum(p.numel() for p in model.parameters()))
-    )
+    return natgrad.Fisher(Categorical(logits=model(X)), list(model.parameters()))
+
+
+def set_up() -> Callable[[], Any]:
+    """F as far as its graph is recorded and checked."""
+    return lambda: fisher().reached
+
+
+def product() -> Callable[[], Any]:
+    """F @ v for an F that stands."""
+    F = fisher()
+    return lambda: F @ torch.ones(F.shape[0])
 
 
 def trpo_step() -> Callable[[], Any]:
@@ -136,6 +143,7 @@ def policy_step() -> Callable[[], Any]:
 
 
 SCENARIOS: dict[str, tuple[Callable[[], Callable[[], Any]], Any]] = {
+    "Fisher(...)": (set_up, natgrad),
     "F @ v": (product, natgrad),
     "KFAC step": (kfac_step, natgrad),
     "LevenbergMarquardt step": (levenberg_marquardt_step, natgrad),

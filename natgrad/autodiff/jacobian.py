@@ -21,7 +21,7 @@ from torch import Tensor
 from natgrad.autodiff.differentiation import NotTwiceDifferentiable, gradients, many_gradients
 from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.hooks import ROUNDING, not_linear
-from natgrad.autodiff.slots import Slots
+from natgrad.flat import Slots
 
 ROWS = 64  # rows or columns of J in one vectorised backward pass
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from natgrad.autodiff.data import length, subset, take
 from natgrad.autodiff.differentiation import NotTwiceDifferentiable
 from natgrad.autodiff.side_effects import Forward, preserved_buffers
-from natgrad.autodiff.slots import Slots
 from natgrad.curvature.checks import checked_weights
 from natgrad.curvature.operator import LinearOperator
+from natgrad.flat import Slots
 
 Result = TypeVar("Result")
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from natgrad.autodiff.jacobian import Jacobian
 from natgrad.autodiff.layers import Layer, output_gradients, recorded_layers, verified
 from natgrad.autodiff.side_effects import Forward, preserved_buffers
-from natgrad.autodiff.slots import Slots
 from natgrad.curvature.batched import not_copyable, with_fallback_kernels
 from natgrad.curvature.operator import LinearOperator
+from natgrad.flat import Slots
 
 
 class Gram(LinearOperator):

@@ -12,8 +12,8 @@ from natgrad.autodiff.differentiation import gradients
 from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.hooks import ROUNDING, not_linear
 from natgrad.autodiff.jacobian import Jacobian
-from natgrad.autodiff.slots import Slots
 from natgrad.curvature.batched import BatchedOperator
+from natgrad.flat import Slots
 
 
 class Hessian(BatchedOperator):

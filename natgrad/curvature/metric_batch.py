@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from natgrad.autodiff.jacobian import Jacobian
-from natgrad.autodiff.slots import Slots
 from natgrad.curvature.metrics import OutputMetric
+from natgrad.flat import Slots
 
 
 class MetricBatch:

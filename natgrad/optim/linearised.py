@@ -13,7 +13,7 @@ from torch import Tensor
 from natgrad.autodiff.hooks import ROUNDING
 from natgrad.autodiff.jacobian import Jacobian
 from natgrad.autodiff.side_effects import Forward
-from natgrad.autodiff.slots import Slots
+from natgrad.flat import Slots
 from natgrad.optim.observed_model import ObservedModel
 from natgrad.optim.optimizer import Start
 from natgrad.solvers.scaling import norm

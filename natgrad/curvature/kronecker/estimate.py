@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.layers import recorded_layers, verified
 from natgrad.autodiff.side_effects import Forward, preserved_buffers
-from natgrad.autodiff.slots import Slots
 from natgrad.curvature.kronecker.blocks import Block
 from natgrad.curvature.kronecker.factors import Sharing, correct, layer_factors, require_samples
 from natgrad.curvature.kronecker.layer_block import KroneckerBlock
 from natgrad.curvature.kronecker.output_gradients import OutputGradients, checked_outputs
 from natgrad.curvature.kronecker.remaining import remaining_blocks
 from natgrad.curvature.metrics import Distributions, batch_shape
+from natgrad.flat import Slots
 
 BlocksByOwners = Mapping[tuple[Tensor, ...], Block]
 

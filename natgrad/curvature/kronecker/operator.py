@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.autodiff.layers import candidates
-from natgrad.autodiff.slots import Slots
 from natgrad.curvature.kronecker.blocks import Block, DampingSplit, DenseBlock, DiagonalBlock
 from natgrad.curvature.kronecker.estimate import estimated_blocks
 from natgrad.curvature.kronecker.factors import Sharing, require_samples_drawn
 from natgrad.curvature.kronecker.layer_block import KroneckerBlock
 from natgrad.curvature.metrics import Distributions
 from natgrad.curvature.operator import LinearOperator
+from natgrad.flat import Slots
 
 MAX_DENSE = 1000  # elements outside layers that get a dense block
 

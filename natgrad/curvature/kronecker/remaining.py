@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natgrad.autodiff.slots import Slots
 from natgrad.curvature.fisher import Fisher
 from natgrad.curvature.kronecker.blocks import Block, DenseBlock, DiagonalBlock
 from natgrad.curvature.kronecker.output_gradients import OutputGradients
 from natgrad.curvature.metrics import Distributions
+from natgrad.flat import Slots
 
 
 def remaining_blocks(

@@ -7,8 +7,7 @@ from torch.func import functional_call, jacrev
 
 from natgrad.autodiff.differentiation import twice_differentiable
 from natgrad.autodiff.jacobian import ROWS, Jacobian
-from natgrad.autodiff.slots import Slots
-from natgrad.flat import flatten
+from natgrad.flat import Slots, flatten
 from natgrad.testing.networks import NETWORKS, make_network
 
 DOUBLE = torch.float64

@@ -9,7 +9,6 @@ from scipy.sparse.linalg import aslinearoperator
 from torch import nn
 
 from natgrad.autodiff.jacobian import Jacobian
-from natgrad.autodiff.slots import Slots
 from natgrad.curvature import (
     Dense,
     Diagonal,
@@ -33,6 +32,7 @@ from natgrad.curvature.metrics import (
     cross_entropy,
     squared_error,
 )
+from natgrad.flat import Slots
 from natgrad.testing.check import Kind
 from natgrad.testing.conformance import parametrize_with_checks
 from natgrad.testing.likelihoods import FAMILIES
