@@ -1,7 +1,4 @@
-# make train   trains TRPO on CartPole-v1; ALGO=, TASK=, STEPS=, SEED= and ARGS= choose otherwise
-# make test    lints, type-checks and tests
-# Each installs what it needs into .venv the first time, and nothing after that.
-# make test-machines runs the tests as other machines would; ROW= and TESTS= choose among bench/machines.py's rows.
+# Each target installs what it needs into .venv the first time, and nothing after that.
 
 PYTHON ?= python3
 ALGO ?= trpo
@@ -12,33 +9,50 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 OLDEST := .venv-oldest/bin/python -m pip install -qq --disable-pip-version-check -c constraints-oldest.txt
 
-.PHONY: train test test-machines test-slow mutation bench bench-optimizers docs clean
+.DEFAULT_GOAL := help
+.PHONY: help train format lint type test test-fast test-slow test-machines mutation
+.PHONY: bench bench-optimizers bench-compare compare docs clean
 
-train: .venv/.rl
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' Makefile
+
+train: .venv/.rl ## train TRPO on CartPole-v1; ALGO=, TASK=, STEPS=, SEED= and ARGS= choose otherwise
 	@$(BIN)/rl-plugins train $(ALGO) $(TASK) --seed $(SEED) $(if $(STEPS),--total-steps $(STEPS)) $(ARGS)
 
-test: .venv/.dev
+format: .venv/.dev ## format the code, sort imports, mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: .venv/.dev ## style, layout and the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+type: .venv/.dev ## mypy over both packages, the tests and the benchmarks
+	$(BIN)/mypy
+
+test: lint type ## lint, type, and every test that is not slow: what a change must pass
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile
 
+# A tenth of the examples, and the end at the first failure.
+test-fast: .venv/.dev ## the tests of FILE= with few examples, while you work
+	HYPOTHESIS_PROFILE=fast $(BIN)/pytest --quiet --exitfirst $(or $(FILE),tests/natgrad/test_natural_step.py)
+
 # Five minutes a row. The row `oldest` makes an environment of its own: torch of that day is gigabytes.
-test-machines: .venv/.dev
+test-machines: .venv/.dev ## the tests as other machines would run them; ROW= and TESTS= choose
 	$(BIN)/python bench/machines.py $(ROW) $(if $(TESTS),--tests $(TESTS))
 
-test-slow: .venv/.dev
+test-slow: .venv/.dev ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
-# An hour on one core: thousands of small errors put into two packages, and which of them tests see.
-mutation: .venv/.mutation
+# An hour on one core.
+mutation: .venv/.mutation ## mutation tests: which injected errors do tests catch?
 	rm -rf mutants
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=mutation $(BIN)/mutmut run
 	$(BIN)/python bench/mutation.py
 	$(BIN)/python bench/tables.py
 
-bench: .venv/.bench
+bench: .venv/.bench ## speed and honesty beside the peers
 	$(BIN)/pytest bench --override-ini=addopts= --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name \
 		--benchmark-json=bench/results/primitives.json
 	$(BIN)/python bench/solver_honesty.py
@@ -51,7 +65,7 @@ bench: .venv/.bench
 	$(BIN)/python bench/tables.py
 
 # Some hours on one core: every optimizer gets its whole budget on every problem and seed.
-bench-optimizers: .venv/.bench
+bench-optimizers: .venv/.bench ## every optimizer on every problem, for its whole budget
 	$(BIN)/python bench/more_garbow_hillstrom.py
 	$(BIN)/python bench/poisson.py
 	$(BIN)/python bench/adam_grid.py --task digits
@@ -61,10 +75,16 @@ bench-optimizers: .venv/.bench
 	$(BIN)/python bench/plots.py
 	$(BIN)/python bench/tables.py
 
-docs: .venv/.dev
+bench-compare: .venv/.dev ## pytest-benchmark of this tree and of REV=, in turn
+	$(BIN)/python bench/compare_speed.py --base $(REV)
+
+compare: .venv/.dev ## this tree and REV= on fixed inputs: the same numbers, bit for bit?
+	$(BIN)/python bench/compare_revisions.py --base $(REV)
+
+docs: .venv/.dev ## the site, into site/
 	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
-clean:
+clean: ## remove what the targets made
 	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis site mutants
 
 .venv/.created:

@@ -9,6 +9,7 @@ from hypothesis import Phase, settings
 # Same examples in every CI run; no deadline, which would make a test a timing.
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("fast", deadline=None, derandomize=True, max_examples=10)
 # For mutants: a failure is enough, its smallest example would cost more than finding it.
 settings.register_profile(
     "mutation",

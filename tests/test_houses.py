@@ -42,3 +42,30 @@ def test_no_room_without_a_name():
         if path.stem in nameless
     ]
     assert found == []
+
+
+def sources():
+    for house in ("natgrad", "rl_plugins"):
+        for path in sorted((ROOT / house).rglob("*.py")):
+            yield path, path.read_text(encoding="utf-8")
+
+
+def test_no_file_is_over_300_lines():
+    long = {str(path.relative_to(ROOT)): text.count("\n") for path, text in sources()}
+    assert {path: lines for path, lines in long.items() if lines > 300} == {}
+
+
+def test_no_function_is_over_80_lines_without_its_docstring():
+    found = []
+    for path, text in sources():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                if lines > 80:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name} {lines}")
+    assert found == []
+
+
+def test_the_formatter_decides_alone():
+    assert [str(path) for path, text in sources() if "fmt: skip" in text] == []
