@@ -5,7 +5,8 @@
 The base is checked out beside this tree; bench/fixed_steps.py of this tree runs against both in
 turn, each in a process of its own. Numbers are compared bit for bit; where a sum was reordered the
 largest relative difference is printed. Run directories of the base are resumed and evaluated by
-both, and their settings given to both command lines.
+both, and their settings given to both command lines. Beside this, how many files a reader opens who
+follows one call in each of them (bench/walks.py).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ else:
 
 HERE = Path(__file__).resolve().parent.parent
 RECORDER = Path(__file__).with_name("fixed_steps.py")
+WALKS = Path(__file__).with_name("walks.py")
 OUT = Path(__file__).parent / "results" / "revisions.json"
 Record = dict[str, tuple[list[Any], float]]
 
@@ -62,11 +64,27 @@ def metadata(tree: Path, folder: Path) -> Path:
     return folder
 
 
-def record(tree: Path, meta: Path, out: Path, *options: str) -> Record:
+def against(tree: Path, meta: Path) -> dict[str, str]:
+    """The environment in which Python imports the packages of this tree."""
     path = os.pathsep.join([str(tree), str(meta)])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def walks(tree: Path, meta: Path) -> dict[str, dict[str, int]]:
+    run = subprocess.run(
+        [sys.executable, str(WALKS)],
+        env=against(tree, meta),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    found: dict[str, dict[str, int]] = json.loads(run.stdout)
+    return found
+
+
+def record(tree: Path, meta: Path, out: Path, *options: str) -> Record:
     subprocess.run(
         [sys.executable, str(RECORDER), "--out", str(out), *options],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=against(tree, meta),
         check=True,
     )
     found: Record = torch.load(out)
@@ -105,6 +123,7 @@ def main(base: str, rounds: int = 5, repeats: int = 20, only: str = "") -> int:
         folder = Path(name)
         with checkout(base, folder) as tree:
             trees = [(tree, metadata(tree, folder / "old")), (HERE, metadata(HERE, folder / "new"))]
+            before, after = (walks(*each) for each in trees)
             runs = folder / "runs"
             out = folder / "record.pt"
             record(*trees[0], out, "--make-runs", str(runs), "--only", "nothing but the runs")
@@ -135,7 +154,9 @@ def main(base: str, rounds: int = 5, repeats: int = 20, only: str = "") -> int:
     for case in errors:
         print(f"{case}: the base refuses it: {old[case][0][0]}")
     if not only:
-        OUT.write_text(json.dumps({"base": base, "cases": rows}, indent=1) + "\n")
+        scenarios = {name: {"before": before[name], "after": after[name]} for name in before}
+        result = {"base": base, "cases": rows, "walks": scenarios}
+        OUT.write_text(json.dumps(result, indent=1) + "\n")
     return int(bool(errors) or any(math.isinf(row["difference"]) for row in failed.values()))
 
 
