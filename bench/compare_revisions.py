@@ -11,13 +11,16 @@ follows one call in each of them (bench/walks.py).
 
 from __future__ import annotations
 
+import ast
 import configparser
+import io
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +39,14 @@ HERE = Path(__file__).resolve().parent.parent
 RECORDER = Path(__file__).with_name("fixed_steps.py")
 WALKS = Path(__file__).with_name("walks.py")
 OUT = Path(__file__).parent / "results" / "revisions.json"
+LAYOUT = (
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+)
 Record = dict[str, tuple[list[Any], float]]
 
 
@@ -81,6 +92,32 @@ def walks(tree: Path, meta: Path) -> dict[str, dict[str, int]]:
     return found
 
 
+def lines(tree: Path) -> dict[str, dict[str, int]]:
+    """Of each package: all lines, and those of code, without docstrings, comments and blanks."""
+    counts = {}
+    for package in ("natgrad", "rl_plugins"):
+        texts = [path.read_text() for path in (tree / package).rglob("*.py")]
+        counts[package] = {
+            "all": sum(text.count("\n") for text in texts),
+            "code": sum(len(lines_of_code(text)) for text in texts),
+        }
+    return counts
+
+
+def lines_of_code(text: str) -> set[int]:
+    kept: set[int] = set()
+    docstrings = {
+        node.body[0].lineno
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node)
+    }
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        string = token.type == tokenize.STRING and token.start[0] in docstrings
+        if token.type not in LAYOUT and not string:
+            kept.update(range(token.start[0], token.end[0] + 1))
+    return kept
+
+
 def record(tree: Path, meta: Path, out: Path, *options: str) -> Record:
     subprocess.run(
         [sys.executable, str(RECORDER), "--out", str(out), *options],
@@ -124,6 +161,7 @@ def main(base: str, rounds: int = 5, repeats: int = 20, only: str = "") -> int:
         with checkout(base, folder) as tree:
             trees = [(tree, metadata(tree, folder / "old")), (HERE, metadata(HERE, folder / "new"))]
             before, after = (walks(*each) for each in trees)
+            sizes = {"before": lines(tree), "after": lines(HERE)}
             runs = folder / "runs"
             out = folder / "record.pt"
             record(*trees[0], out, "--make-runs", str(runs), "--only", "nothing but the runs")
@@ -155,7 +193,7 @@ def main(base: str, rounds: int = 5, repeats: int = 20, only: str = "") -> int:
         print(f"{case}: the base refuses it: {old[case][0][0]}")
     if not only:
         scenarios = {name: {"before": before[name], "after": after[name]} for name in before}
-        result = {"base": base, "cases": rows, "walks": scenarios}
+        result = {"base": base, "cases": rows, "walks": scenarios, "lines": sizes}
         OUT.write_text(json.dumps(result, indent=1) + "\n")
     return int(bool(errors) or any(math.isinf(row["difference"]) for row in failed.values()))
 
