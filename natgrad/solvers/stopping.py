@@ -6,12 +6,40 @@ no read-back from the device. φ costs no product. Both rules here are free of s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Stop = Callable[[Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """The settings that end an iterative solve, checked by the solver that makes them.
+
+    Attributes
+    ----------
+    rtol, atol
+        The residual norm to reach is max(rtol ‖b‖, atol).
+    limit
+        The most iterations.
+    stop
+        A further rule, or None.
+    check_every
+        Iterations between two read-backs of the outcome from the device.
+    growth
+        Iterates are kept at distances that grow by this factor; infinite: none.
+    """
+
+    rtol: float
+    atol: float
+    limit: int
+    stop: Stop | None = None
+    check_every: int = 1
+    growth: float = math.inf
 
 
 def relative_progress(tolerance: float = 5e-4, *, window: int = 10, fraction: float = 0.1) -> Stop:
