@@ -82,18 +82,15 @@ class Scaled:
         beta, alpha = self.unit.double(), scale.double()
         residual_norm = found.residual_norm * float(beta)
         finite = math.isfinite(residual_norm) and bool(kept & torch.isfinite(Ax).all())
-        return replace(
-            found,
-            x=x,
-            Ax=Ax,
-            status=found.status if finite else Status.NONFINITE,
-            residual_norm=residual_norm,
-            multiplier=found.multiplier * float(alpha) if found.multiplier else 0.0,
-            iterates=tuple(
-                Iterate(unscale(x, self.unit, scale)[0], beta * (beta / alpha) * xAx)
-                for x, xAx in found.iterates
-            ),
+        status = found.status if finite else Status.NONFINITE
+        # 0 stays 0 where α is infinite.
+        multiplier = found.multiplier and found.multiplier * float(alpha)
+        iterates = tuple(
+            Iterate(unscale(x, self.unit, scale)[0], beta * (beta / alpha) * xAx)
+            for x, xAx in found.iterates
         )
+        found = replace(found, x=x, Ax=Ax, status=status, residual_norm=residual_norm)
+        return replace(found, multiplier=multiplier, iterates=iterates)
 
 
 def breakdown(product: Tensor) -> Status:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic
@@ -11,10 +10,12 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from natgrad.solvers.linear_map import LinearMap
+from natgrad.solvers.linear_map import LinearMap, Multiply
 from natgrad.solvers.problem import as_kind, as_limit, check_tolerances, pose, require
-from natgrad.solvers.scaling import as_float, dot, norm, power_of_two, quotient, unscale
+from natgrad.solvers.scaled import Scaled, breakdown
+from natgrad.solvers.scaling import as_float, dot, norm, power_of_two, quotient
 from natgrad.solvers.solution import Solution, Status, V
+from natgrad.solvers.stopping import Stopping
 
 # Of a radius beside a model of unit size, as a power of two.
 LIMIT = 500
@@ -92,19 +93,14 @@ class SteihaugPath(Generic[V]):
         max_iterations: int | None = None,
     ) -> None:
         problem = pose(A, g, name="g")
-        self._g = problem.rhs
-        self._multiply, self._in_numpy = problem.multiply, problem.in_numpy
-        self._precondition = problem.preconditioner(preconditioner)
-        self._limit = as_limit(max_iterations, len(self._g))
+        precondition = problem.preconditioner(preconditioner)
+        limit = as_limit(max_iterations, len(problem.rhs))
         check_tolerances(rtol, atol)
-        self._g_scale = power_of_two(self._g)
-        self._A_scale = torch.ones_like(self._g_scale)
-        self._g_hat = self._g / self._g_scale
-        g_norm = norm(self._g_hat)
-        self._tolerance = torch.maximum(rtol * g_norm, atol / self._g_scale.double())
-        self._products = 0
-        # By proxy: a generator that holds its own holder would keep A until gc.
-        self._legs = type(self)._walk(weakref.proxy(self))
+        self._g = Scaled.of(problem.rhs, Stopping(rtol, atol, limit))
+        self._in_numpy = problem.in_numpy
+        self._walk = _Walk(self._g, problem.multiply, precondition, limit)
+        # Its generator refers to the walk alone: a cycle with this object would keep A until gc.
+        self._legs = self._walk.legs()
         self._kept: list[_Leg | _End] = []
 
     def solve(self, radius: float) -> Solution[V]:
@@ -122,110 +118,94 @@ class SteihaugPath(Generic[V]):
             math.isfinite(radius) and radius > 0,
             f"radius must be positive and finite, got {radius}; without one, use cg",
         )
-        before = self._products
+        before = self._walk.products
         for iterations, leg in enumerate(legs):
-            # The model is that of (A/α, g/β), its steps are s α/β.
-            unit = self._g_scale.double(), self._A_scale.double()
             if isinstance(leg, _End):
-                products = self._products - before
-                return self._solution(leg.s, unit, leg.r, leg.status, iterations, products, None)
-            bound = unit[0].new_tensor(self._bound(radius))
+                return self._answer(leg, iterations, before, self._walk.A_scale)
+            bound = leg.pPp.new_tensor(self._bound(radius))
             if leg.ends_inside(bound):
                 continue
-            tau = leg.to_boundary(bound)
-            r = leg.r + tau * leg.Ap
-            # In units of the radius, which may be beyond the dtype where the model is of unit size.
-            s = (leg.s.double() + tau * leg.p.double()) / bound
-            if self._precondition is None:
-                s = s / torch.clamp(norm(s), min=1.0)
-            status, direction = Status.BOUNDARY, None
-            if not leg.positive:
-                status, direction = Status.NEGATIVE_CURVATURE, leg.p
-            products = self._products - before
-            unit = torch.full_like(unit[0], radius), torch.ones_like(unit[0])
-            return self._solution(s, unit, r, status, iterations + 1, products, direction)
+            end = leg.cut(bound, euclidean=self._walk.precondition is None)
+            units = torch.ones_like(bound), torch.full_like(bound, radius)
+            return self._answer(end, iterations + 1, before, *units)
         raise AssertionError("a path ends with its end")
 
     def _bound(self, radius: float) -> float:
         """The radius in the model's units; within a range that no path of unit size leaves, since
         the answer is taken in units of the radius itself."""
-        scales = float(self._A_scale), float(self._g_scale)
+        scales = float(self._walk.A_scale), float(self._g.unit)
         bound = as_float(*quotient((radius, scales[0]), (scales[1],)))
         return min(max(bound, 2.0**-LIMIT), 2.0**LIMIT)
 
-    def _solution(
-        self,
-        s: Tensor,
-        unit: tuple[Tensor, Tensor],
-        r: Tensor,
-        status: Status,
-        iterations: int,
-        products: int,
-        direction: Tensor | None,
+    def _answer(
+        self, end: _End, iterations: int, before: int, scale: Tensor, unit: Tensor | None = None
     ) -> Solution[V]:
-        answer, kept = unscale(s, *unit, self._g.dtype)
-        product = r - self._g_hat
-        residual_norm = float(norm(self._g_hat + product) * self._g_scale.double())
-        product = product * self._g_scale
-        if not math.isfinite(residual_norm) or not bool(kept & torch.isfinite(product).all()):
-            status = Status.NONFINITE
-        solution = Solution(answer, product, status, iterations, products, residual_norm, direction)
-        return as_kind(solution, in_numpy=self._in_numpy)
+        g, products = self._g.rhs, self._walk.products - before
+        As = end.r - g
+        residual_norm = float(norm(g + As))
+        found = Solution(end.s, As, end.status, iterations, products, residual_norm, end.direction)
+        return as_kind(self._g.answer(found, scale, unit), in_numpy=self._in_numpy)
 
-    def _walk(self) -> Iterator[_Leg | _End]:
-        r = self._g_hat
+
+class _Walk:
+    """Conjugate gradients for a model of unit size, leg by leg; it counts the products taken."""
+
+    def __init__(
+        self, g: Scaled, multiply: Multiply, precondition: Multiply | None, limit: int
+    ) -> None:
+        self.g, self.multiply, self.precondition, self.limit = g, multiply, precondition, limit
+        self.A_scale = torch.ones_like(g.unit)
+        self.products = 0
+
+    def legs(self) -> Iterator[_Leg | _End]:
+        r = self.g.rhs
         s = torch.zeros_like(r)
-        if not bool(torch.isfinite(r).all()):
-            yield _End(s, r, Status.NONFINITE)
+        status = self.g.trivial()
+        if status is not None:
+            yield _End(s, r, status)
             return
-        if not bool(r.any()):
-            yield _End(s, r, Status.ZERO_RHS)
-            return
-        eps = torch.finfo(r.dtype).eps
-        g_norm, A_norm = norm(r), norm(r).new_zeros(())
-        z = r if self._precondition is None else self._precondition(r)
+        A_norm = torch.zeros_like(self.g.norm)
+        z = r if self.precondition is None else self.precondition(r)
         P_scale = power_of_two(z).double()
         z = z / P_scale
         p, rz = -z, dot(r, z)
         # P s and P p in units of P_scale, known since P z = r. The recurrences of algorithm 7.5.1
         # for the norms alone rest on an orthogonality that rounding takes.
         Ps, Pp = s, -r
-        for _ in range(self._limit):
+        for _ in range(self.limit):
             sPs, sPp, pPp = dot(s, Ps) / P_scale, dot(s, Pp) / P_scale, dot(p, Pp) / P_scale
             # Otherwise, and that is the preconditioner's doing, there is no direction to follow.
             if not bool((rz > 0) & (pPp > 0)):
-                finite = bool(torch.isfinite(rz))
-                yield _End(s, r, Status.NEGATIVE_CURVATURE if finite else Status.NONFINITE)
+                yield _End(s, r, breakdown(rz))
                 return
-            Ap = self._multiply(p)
-            self._products += 1
-            if self._products == 1:
-                self._A_scale = power_of_two(Ap)  # p is of unit size
-            Ap = Ap / self._A_scale
+            Ap = self.multiply(p)
+            self.products += 1
+            if self.products == 1:
+                self.A_scale = power_of_two(Ap)  # p is of unit size
+            Ap = Ap / self.A_scale
             curvature, Ap_norm, p_norm = dot(p, Ap), norm(Ap), norm(p)
             A_norm = torch.maximum(A_norm, Ap_norm / p_norm)
             alpha = rz / curvature
             if not bool(torch.isfinite(Ap_norm)):
                 yield _End(s, r, Status.NONFINITE)
                 return
-            positive = bool(curvature > eps * p_norm * Ap_norm)
+            positive = bool(curvature > self.g.eps * p_norm * Ap_norm)
             yield _Leg(s, r, p, Ap, alpha, sPs, sPp, pPp, positive)
             if not positive:
                 return
             s, r = s + alpha * p, r + alpha * Ap
-            Ps = s if self._precondition is None else Ps + alpha * Pp
-            if bool(norm(r) <= self._tolerance):
-                r = self._g_hat + self._multiply(s) / self._A_scale
-                self._products += 1
-                margin = eps * (A_norm * norm(s) + g_norm)
-                passed = bool(norm(r) <= self._tolerance - margin)
+            Ps = s if self.precondition is None else Ps + alpha * Pp
+            if bool(norm(r) <= self.g.tolerance):
+                r = self.g.rhs + self.multiply(s) / self.A_scale
+                self.products += 1
+                passed = bool(norm(r) <= self.g.threshold(A_norm * norm(s)))
                 yield _End(s, r, Status.CONVERGED if passed else Status.STAGNATED)
                 return
-            z = r if self._precondition is None else self._precondition(r) / P_scale
+            z = r if self.precondition is None else self.precondition(r) / P_scale
             rz_next = dot(r, z)
             beta = rz_next / rz
             p, rz = beta * p - z, rz_next
-            Pp = p if self._precondition is None else beta * Pp - r
+            Pp = p if self.precondition is None else beta * Pp - r
         yield _End(s, r, Status.MAX_ITERATIONS)
 
 
@@ -250,6 +230,18 @@ class _Leg:
         squared = self.sPs + self.alpha * (2 * self.sPp + self.alpha * self.pPp)
         return self.positive and bool(squared.sqrt() < radius)
 
+    def cut(self, radius: Tensor, *, euclidean: bool) -> _End:
+        """The end on the boundary, with s in units of the radius: where the model is of unit size,
+        the radius may be beyond the range of the dtype."""
+        tau = self.to_boundary(radius)
+        s = (self.s.double() + tau * self.p.double()) / radius
+        if euclidean:
+            s = s / torch.clamp(norm(s), min=1.0)
+        r = self.r + tau * self.Ap
+        if self.positive:
+            return _End(s, r, Status.BOUNDARY)
+        return _End(s, r, Status.NEGATIVE_CURVATURE, self.p)
+
     def to_boundary(self, radius: Tensor) -> Tensor:
         """The positive root τ of ‖s + τ p‖ = radius, in the form that does not cancel."""
         # For s in units of the radius and p in units of ‖p‖: no square leaves the range.
@@ -262,8 +254,9 @@ class _Leg:
 
 @dataclass(frozen=True)
 class _End:
-    """Where the path ends if no radius cuts it."""
+    """Where a step ends: on the boundary, or where the path does; r = g + A s."""
 
     s: Tensor
     r: Tensor
     status: Status
+    direction: Tensor | None = None
