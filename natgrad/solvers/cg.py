@@ -1,4 +1,4 @@
-"""Conjugate gradients for symmetric positive definite A, preconditioned, scale-free and honest."""
+"""Conjugate gradients for symmetric positive definite A, with preconditioning and damping."""
 
 from __future__ import annotations
 
@@ -36,42 +36,69 @@ def cg(
     check_every: int = 1,
     iterate_growth: float | None = None,
 ) -> Solution[V]:
-    """Solve (A + λ I) x = b, λ the ``damping``, to ‖b − (A + λ I) x‖₂ <= max(rtol ‖b‖₂, atol), from
-    products A v alone.
+    """Solve (A + λ I) x = b by conjugate gradients, λ the damping, for positive definite A + λ I.
 
-    ``A`` is anything with ``A @ v`` (our operators, torch or NumPy matrices, SciPy operators) or a
-    function v ↦ A v. ``b`` is a torch or NumPy vector (n,), or a matrix (n, k) of k right-hand
-    sides, of float32 or float64; the answer comes back in kind. The columns of a matrix are solved
-    apart, each with its own steps, status and end, but share their products: A V once a round.
-    ``Solution.Ax`` is A x without the damping, summed up beside x and not b − λ x, in which A x
-    would drown where λ is large: xᵀA x is right to rounding for any λ.
-    ``preconditioner`` applies an approximation of (A + λ I)⁻¹, symmetric positive definite, of any
-    scale.
-    ``max_iterations`` defaults to 10 n. ``stop`` ends the solve by a further rule
-    (:mod:`natgrad.solvers.stopping`), with the status STOPPED. ``check_every=k`` reads the outcome
-    back from the device every k iterations only: the same x, up to k − 1 idle products.
-    ``iterate_growth=γ`` keeps iterates at distances that grow by γ in ``Solution.iterates``, for a
-    search along them (Martens 2010, section 4.6, has γ = 1.3).
+    Parameters
+    ----------
+    A
+        Symmetric (n, n), known by its products: anything with ``A @ v`` (an operator of this
+        package, a torch or NumPy matrix, a SciPy operator), or a function v ↦ A v.
+    b
+        Torch or NumPy vector (n,), or matrix (n, k) of k right-hand sides, float32 or float64.
+        Each column has its own steps, status and end, but they share their products: A V once a
+        round.
+    damping
+        λ >= 0, in A's units. Raise it where A is singular or too ill-conditioned.
+    x0
+        Start, like b; zero where None. Give a nearby solution to save iterations.
+    preconditioner
+        Approximation of (A + λ I)⁻¹, symmetric positive definite, of any scale, given as A is. See
+        :mod:`natgrad.solvers.preconditioners`.
+    rtol, atol
+        The solve ends at ‖b − (A + λ I) x‖₂ <= max(rtol ‖b‖₂, atol). ``atol`` has b's units.
+    max_iterations
+        Bound on the iterations; 10 n where None. Lower it for a truncated solve.
+    stop
+        Further rule that ends the solve, with the status STOPPED (:mod:`natgrad.solvers.stopping`).
+    check_every
+        Iterations between two read-backs of the outcome from the device. Raise it on a GPU: the
+        same x, up to ``check_every`` − 1 idle products.
+    iterate_growth
+        Where given, > 1: keep iterates at distances that grow by this factor in
+        ``Solution.iterates``, for a search along them (Martens 2010, section 4.6, has 1.3).
 
-    Never raises on values: NaN, infinity, indefinite A and b = 0 end in a :class:`Status`. Raises
-    ``ValueError`` or ``TypeError`` for wrong shapes, dtypes and settings.
+    Returns
+    -------
+    Solution
+        In the kind, shape, dtype and device of b. ``Ax`` is A x without the damping, summed up
+        beside x: as b − λ x it would lose its digits where λ is large, but xᵀA x is right to
+        rounding for any λ. NaN, infinity, indefinite A and b = 0 end in a :class:`Status`.
 
+    Raises
+    ------
+    ValueError, TypeError
+        For wrong shapes, dtypes and settings; never for values of A and b.
+
+    Notes
+    -----
     Cost, for each column: one product an iteration, one more to verify a claim of convergence, one
     more for x0; memory of nine vectors. 4 dot products, 3 vector updates and one scaling an
     iteration; damping adds two vector updates and a vector, ``stop`` a dot product and an addition.
 
     Source: Hestenes & Stiefel 1952; Saad, *Iterative Methods for Sparse Linear Systems*, 2003,
-    algorithm 9.1. How it differs from them:
+    algorithm 9.1. Differences:
 
     - b, and A by its first product, are scaled by powers of two: with A and b (and the damping,
       as A) multiplied by any powers of two, x is the same bit for bit.
-    - CONVERGED is claimed by the recursive residual but granted by the true one, to which the
-      rounding error of computing it is added: eps (‖A‖ ‖x‖ + ‖b‖), ‖A‖ estimated by the products
-      taken. A refused claim restarts from the true residual, at most 3 times, while it halves.
+    - The recursive residual claims CONVERGED, the true one decides. The rounding error of computing
+      it, eps (‖A‖ ‖x‖ + ‖b‖), counts against it; ‖A‖ is estimated by the products taken. A refused
+      claim restarts from the true residual, at most 3 times, while it halves.
     - Curvature counts as nonpositive where pᵀAp <= eps ‖p‖ ‖Ap‖, a test free of scale. No positive
       definite matrix of condition below 1 / eps² fails it (Kantorovich's inequality).
-    - The norms that grant convergence are summed in float64.
+    - The norms that decide convergence are summed in float64.
 
+    Examples
+    --------
     >>> cg(torch.diag(torch.tensor([1.0, 2.0, 4.0])), torch.ones(3)).x
     tensor([1.0000, 0.5000, 0.2500])
     """

@@ -1,4 +1,4 @@
-"""The iterates of conjugate gradients on a scaled, damped system, and the check of their claims."""
+"""Conjugate gradients on a scaled, damped system: iteration, verification and restart."""
 
 from __future__ import annotations
 
@@ -21,6 +21,25 @@ class Recurrence:
 
     The system is (κ/α Â + λ/α I) x̂ = b̂ with A = κ Â, b = β b̂ and x = x̂ β/α, for powers of two
     α, β, κ. α is the size of A + λ I, κ that of A: λ may exceed A by more than the dtype's range.
+
+    Parameters
+    ----------
+    b
+        The right-hand side, scaled, with the tolerance.
+    damping
+        λ >= 0, in A's units.
+    precondition
+        v ↦ M⁻¹ v, or None.
+    stopping
+        The settings that end the solve.
+
+    Attributes
+    ----------
+    x, r, p
+        The iterate, its residual and the direction, (n,) each.
+    alive, positive, claimed
+        Whether the solve goes on, curvature was positive, the residual is below the tolerance: 0-d,
+        on the device.
     """
 
     def __init__(
@@ -39,10 +58,10 @@ class Recurrence:
         self.next_kept = 1.0 if stopping.growth < math.inf else math.inf
 
     def set_scales(self, product: Tensor, unit: Tensor) -> None:
-        """α and κ from the first product, with a vector of size ``unit``."""
+        """Take α and κ from the first product, with a vector of size ``unit``."""
         self.scale = self.A_scale = power_of_two(product) / unit
         if self.damping:
-            # The larger of two: their sum could leave the range.
+            # The maximum, since the sum could leave the range.
             damping = power_of_two(self.A_scale.new_tensor(self.damping))
             self.scale = torch.maximum(self.A_scale, damping)
             self.shift = (self.damping / self.scale.double()).to(self.scale)
@@ -55,12 +74,23 @@ class Recurrence:
         return torch.addcmul(self.shift * v, product, self.ratio)
 
     def start_at(self, guess: Tensor, product: Tensor) -> Status | None:
-        """Take x0, ``guess`` in units of β; the status where this ends the solve."""
+        """Start at x0.
+
+        Parameters
+        ----------
+        guess, product
+            x0 / β, and its product with A.
+
+        Returns
+        -------
+        Status or None
+            The status where the solve ends here, else None.
+        """
         self.products += 1
         if not bool(torch.isfinite(product).all()):
             return Status.NONFINITE
         self.set_scales(product, power_of_two(guess))
-        # x0 may be of any size: its image is of b's.
+        # x0 may be of any size; its image, and so x̂ = x0 α/β, has that of b.
         self.x = guess * self.scale
         product = product / self.A_scale * self.scale
         image = self.damped(product, self.x)
@@ -72,10 +102,11 @@ class Recurrence:
         return None if bool(self.r.any()) else Status.STAGNATED
 
     def preconditioned(self) -> Tensor:
+        """M⁻¹ r, r itself without a preconditioner."""
         return self.r if self.precondition is None else self.precondition(self.r)
 
     def begin(self) -> Status | None:
-        """Set the first direction; the status where the preconditioner gives none."""
+        """Set the first direction; return a status where the preconditioner yields none."""
         z = self.preconditioned()
         self.P_scale = power_of_two(z)
         self.p = z / self.P_scale
@@ -88,13 +119,13 @@ class Recurrence:
         return None
 
     def kept(self, new: Tensor, old: Tensor) -> Tensor:
-        # Between two read-backs a finished solve idles: nothing it found may change any more.
+        """``new`` while the solve goes on: until the next read-back a finished one idles."""
         return torch.where(self.alive, new, old) if self.stopping.check_every > 1 else new
 
     def advance(self, product: Tensor) -> None:
-        """One iteration from A p, without a read-back from the device.
+        """One iteration, given the product A p, without a read-back from the device.
 
-        Where n is small every call here costs as much as a vector operation.
+        Where n is small each torch call costs as much as a vector operation: add none.
         """
         b, kept, p = self.b, self.kept, self.p
         if self.products == 0:
@@ -128,6 +159,7 @@ class Recurrence:
         self.alive = self.alive & ~self.claimed & (self.rz > 0)
 
     def keep_iterate(self, iteration: int) -> None:
+        """Keep x and xᵀA x where ``iterate_growth`` asks for this iteration."""
         if iteration < self.next_kept:
             return
         x, Ax = self.x, self.Ax
@@ -136,17 +168,23 @@ class Recurrence:
         self.next_kept = max(self.next_kept * self.stopping.growth, iteration + 1.0)
 
     def why_ended(self) -> Status:
-        """The status of a solve that ended without a claim: by the rule, or rᵀz <= 0 or NaN."""
+        """The status of a solve that ended without a claim: by ``stop``, or as rᵀz <= 0 or NaN."""
         return Status.STOPPED if bool(self.stopped) else breakdown(self.rz)
 
     def verify(self, product: Tensor) -> Status | None:
-        """Judge a claim of convergence by the true residual; None where the solve restarts."""
+        """Judge a claim of convergence by the true residual, given the product A x.
+
+        Returns
+        -------
+        Status or None
+            CONVERGED or STAGNATED; None where the solve restarts from the true residual.
+        """
         self.products += 1
         product = product / self.A_scale
         self.r = self.b.rhs - self.damped(product, self.x)
         self.Ax = product if self.damping else None
         true_norm = norm(self.r)
-        # An idle p may be 0, and teaches nothing of ‖A‖.
+        # The p of an idle iteration may be 0, and then says nothing about ‖A‖.
         ratios = [torch.where(pp > 0, ApAp / pp, 0.0) for ApAp, pp in self.squares]
         A_norm = torch.stack(ratios).amax().sqrt()
         self.claim = self.b.threshold(A_norm * norm(self.x))
@@ -162,7 +200,7 @@ class Recurrence:
         return None
 
     def without_last_step(self, iteration: int) -> Solution[Tensor]:
-        """The solution where curvature along p is not positive: the step is taken back."""
+        """The solution where curvature along p was not positive: the iterate before it."""
         self.x, self.r, p, self.Ax = self.before
         status = breakdown(self.curvature)
         direction = p if status is Status.NEGATIVE_CURVATURE else None
@@ -171,6 +209,7 @@ class Recurrence:
     def solution(
         self, status: Status, iterations: int, direction: Tensor | None = None
     ) -> Solution[Tensor]:
+        """The solution in the caller's units, NONFINITE where it left the dtype's range."""
         b_hat, r = self.b.rhs, self.r
         Ax = b_hat - r if self.Ax is None else self.Ax * self.ratio
         residual_norm = float(norm(r if self.damping else b_hat - Ax))

@@ -1,4 +1,4 @@
-"""A Krylov basis with its products, and the solutions that it holds for any damping and radius."""
+"""A Krylov basis with its products, and solves in it for any damping and radius."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.solution import Solution, Status, V
 from natgrad.solvers.stopping import Stopping
 
-# The chance with which a search for curvature may end too early.
+# The accepted probability that a search for curvature ends too early.
 FAILURE = 1e-3
 
 
 class Krylov(Generic[V]):
-    """What :func:`lanczos` returns. It grows only where a solve asks for more than it holds."""
+    """The basis that :func:`lanczos` makes; it grows only where a solve needs a larger one.
+
+    Parameters
+    ----------
+    problem
+        A and b, checked.
+    rtol, limit, search, generator
+        As in :func:`lanczos`; ``limit`` bounds the size of the basis.
+    """
 
     def __init__(
         self,
@@ -52,18 +60,31 @@ class Krylov(Generic[V]):
     def solve(self, *, damping: float = 0.0, radius: float = math.inf) -> Solution[V]:
         """The minimiser x of ½ xᵀ(A + λ I) x − bᵀx over ‖x‖₂ <= radius, λ the damping.
 
-        For a model gᵀs + ½ sᵀA s give b = −g. Without a radius this solves (A + λ I) x = b. With
+        Parameters
+        ----------
+        damping
+            λ >= 0, in A's units.
+        radius
+            Bound on ‖x‖₂, > 0; infinite to solve (A + λ I) x = b.
 
-        - CONVERGED, ‖x‖ < radius and the residual r = b − (A + λ I) x passed ‖r‖ <= rtol ‖b‖;
-        - BOUNDARY, ‖x‖ = radius and r = b − (A + (λ + μ) I) x passed ‖r‖ <= rtol (‖b‖ + ‖A‖ ‖x‖),
-          μ the ``multiplier``: the global minimiser, as far as the search for curvature saw;
-        - NEGATIVE_CURVATURE, there is no radius but curvature is not positive along ``direction``:
-          x is the solution in the rest of the Krylov space;
-        - MAX_ITERATIONS, STAGNATED (rounding allows no more), NONFINITE: the best of the basis.
+        Returns
+        -------
+        Solution
+            ``Ax`` is A x without damping and multiplier; ``products`` and ``iterations`` count
+            those of this call. With the status
 
-        ``Ax`` is A x without damping and multiplier. ``products`` and ``iterations`` count what
-        this call took. Raises ``ValueError`` for a damping that is negative or not finite and a
-        radius that is not positive.
+            - CONVERGED, ‖x‖ < radius and the residual r = b − (A + λ I) x passed ‖r‖ <= rtol ‖b‖;
+            - BOUNDARY, ‖x‖ = radius and r = b − (A + (λ + μ) I) x passed ‖r‖ <= rtol (‖b‖ +
+              ‖A‖ ‖x‖), μ the ``multiplier``: the global minimiser, unless the search for curvature
+              missed some;
+            - NEGATIVE_CURVATURE, there is no radius but curvature is not positive along
+              ``direction``: x is the solution in the rest of the Krylov space;
+            - MAX_ITERATIONS, STAGNATED (rounding allows no more), NONFINITE: the best of the basis.
+
+        Raises
+        ------
+        ValueError
+            For a damping that is negative or not finite, and a radius that is not positive.
         """
         check_damping(damping)
         require(radius > 0, f"radius must be positive, got {radius}")
@@ -79,7 +100,7 @@ class Krylov(Generic[V]):
                 return self._solution(best, status, self._products - before)
 
     def _best(self, damping: float, radius: float) -> _Best:
-        """The best answer that the basis holds."""
+        """The minimiser in the basis."""
         if not self._finite or not self.size:
             return self._start(radius)
         A_scale = self._A_scale.double()
@@ -100,7 +121,7 @@ class Krylov(Generic[V]):
             positive = shifted > eps * shifted.abs().amax()
             y = torch.where(positive, c / shifted, 0.0)
             direction = None if bool(positive[0]) else lowest.to(self._b) @ basis
-        # In float64 from here: a radius may take x beyond the dtype where A and b have unit size.
+        # float64: where A and b have unit size, a radius may take x beyond b's dtype.
         y = vectors @ y
         size = torch.where((y != 0).any(), y.abs().amax(), 1.0)
         unit = (y / size).to(self._b)
@@ -128,13 +149,14 @@ class Krylov(Generic[V]):
     def _unseen(
         self, shift: Tensor, A_norm: Tensor, basis: Tensor, images: Tensor
     ) -> Tensor | None:
-        """Where to look for curvature below −``shift`` that b does not excite; None if there is
-        none, but for a chance of FAILURE at most.
+        """The next vector of the search for curvature below −``shift`` that b does not excite; None
+        where there is none, with a probability of FAILURE at most to be wrong.
 
-        Only vectors that grew from a random start can tell: the lowest Ritz pair of the whole basis
-        may be accurate and belong to what b excites. Their own lowest pair (θ, v) tells once it is
-        accurate, or by their number k: that Lanczos from a random start leaves an eigenvalue below
-        θ − ε (λ_max − λ_min) unseen has a chance of 1.648 √n exp(−√ε (2k − 1)) at most.
+        Only the vectors that grew from a random start can decide: the lowest Ritz pair of the whole
+        basis may be accurate and belong to eigenvectors that b excites. Their own lowest pair
+        (θ, v) decides once it is accurate, or by their number k: the probability that Lanczos from
+        a random start misses an eigenvalue below θ − ε (λ_max − λ_min) is at most
+        1.648 √n exp(−√ε (2k − 1)).
         """
         if self._random_at is None:
             return self._sample()
@@ -173,7 +195,7 @@ class Krylov(Generic[V]):
         q = q / norm(q)
         if self._basis:
             basis = torch.stack(self._basis)
-            for _ in range(2):  # twice is enough (Kahan): orthogonal to rounding
+            for _ in range(2):  # twice makes it orthogonal to rounding (Kahan)
                 q = q - (basis @ q) @ basis
                 length = norm(q)
                 if not bool(length > 100 * self._scaled.eps):
@@ -214,10 +236,10 @@ class Krylov(Generic[V]):
 
 @dataclass(frozen=True)
 class _Best:
-    """An answer in scaled units.
+    """The minimiser in the basis, in scaled units.
 
-    ``passed_as`` is None where the residual has not passed. ``unseen`` is where the basis should
-    grow where it has, but curvature is still to be searched for.
+    ``passed_as`` is the status where the residual has passed, else None. ``unseen`` is the vector
+    to grow by where it has passed, but the search for curvature goes on.
     """
 
     x: Tensor

@@ -1,4 +1,4 @@
-"""A Krylov basis that answers for every damping and every radius: Lanczos, and GLTR upon it."""
+"""Lanczos and GLTR: one Krylov basis for solves with every damping and every radius."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from natgrad.solvers.problem import as_count, as_limit, check_tolerances, pose
 from natgrad.solvers.solution import V
 
 DEFAULT_LIMIT = 500
-# Of the random start: one that no caller's b is likely to be drawn with, or the two are parallel.
+# An unusual seed, so that the random start differs from a user's random b.
 SEED = 0x9E3779B97F4A7C15
 
 
@@ -23,28 +23,53 @@ def lanczos(
     search: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Krylov[V]:
-    """The Krylov space of symmetric A and b, for ``.solve(damping=..., radius=...)`` of any kind.
+    """The Krylov space of symmetric A and b, to be solved in for any damping and radius.
 
-    ``rtol`` is the relative residual that a solve must reach. ``max_iterations`` bounds the size of
-    the basis (default: n, at most 500). ``search`` bounds the products spent, for a radius, on
-    curvature that b does not excite (the hard case): None for as many as ``max_iterations``
-    leaves, 0 for none, which is plain GLTR; right where A is known to be positive semidefinite. A
-    search takes some 8 √(‖A‖ / (λ_min + λ + μ)) products, fewer where it finds curvature sooner; it
-    is not repeated for a smaller radius. Its starting vector comes from ``generator``, by default
-    one of its own with a fixed seed.
+    Parameters
+    ----------
+    A
+        Symmetric (n, n), an operator, matrix or function, as in :func:`cg`.
+    b
+        Torch or NumPy vector (n,), float32 or float64; −g for a model gᵀs + ½ sᵀA s.
+    rtol
+        Relative residual that a solve must reach.
+    max_iterations
+        Bound on the size of the basis: n where None, at most 500. Raise it if a solve ends with
+        MAX_ITERATIONS.
+    search
+        Bound on the products spent, for a radius, on curvature that b does not excite (the hard
+        case): as many as ``max_iterations`` leaves where None; 0 for plain GLTR, right where A is
+        known to be positive semidefinite.
+    generator
+        Source of the search's random start; where None, a new one with a fixed seed.
 
-    Takes no product by itself. Raises as :func:`cg` does.
+    Returns
+    -------
+    Krylov
+        An empty basis: no product is taken yet. Call ``.solve(damping=..., radius=...)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`cg` does.
+
+    Notes
+    -----
+    A search takes some 8 √(‖A‖ / (λ_min + λ + μ)) products, fewer where it finds curvature sooner;
+    it is not repeated for a smaller radius.
 
     Cost: one product for each vector of the basis. Memory: two vectors for each (the product is
     kept: A x is known for every x). Full reorthogonalisation: 8 n k operations for the k-th.
 
     Source: Gould, Lucidi, Roma & Toint, "Solving the trust-region subproblem using the Lanczos
-    method", 1999. How it differs: the basis stays orthogonal to rounding, so that no ghost
-    eigenvalues arise; the residual is that of the kept products, not of the recurrence; the hard
-    case is met by a second, random starting vector, whose Krylov space joins the first. How long to
-    follow it: Kuczyński & Woźniakowski, "Estimating the largest eigenvalue by the power and Lanczos
-    algorithms with a random start", 1992, theorem 4.2.
+    method", 1999. Differences: the basis stays orthogonal to rounding, so that no ghost eigenvalues
+    arise; the residual is that of the kept products, not of the recurrence; the hard case is met by
+    a second, random starting vector, whose Krylov space joins the first. How long to follow it:
+    Kuczyński & Woźniakowski, "Estimating the largest eigenvalue by the power and Lanczos algorithms
+    with a random start", 1992, theorem 4.2.
 
+    Examples
+    --------
     >>> krylov = lanczos(torch.diag(torch.tensor([1.0, -1.0])), torch.tensor([1.0, 1.0]))
     >>> [(s.status.name, s.products) for s in (krylov.solve(radius=r) for r in (1.0, 0.1, 5.0))]
     [('BOUNDARY', 2), ('BOUNDARY', 0), ('BOUNDARY', 0)]

@@ -28,26 +28,52 @@ def minres(
     atol: float = 0.0,
     max_iterations: int | None = None,
 ) -> Solution[V]:
-    """Solve A x = b to ‖b − A x‖₂ <= max(rtol ‖b‖₂, atol) for symmetric A of any signature.
+    """Solve A x = b by minimal residuals, for symmetric A of any signature, also singular.
 
-    Arguments, kinds, columns and errors are those of :func:`cg`; the preconditioner must be
-    positive definite, A need not. The residual falls at every iteration, in the preconditioner's
-    norm.
-    Where A is singular and b in its range this solves; where b is not, the status is LEAST_SQUARES,
-    and x minimises the residual (in the norm of the preconditioner, if there is one). The two are
-    told apart to √eps: what A makes of a residual below √eps ‖A‖ counts as nothing. A
-    ``direction`` of nonpositive curvature is returned if one was met; the solve goes on past it.
+    Parameters
+    ----------
+    A
+        Symmetric (n, n), an operator, matrix or function, as in :func:`cg`.
+    b
+        Right-hand side (n,), or (n, k) of k columns that share their products, as in :func:`cg`.
+    x0
+        Start, like b; zero where None.
+    preconditioner
+        Approximation of A⁻¹, symmetric positive definite even where A is not.
+    rtol, atol
+        The solve ends at ‖b − A x‖₂ <= max(rtol ‖b‖₂, atol).
+    max_iterations
+        Bound on the iterations; 10 n where None.
+
+    Returns
+    -------
+    Solution
+        Where A is singular and b in its range, CONVERGED; where b is not, LEAST_SQUARES, and x
+        minimises the residual (in the norm of the preconditioner, if there is one). The two are
+        told apart to √eps: an image of a residual below √eps ‖A‖ counts as zero. ``direction`` is
+        one of nonpositive curvature if one was met; the solve goes on past it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`cg` does.
+
+    Notes
+    -----
+    The residual falls at every iteration, in the preconditioner's norm.
 
     Cost: one product an iteration, one to verify the end, two for a claim of least squares, one
     for x0; memory of twelve vectors.
 
     Source: Paige & Saunders, "Solution of sparse indefinite systems of linear equations", 1975; the
     curvature test is that of Liu & Roosta, "MINRES: from negative curvature detection to
-    monotonicity properties", 2022, lemma 3.1. How it differs: scaled by powers of two, CONVERGED
-    only on the true residual with bounded restarts, as :func:`cg` does; the residual is carried as
-    a vector, so that A x costs nothing and the stopping test is in the 2-norm whatever the
+    monotonicity properties", 2022, lemma 3.1. Differences: scaled by powers of two; CONVERGED
+    only on the true residual, with bounded restarts, as :func:`cg` does; the residual is carried as
+    a vector, so that A x costs nothing and the stopping test is in the 2-norm with any
     preconditioner.
 
+    Examples
+    --------
     >>> minres(torch.diag(torch.tensor([1.0, -2.0])), torch.tensor([1.0, 1.0])).x
     tensor([ 1.0000, -0.5000])
     """
@@ -68,7 +94,7 @@ def _iterate(state: _State, start: Tensor | None, limit: int) -> Iteration:
     if status is None and start is not None:
         guess = start / state.b.unit
         status = state.start_at(guess, (yield guess))
-    for _ in range(1 + MAX_RESTARTS):
+    for _ in range(MAX_RESTARTS + 1):
         if status is None:
             status = yield from _run(state, limit)
     return state.solution(status or Status.STAGNATED)
@@ -94,10 +120,11 @@ def _run(state: _State, limit: int) -> Generator[Tensor, Tensor, Status | None]:
 
 
 class _State:
-    """x, r = b − A x and the Lanczos process that started at r, in scaled units."""
+    """x, r = b − A x and the Lanczos process that started at r, in scaled units.
 
-    # Lanczos vectors v in x's space, u in the residual's: u = P v, the same without P.
-    # z = P⁻¹ u, not yet divided by its norm β.
+    Its vectors are v in x's space and u = P v in the residual's, P⁻¹ the preconditioner; z = P⁻¹ u
+    is not divided by its norm β yet.
+    """
 
     def __init__(self, b: Scaled, precondition: Multiply | None) -> None:
         self.b, self.precondition = b, precondition
@@ -105,7 +132,7 @@ class _State:
         self.x, self.r, self.r_norm = torch.zeros_like(b.rhs), b.rhs, b.norm
         self.products = self.iterations = 0
         self.direction: Tensor | None = None
-        # ‖A‖ as the products show it, and as the Lanczos matrix does, which is preconditioned.
+        # Estimates of ‖A‖ from the products, and of the Lanczos matrix, which is preconditioned.
         self.A_norm = self.T_norm = torch.zeros_like(b.norm)
 
     def preconditioned(self, residual: Tensor) -> Tensor:
