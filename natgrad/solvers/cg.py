@@ -7,16 +7,9 @@ import math
 from torch import Tensor
 
 from natgrad.solvers.cg_recurrence import Recurrence
+from natgrad.solvers.checks import as_count, as_limit, check_damping, check_tolerances, require
 from natgrad.solvers.linear_map import LinearMap
-from natgrad.solvers.problem import (
-    Iteration,
-    as_count,
-    as_limit,
-    check_damping,
-    check_tolerances,
-    pose,
-    require,
-)
+from natgrad.solvers.problem import Iteration, pose
 from natgrad.solvers.scaled import Scaled
 from natgrad.solvers.solution import Solution, Status, V
 from natgrad.solvers.stopping import Stop, Stopping
@@ -99,6 +92,7 @@ def cg(
 
     Examples
     --------
+    >>> import torch
     >>> cg(torch.diag(torch.tensor([1.0, 2.0, 4.0])), torch.ones(3)).x
     tensor([1.0000, 0.5000, 0.2500])
     """

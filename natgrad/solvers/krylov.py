@@ -9,7 +9,8 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from natgrad.solvers.problem import Problem, as_kind, check_damping, require
+from natgrad.solvers.checks import check_region
+from natgrad.solvers.problem import Problem, as_kind
 from natgrad.solvers.scaled import Scaled
 from natgrad.solvers.scaling import as_float, length, norm, power_of_two, quotient
 from natgrad.solvers.secular import solve_secular
@@ -86,8 +87,7 @@ class Krylov(Generic[V]):
         ValueError
             For a damping that is negative or not finite, and a radius that is not positive.
         """
-        check_damping(damping)
-        require(radius > 0, f"radius must be positive, got {radius}")
+        check_region(damping, radius)
         before = self._products
         while True:  # ends at the latest when the basis has reached its limit
             best = self._best(damping, radius)

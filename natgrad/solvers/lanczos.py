@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from natgrad.solvers.checks import as_count, as_limit, check_tolerances
 from natgrad.solvers.krylov import Krylov
 from natgrad.solvers.linear_map import LinearMap
-from natgrad.solvers.problem import as_count, as_limit, check_tolerances, pose
+from natgrad.solvers.problem import pose
 from natgrad.solvers.solution import V
 
 DEFAULT_LIMIT = 500

@@ -8,8 +8,9 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
+from natgrad.solvers.checks import as_limit, check_tolerances
 from natgrad.solvers.linear_map import LinearMap, Multiply
-from natgrad.solvers.problem import Iteration, as_limit, check_tolerances, pose
+from natgrad.solvers.problem import Iteration, pose
 from natgrad.solvers.scaled import Scaled, breakdown
 from natgrad.solvers.scaling import dot, norm, power_of_two
 from natgrad.solvers.solution import Solution, Status, V

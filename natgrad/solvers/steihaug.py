@@ -9,8 +9,9 @@ from typing import Generic
 import torch
 from torch import Tensor
 
+from natgrad.solvers.checks import as_limit, check_tolerances, require
 from natgrad.solvers.linear_map import LinearMap
-from natgrad.solvers.problem import as_kind, as_limit, check_tolerances, pose, require
+from natgrad.solvers.problem import as_kind, pose
 from natgrad.solvers.scaled import Scaled
 from natgrad.solvers.scaling import as_float, norm, quotient
 from natgrad.solvers.solution import Solution, V
