@@ -88,8 +88,7 @@ def cholesky(
     scaled = matrix.double() / A_scale
     scaled = (scaled + scaled.mT) / 2
     shift = damping / A_scale.double()
-    identity = torch.eye(n, dtype=torch.float64, device=rhs.device)
-    wide = scaled + shift * identity
+    wide = _shifted(scaled, shift)
     b_scale = torch.stack([power_of_two(column) for column in columns.mT])
     # Each column at unit size; one that is not finite is left out of the solve.
     sound = torch.isfinite(columns).all(dim=0)
@@ -131,15 +130,18 @@ def cholesky(
     return solutions(zero, Status.NEGATIVE_CURVATURE, tries, direction)
 
 
+def _shifted(matrix: Tensor, shift: Tensor) -> Tensor:
+    return matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+
+
 def _factorise(matrix: Tensor, dtype: torch.dtype, jitter: bool) -> tuple[Tensor | None, int]:
     """A Cholesky factor, None where there is none, and the number of factorisations tried."""
     rung = len(matrix) * torch.finfo(torch.float64).eps * torch.linalg.matrix_norm(matrix)
-    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     attempts = [matrix.to(dtype)] if dtype == torch.float32 else []
     attempts.append(matrix)
     tries = 0
     for power in (0.0, *(LADDER if jitter else ())):
-        for attempt in attempts if power == 0.0 else (matrix + power * rung * identity,):
+        for attempt in attempts if power == 0.0 else [_shifted(matrix, power * rung)]:
             factor, info = torch.linalg.cholesky_ex(attempt)
             tries += 1
             if bool(info == 0) and bool(torch.isfinite(factor).all()):

@@ -41,7 +41,15 @@ class Scaled:
 
     @classmethod
     def of(cls, b: Tensor, stopping: Stopping) -> Scaled:
-        """Divide b (n,) by its power of two; take the tolerance from ``stopping``."""
+        """Divide b by its power of two.
+
+        Parameters
+        ----------
+        b
+            A vector (n,), float32 or float64.
+        stopping
+            The settings with the tolerances.
+        """
         unit = power_of_two(b)
         b_hat = b / unit
         size = norm(b_hat)
@@ -55,7 +63,13 @@ class Scaled:
         return None if bool(self.rhs.any()) else Status.ZERO_RHS
 
     def threshold(self, image_norm: Tensor) -> Tensor:
-        """The tolerance less the rounding error of a residual, eps (‖A x‖ + ‖b‖)."""
+        """The tolerance less the rounding error of computing b − A x, eps (‖A x‖ + ‖b‖).
+
+        Parameters
+        ----------
+        image_norm
+            ‖A x‖₂ or a bound on it, in scaled units, 0-d.
+        """
         return self.tolerance - self.eps * (image_norm + self.norm)
 
     def answer(
@@ -94,5 +108,11 @@ class Scaled:
 
 
 def breakdown(product: Tensor) -> Status:
-    """Why vᵀA v, or rᵀM⁻¹ r of a preconditioner M⁻¹, is not positive."""
+    """The status where vᵀA v, or rᵀM⁻¹ r of a preconditioner M⁻¹, is not positive.
+
+    Parameters
+    ----------
+    product
+        That number, 0-d.
+    """
     return Status.NEGATIVE_CURVATURE if bool(torch.isfinite(product)) else Status.NONFINITE

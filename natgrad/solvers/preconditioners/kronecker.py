@@ -21,10 +21,23 @@ class Factored(Protocol):
 
 
 def kronecker(approximation: Factored, damping: float) -> Preconditioner:
-    """v ↦ (K + λ I)⁻¹ v for a Kronecker-factored K and ``damping`` λ.
+    """v ↦ (K + λ I)⁻¹ v for a Kronecker-factored K and damping λ.
 
+    Parameters
+    ----------
+    approximation
+        K, such as :class:`natgrad.curvature.Kronecker`.
+    damping
+        λ, in K's units: that of the system to be solved.
+
+    Raises
+    ------
+    ValueError
+        At a product, for a damping that the approximation refuses.
+
+    Notes
+    -----
     Cost: that of ``approximation.solve``; its factorisation, made at the first product, is kept.
-    Raises ``ValueError`` for a damping that the approximation refuses.
 
     Source: Martens & Grosse, "Optimizing neural networks with Kronecker-factored approximate
     curvature", 2015, section 6.3.
