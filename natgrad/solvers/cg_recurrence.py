@@ -212,15 +212,6 @@ class Recurrence:
         """The solution in the caller's units, NONFINITE where it left the dtype's range."""
         b_hat, r = self.b.rhs, self.r
         Ax = b_hat - r if self.Ax is None else self.Ax * self.ratio
-        residual_norm = float(norm(r if self.damping else b_hat - Ax))
-        found = Solution(
-            self.x,
-            Ax,
-            status,
-            iterations,
-            self.products,
-            residual_norm,
-            direction,
-            iterates=tuple(self.iterates),
-        )
+        account = iterations, self.products, float(norm(r if self.damping else b_hat - Ax))
+        found = Solution(self.x, Ax, status, *account, direction, iterates=tuple(self.iterates))
         return self.b.answer(found, self.scale)

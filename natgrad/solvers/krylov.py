@@ -221,16 +221,9 @@ class Krylov(Generic[V]):
         return None
 
     def _solution(self, best: _Best, status: Status, products: int) -> Solution[V]:
-        found = Solution(
-            best.x,
-            best.Ax,
-            status,
-            products,
-            products,
-            float(norm(best.residual)),
-            best.direction,
-            float(best.multiplier),
-        )
+        multiplier, residual_norm = float(best.multiplier), float(norm(best.residual))
+        account = products, products, residual_norm
+        found = Solution(best.x, best.Ax, status, *account, best.direction, multiplier)
         return as_kind(self._scaled.answer(found, self._A_scale), in_numpy=self._in_numpy)
 
 

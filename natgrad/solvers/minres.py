@@ -263,13 +263,6 @@ class _State:
     def solution(self, status: Status) -> Solution[Tensor]:
         b_hat = self.b.rhs
         Ax = b_hat - self.r
-        found = Solution(
-            self.x,
-            Ax,
-            status,
-            self.iterations,
-            self.products,
-            float(norm(b_hat - Ax)),
-            self.direction,
-        )
+        account = self.iterations, self.products, float(norm(b_hat - Ax))
+        found = Solution(self.x, Ax, status, *account, self.direction)
         return self.b.answer(found, self.scale)

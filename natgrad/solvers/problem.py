@@ -71,12 +71,8 @@ class Problem(Generic[V]):
             return self.run(iterate(self.rhs, start))
         columns = self.rhs.mT.contiguous()
         starts = [None] * len(columns) if start is None else start.mT.contiguous()
-        return self.run_columns(
-            [
-                iterate(column, as_start(begin, column))
-                for column, begin in zip(columns, starts, strict=True)
-            ]
-        )
+        pairs = zip(columns, starts, strict=True)
+        return self.run_columns([iterate(b, as_start(begin, b)) for b, begin in pairs])
 
     def run(self, iteration: Iteration) -> Solution[V]:
         """Run one iteration to its end. The loop ends since every iteration is bounded.

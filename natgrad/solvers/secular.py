@@ -56,7 +56,7 @@ def solve_secular(eigenvalues: Tensor, c: Tensor, radius: Tensor) -> SecularSolu
     """
     lowest = eigenvalues.argmin()
     pole = torch.clamp(-eigenvalues[lowest], min=0.0)
-    gaps = torch.clamp(eigenvalues + pole, min=0.0)  # θᵢ + pole, 0 at the pole and not by rounding
+    gaps = torch.clamp(eigenvalues + pole, min=0.0)  # exactly 0 at the pole
     free = gaps > 0
     y = torch.where(free, c / torch.where(free, gaps, 1.0), 0.0)
     length = torch.linalg.vector_norm(y / radius)
