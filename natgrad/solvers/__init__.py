@@ -1,4 +1,4 @@
-"""Which way? Solvers of A s = b that know A only by its products, and tell how well they did."""
+"""Which way? Solvers of A s = b that need only products with A, and verify their answers."""
 
 from natgrad.solvers import preconditioners
 from natgrad.solvers.cg import cg

@@ -57,7 +57,7 @@ class Recurrence:
         self.iterates: list[Iterate[Tensor]] = []
         self.next_kept = 1.0 if stopping.growth < math.inf else math.inf
 
-    def set_scales(self, product: Tensor, unit: Tensor) -> None:
+    def _set_scales(self, product: Tensor, unit: Tensor) -> None:
         """Take α and κ from the first product, with a vector of size ``unit``."""
         self.scale = self.A_scale = power_of_two(product) / unit
         if self.damping:
@@ -67,7 +67,7 @@ class Recurrence:
             self.shift = (self.damping / self.scale.double()).to(self.scale)
             self.ratio = self.A_scale / self.scale
 
-    def damped(self, product: Tensor, v: Tensor) -> Tensor:
+    def _damped(self, product: Tensor, v: Tensor) -> Tensor:
         """(A + λ I) v, in units of α, from A v in units of κ."""
         if not self.damping:
             return product
@@ -89,11 +89,11 @@ class Recurrence:
         self.products += 1
         if not bool(torch.isfinite(product).all()):
             return Status.NONFINITE
-        self.set_scales(product, power_of_two(guess))
+        self._set_scales(product, power_of_two(guess))
         # x0 may be of any size; its image, and so x̂ = x0 α/β, has that of b.
         self.x = guess * self.scale
         product = product / self.A_scale * self.scale
-        image = self.damped(product, self.x)
+        image = self._damped(product, self.x)
         self.r = self.b.rhs - image
         self.Ax = product if self.damping else None
         if bool(norm(self.r) <= self.b.threshold(norm(image))):
@@ -101,13 +101,13 @@ class Recurrence:
         # A zero residual above the threshold is solved, but beyond what rounding lets us certify.
         return None if bool(self.r.any()) else Status.STAGNATED
 
-    def preconditioned(self) -> Tensor:
+    def _preconditioned(self) -> Tensor:
         """M⁻¹ r, r itself without a preconditioner."""
         return self.r if self.precondition is None else self.precondition(self.r)
 
     def begin(self) -> Status | None:
         """Set the first direction; return a status where the preconditioner yields none."""
-        z = self.preconditioned()
+        z = self._preconditioned()
         self.P_scale = power_of_two(z)
         self.p = z / self.P_scale
         self.rz = self.curvature = torch.dot(self.r, self.p)
@@ -118,21 +118,26 @@ class Recurrence:
         self.positive, self.claimed, self.stopped = self.alive, ~self.alive, ~self.alive
         return None
 
-    def kept(self, new: Tensor, old: Tensor) -> Tensor:
+    def _kept(self, new: Tensor, old: Tensor) -> Tensor:
         """``new`` while the solve goes on: until the next read-back a finished one idles."""
         return torch.where(self.alive, new, old) if self.stopping.check_every > 1 else new
 
     def advance(self, product: Tensor) -> None:
-        """One iteration, given the product A p, without a read-back from the device.
+        """One iteration, without a read-back from the device.
 
         Where n is small each torch call costs as much as a vector operation: add none.
+
+        Parameters
+        ----------
+        product
+            The product of the unscaled A with p.
         """
-        b, kept, p = self.b, self.kept, self.p
+        b, kept, p = self.b, self._kept, self.p
         if self.products == 0:
-            self.set_scales(product, torch.ones_like(b.unit))  # p is of unit size
+            self._set_scales(product, torch.ones_like(b.unit))  # p is of unit size
         self.products += 1
         product = product / self.A_scale
-        Ap = self.damped(product, p)
+        Ap = self._damped(product, p)
         pp, ApAp = torch.dot(p, p), torch.dot(Ap, Ap)
         self.squares.append((ApAp, pp))
         self.curvature = kept(torch.dot(p, Ap), self.curvature)
@@ -159,7 +164,13 @@ class Recurrence:
         self.alive = self.alive & ~self.claimed & (self.rz > 0)
 
     def keep_iterate(self, iteration: int) -> None:
-        """Keep x and xᵀA x where ``iterate_growth`` asks for this iteration."""
+        """Keep x and xᵀA x where ``iterate_growth`` asks for it.
+
+        Parameters
+        ----------
+        iteration
+            The number of this iteration, from 1.
+        """
         if iteration < self.next_kept:
             return
         x, Ax = self.x, self.Ax
@@ -172,7 +183,12 @@ class Recurrence:
         return Status.STOPPED if bool(self.stopped) else breakdown(self.rz)
 
     def verify(self, product: Tensor) -> Status | None:
-        """Judge a claim of convergence by the true residual, given the product A x.
+        """Judge a claim of convergence by the true residual.
+
+        Parameters
+        ----------
+        product
+            The product of the unscaled A with x.
 
         Returns
         -------
@@ -181,7 +197,7 @@ class Recurrence:
         """
         self.products += 1
         product = product / self.A_scale
-        self.r = self.b.rhs - self.damped(product, self.x)
+        self.r = self.b.rhs - self._damped(product, self.x)
         self.Ax = product if self.damping else None
         true_norm = norm(self.r)
         # The p of an idle iteration may be 0, and then says nothing about ‖A‖.
@@ -195,12 +211,18 @@ class Recurrence:
             return Status.STAGNATED
         self.restarts, self.last_true_norm = self.restarts + 1, true_norm
         self.claim_squared = self.claim.square().to(self.rz)
-        self.p = self.preconditioned() / self.P_scale
+        self.p = self._preconditioned() / self.P_scale
         self.rz, self.alive = torch.dot(self.r, self.p), ~self.alive
         return None
 
     def without_last_step(self, iteration: int) -> Solution[Tensor]:
-        """The solution where curvature along p was not positive: the iterate before it."""
+        """The solution where curvature along p was not positive: the iterate before it.
+
+        Parameters
+        ----------
+        iteration
+            The number of this iteration, from 1.
+        """
         self.x, self.r, p, self.Ax = self.before
         status = breakdown(self.curvature)
         direction = p if status is Status.NEGATIVE_CURVATURE else None
@@ -209,7 +231,13 @@ class Recurrence:
     def solution(
         self, status: Status, iterations: int, direction: Tensor | None = None
     ) -> Solution[Tensor]:
-        """The solution in the caller's units, NONFINITE where it left the dtype's range."""
+        """The solution in the caller's units, NONFINITE where it left the dtype's range.
+
+        Parameters
+        ----------
+        status, iterations, direction
+            As in :class:`natgrad.solvers.Solution`.
+        """
         b_hat, r = self.b.rhs, self.r
         Ax = b_hat - r if self.Ax is None else self.Ax * self.ratio
         account = iterations, self.products, float(norm(r if self.damping else b_hat - Ax))

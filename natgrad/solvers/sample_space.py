@@ -19,8 +19,11 @@ SMALLEST = 2.0**-1000  # lower bound of the radius, in units of the solution wit
 class GramLike(Protocol):
     """J Jᵀ of a Jacobian J (m, n), as a matrix (m, m), and the product u ↦ Jᵀu."""
 
-    def to_dense(self) -> Tensor: ...
-    def transpose(self, u: Tensor, /) -> Tensor: ...
+    def to_dense(self) -> Tensor:
+        """J Jᵀ (m, m)."""
+
+    def transpose(self, u: Tensor, /) -> Tensor:
+        """Jᵀu (n,) for u (m,)."""
 
 
 def sample_space(gram: GramLike) -> SampleSpace:

@@ -121,7 +121,13 @@ class Segment:
     positive: bool
 
     def ends_inside(self, radius: Tensor) -> bool:
-        """Whether the whole segment lies inside the radius, 0-d, in the model's units."""
+        """Whether the whole segment lies inside the boundary.
+
+        Parameters
+        ----------
+        radius
+            In the model's units, 0-d float64.
+        """
         squared = self.sPs + self.alpha * (2 * self.sPp + self.alpha * self.pPp)
         return self.positive and bool(squared.sqrt() < radius)
 
@@ -140,7 +146,7 @@ class Segment:
         EndPoint
             With s in units of the radius, which in the model's may be beyond the dtype's range.
         """
-        tau = self.to_boundary(radius)
+        tau = self._to_boundary(radius)
         s = (self.s.double() + tau * self.p.double()) / radius
         if euclidean:
             s = s / torch.clamp(norm(s), min=1.0)
@@ -149,7 +155,7 @@ class Segment:
             return EndPoint(s, r, Status.BOUNDARY)
         return EndPoint(s, r, Status.NEGATIVE_CURVATURE, self.p)
 
-    def to_boundary(self, radius: Tensor) -> Tensor:
+    def _to_boundary(self, radius: Tensor) -> Tensor:
         """The positive root τ of ‖s + τ p‖ = radius, in the form that does not cancel."""
         # s in units of the radius and p in units of ‖p‖: no square leaves the range.
         p_norm = self.pPp.sqrt()

@@ -11,13 +11,20 @@ from natgrad.solvers.preconditioners.preconditioner import Preconditioner
 
 
 class Factored(Protocol):
-    """An approximation with its own inverse, such as :class:`natgrad.curvature.Kronecker`."""
+    """An approximation K with its own inverse, such as :class:`natgrad.curvature.Kronecker`.
+
+    Attributes
+    ----------
+    shape, device
+        (n, n), and where the factors live.
+    """
 
     @property
     def shape(self) -> tuple[int, int]: ...
     @property
     def device(self) -> torch.device: ...
-    def solve(self, b: Tensor, *, damping: float) -> Tensor: ...
+    def solve(self, b: Tensor, *, damping: float) -> Tensor:
+        """(K + λ I)⁻¹ b for a vector b (n,) and the damping λ."""
 
 
 def kronecker(approximation: Factored, damping: float) -> Preconditioner:

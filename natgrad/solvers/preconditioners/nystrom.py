@@ -11,7 +11,15 @@ from natgrad.solvers.preconditioners.preconditioner import Preconditioner
 
 
 class LowRankLike(Protocol):
-    """U diag(λ) Uᵀ with orthonormal U (n, k) and λ (k,) >= 0."""
+    """A low-rank matrix U diag(λ) Uᵀ.
+
+    Attributes
+    ----------
+    vectors
+        U (n, k), orthonormal.
+    eigenvalues
+        λ (k,), >= 0.
+    """
 
     @property
     def vectors(self) -> Tensor: ...
