@@ -1,9 +1,10 @@
-"""Which way? Solvers of A s = b that know A only by its products, and tell how well they did."""
+"""Which way? Solvers of A s = b that need only products with A, and verify their answers."""
 
 from natgrad.solvers import preconditioners
 from natgrad.solvers.cg import cg
 from natgrad.solvers.cholesky import cholesky
-from natgrad.solvers.lanczos import Krylov, lanczos
+from natgrad.solvers.krylov import Krylov
+from natgrad.solvers.lanczos import lanczos
 from natgrad.solvers.least_squares import LeastSquares, least_squares
 from natgrad.solvers.minres import minres
 from natgrad.solvers.sample_space import SampleSpace, sample_space

@@ -7,26 +7,44 @@ import math
 import torch
 from torch import Tensor
 
-from natgrad.solvers.problem import check_damping, check_dense, check_tolerances, require
+from natgrad.solvers.checks import as_samples, check_dense, check_region, check_tolerances, require
 from natgrad.solvers.scaling import as_float, length, power_of_two, quotient, rescale, unscale
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.singular_values import singular_values
 from natgrad.solvers.solution import Solution, Status
 
-SMALLEST = 2.0**-1000  # of a radius beside the solution without one
+SMALLEST = 2.0**-1000  # lower bound of the radius, in units of the solution without one
 
 
 def least_squares(J: Tensor) -> LeastSquares:
-    """Decompose J (m, n) once, for any right-hand side, damping and radius.
+    """Decompose J (m, n) once, to be solved with any right-hand side, damping and radius.
 
+    Parameters
+    ----------
+    J
+        Dense matrix (m, n), float32 or float64.
+
+    Returns
+    -------
+    LeastSquares
+        Call ``.solve(r, damping=..., radius=...)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Where J is no matrix of float32 or float64, or empty; where it is sparse.
+
+    Notes
+    -----
     Unlike :func:`sample_space` and solves with JᵀJ, which know singular values only by their
-    squares, it resolves them down to what rounding of J explains: eps times the largest where
-    columns and rows are of one size, far less where they are not, up to min(m, n) = 512. Raises
-    ``ValueError`` where J is no matrix of float32 or float64, or empty, ``TypeError`` where sparse.
+    squares, it resolves them down to the rounding of J: eps times the largest where columns and
+    rows are of one size, far less where they are not, up to min(m, n) = 512.
 
     Cost: some 2 m n² + 6 n³ operations in float64 for m > n (with m and n exchanged for m < n), m n
     memory; ten times as many where norms of columns, or of rows, differ by 10¹⁰ and more.
 
+    Examples
+    --------
     >>> J = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     >>> least_squares(J).solve(torch.tensor([2.0, 3.0, 1.0])).x.tolist()
     [1.0, 3.0]
@@ -35,7 +53,18 @@ def least_squares(J: Tensor) -> LeastSquares:
 
 
 class LeastSquares:
-    """What :func:`least_squares` returns; ``singular_values`` are J's, descending."""
+    """The decomposition of :func:`least_squares`.
+
+    Parameters
+    ----------
+    J
+        Dense matrix (m, n), float32 or float64.
+
+    Attributes
+    ----------
+    singular_values
+        Those of J, descending, float64; 0 below the rounding of J.
+    """
 
     def __init__(self, J: Tensor) -> None:
         check_dense(J, "J")
@@ -55,30 +84,45 @@ class LeastSquares:
     def solve(
         self, r: Tensor, *, damping: float = 0.0, radius: float = math.inf, rtol: float = 1e-5
     ) -> Solution[Tensor]:
-        """x (n,), the solution of (JᵀJ + λ I) x = Jᵀr: λ is the ``damping``; with λ = 0 that of
-        least ‖r − J x‖, and of least norm.
+        """Solve (JᵀJ + λ I) x = Jᵀr, within a radius: minimise ½ ‖r − J x‖² + ½ λ ‖x‖².
 
-        With a ``radius``, λ grows by the ``multiplier`` that makes ‖x‖₂ = radius where x were
-        longer (status BOUNDARY). ``Ax`` is JᵀJ x. CONVERGED says that the residual of the normal
-        equations, of x as rounded to its dtype, is at most ``rtol`` ‖Jᵀr‖, STAGNATED that rounding
-        left more: their condition is that of J squared, and x is better than they can tell.
-        NONFINITE where J or r are, or x leaves the dtype's range. ``products`` counts none: J is
-        known.
+        Parameters
+        ----------
+        r
+            Right-hand side (m,), in J's dtype.
+        damping
+            λ >= 0, in units of J²; with 0, x is the least-squares solution of least norm.
+        radius
+            Bound on ‖x‖₂, > 0. Where x would be longer, λ grows by the ``multiplier`` that makes
+            ‖x‖₂ = radius.
+        rtol
+            Relative residual of the normal equations for CONVERGED.
 
+        Returns
+        -------
+        Solution
+            ``Ax`` is JᵀJ x; ``products`` is 0: J is known. With the status
+
+            - CONVERGED, the residual of the normal equations, of x as rounded to its dtype, is at
+              most ``rtol`` ‖Jᵀr‖;
+            - STAGNATED, rounding left more: their condition is that of J squared, and x is better
+              than they can tell;
+            - BOUNDARY, ‖x‖₂ = radius;
+            - NONFINITE, J or r are not finite, or x leaves the dtype's range: x = 0.
+
+        Raises
+        ------
+        ValueError
+            For r of another shape or dtype, a damping that is negative or not finite, a radius
+            that is not positive.
+
+        Notes
+        -----
         Cost: some 8 m n operations.
-
-        Raises ``ValueError`` for r of another shape or dtype, a damping that is negative or not
-        finite, a radius that is not positive.
         """
-        check_dense(r, "r")
-        if r.shape != self._J.shape[:1] or r.dtype != self._J.dtype:
-            raise ValueError(
-                f"r must be ({self._J.shape[0]},) {self._J.dtype}, got {tuple(r.shape)} {r.dtype}"
-            )
-        check_damping(damping)
-        require(radius > 0, f"radius must be positive, got {radius}")
+        check_region(damping, radius)
         check_tolerances(rtol)
-        r = r.detach()
+        r = as_samples(r, len(self._J), self._J)
         # In units of the scales: J = σ Ĵ, r = β r̂, x = (β / σ) x̂.
         r_scale = power_of_two(r).double()
         hat = r.double() / r_scale
@@ -87,7 +131,7 @@ class LeastSquares:
         sigma = self._parts.values
         shift = damping / self._scale / self._scale
         solvable = (sigma > 0) & usable
-        # σ c / (σ² + λ), but no square: those of small columns leave the range.
+        # σ c / (σ² + λ) without squares: those of small columns leave the range.
         root = torch.where(solvable, sigma, 1.0)
         y = torch.where(solvable, c / (root + shift / root), 0.0)
         status, multiplier = Status.CONVERGED, torch.zeros_like(shift)
@@ -99,11 +143,11 @@ class LeastSquares:
             multiplier = solve_secular(squares, projected, shift.new_tensor(bound)).multiplier
             status = Status.BOUNDARY
             y = torch.where(solvable, c / (root + (shift + multiplier) / root), 0.0)
-            # In units of the radius, which may be out of the range of those of the scales.
+            # In units of the radius, which in the scaled units may be out of range.
             y = y / length(y)
             numerator, denominator = shift.new_tensor(radius), torch.ones_like(shift)
         answer, kept = unscale(self._parts.right.mT @ y, numerator, denominator, self._J.dtype)
-        # What is returned is what is judged, on J as it was given.
+        # The residual is that of x as returned, after rounding, with J as given.
         x, _ = rescale(answer.double(), (self._scale,), (r_scale,))
         J = self._J.double()
         b, product = (J.mT @ v / self._scale for v in (hat, J @ x / self._scale))
@@ -111,12 +155,11 @@ class LeastSquares:
         Ax, _ = rescale(product, (self._scale, r_scale), (), self._J.dtype)
         if not usable or not bool(kept & torch.isfinite(Ax).all() & torch.isfinite(residual)):
             status, answer, Ax = Status.NONFINITE, torch.zeros_like(answer), torch.zeros_like(Ax)
-        elif not bool(b.any()):  # to rounding in the singular vectors, which is not Jᵀr
+        elif not bool(b.any()):  # then c is the rounding of the singular vectors
             status, answer, Ax = Status.ZERO_RHS, torch.zeros_like(answer), torch.zeros_like(Ax)
             residual = multiplier = torch.zeros_like(residual)
         elif status is Status.CONVERGED and not bool(residual <= rtol * length(b)):
             status = Status.STAGNATED
-        return Solution(
-            answer, Ax, status, 0, 0, float(residual * self._scale * r_scale), None,
-            float(multiplier * self._scale * self._scale),
-        )  # fmt: skip
+        multiplier = multiplier * self._scale * self._scale
+        residual_norm = float(residual * self._scale * r_scale)
+        return Solution(answer, Ax, status, 0, 0, residual_norm, None, float(multiplier))

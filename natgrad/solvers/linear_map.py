@@ -1,4 +1,4 @@
-"""Whatever a caller has for a matrix, as a function on torch vectors."""
+"""A caller's operator, matrix or function as a function on torch vectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 
 class SupportsMatmul(Protocol):
-    """Anything with ``A @ v``: our operators, torch and NumPy matrices, SciPy's operators."""
+    """Anything with ``A @ v``: this package's operators, torch and NumPy matrices, SciPy's
+    operators."""
 
     def __matmul__(self, vector: Any, /) -> Any: ...
 
@@ -24,12 +25,28 @@ Multiply = Callable[[Tensor], Tensor]
 def as_multiply(
     operator: LinearMap, like: Tensor, *, numpy_caller: bool, name: str, like_name: str = "b"
 ) -> Multiply:
-    """v ↦ A v on torch vectors (n,) and matrices (n, k) of n rows like ``like``.
+    """v ↦ A v on torch vectors (n,) and matrices (n, k).
 
-    NumPy arrays, and SciPy operators and sparse matrices, are handed NumPy vectors; torch matrices
-    and our operators torch ones; a plain function gets the kind that the solver's caller used, a
-    matrix column by column. Each product is checked for shape and dtype: broadcasting would hide a
-    wrong one.
+    NumPy arrays, and SciPy operators and sparse matrices, are passed NumPy vectors; torch matrices
+    and this package's operators torch ones; a plain function gets the kind that the solver's caller
+    used, a matrix column by column. Each product is checked for shape and dtype: broadcasting would
+    hide a wrong one.
+
+    Parameters
+    ----------
+    operator
+        An operator, matrix or function.
+    like
+        A tensor of n rows, with the dtype and device of the products.
+    numpy_caller
+        Whether the solver's caller gave b as a NumPy array.
+    name, like_name
+        The names of ``operator`` and ``like`` in error messages.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a wrong shape, dtype or kind of the operator, and, by the function, of a product.
     """
     shape = getattr(operator, "shape", None)
     if shape is not None and tuple(shape) != (len(like), len(like)):
@@ -44,7 +61,7 @@ def as_multiply(
     if hasattr(operator, "__matmul__"):
         apply: Callable[[Any], Any] = operator.__matmul__
         is_scipy = type(operator).__module__.split(".")[0] == "scipy"
-        # What has no device is no torch operator: it speaks its caller's kind.
+        # Without `.device` it is not a torch operator: pass it the caller's array type.
         foreign = numpy_caller and not hasattr(operator, "device")
         wants_numpy = isinstance(operator, np.ndarray) or is_scipy or foreign
     elif callable(operator):
@@ -57,7 +74,8 @@ def as_multiply(
 
     by_columns = not hasattr(operator, "__matmul__")
 
-    # Two functions: one that calls itself is a cycle, and would keep the operator until gc.
+    # Two functions: one that calls itself is a reference cycle, and would keep the operator alive
+    # until garbage collection.
     def checked(vector: Tensor) -> Tensor:
         product = apply(vector.cpu().numpy() if wants_numpy else vector)
         if not isinstance(product, Tensor):
@@ -80,8 +98,22 @@ def as_multiply(
 
 
 def as_tensor(vector: Tensor | NDArray[Any], name: str, *, columns: bool) -> Tensor:
-    """A detached float32 or float64 vector (n,), or matrix (n, k) where ``columns`` allows it;
-    NumPy arrays are copied."""
+    """A caller's vector as a detached torch tensor; NumPy arrays are copied.
+
+    Parameters
+    ----------
+    vector
+        Torch or NumPy (n,), float32 or float64.
+    name
+        Its name in error messages.
+    columns
+        Whether it may be a matrix (n, k).
+
+    Raises
+    ------
+    ValueError, TypeError
+        For another shape, dtype or kind.
+    """
     if isinstance(vector, np.ndarray):
         # A copy in native byte order: torch takes no negative strides, nor read-only memory.
         native = vector.dtype.newbyteorder("=")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
 
+from natgrad.solvers.checks import as_limit, check_tolerances
 from natgrad.solvers.linear_map import LinearMap, Multiply
-from natgrad.solvers.problem import Iteration, as_limit, check_tolerances, pose
-from natgrad.solvers.scaling import dot, norm, power_of_two, unscale
+from natgrad.solvers.problem import Iteration, pose
+from natgrad.solvers.scaled import Scaled, breakdown
+from natgrad.solvers.scaling import dot, norm, power_of_two
 from natgrad.solvers.solution import Solution, Status, V
+from natgrad.solvers.stopping import Stopping
 
 MAX_RESTARTS = 3
 
@@ -25,26 +29,52 @@ def minres(
     atol: float = 0.0,
     max_iterations: int | None = None,
 ) -> Solution[V]:
-    """Solve A x = b to ‖b − A x‖₂ <= max(rtol ‖b‖₂, atol) for symmetric A of any signature.
+    """Solve A x = b by minimal residuals, for symmetric A of any signature, also singular.
 
-    Arguments, kinds, columns and errors are those of :func:`cg`; the preconditioner must be
-    positive definite, A need not. The residual falls at every iteration, in the preconditioner's
-    norm.
-    Where A is singular and b in its range this solves; where b is not, the status is LEAST_SQUARES,
-    and x minimises the residual (in the norm of the preconditioner, if there is one). The two are
-    told apart to √eps: what A makes of a residual below √eps ‖A‖ counts as nothing. A
-    ``direction`` of nonpositive curvature is returned if one was met; the solve goes on past it.
+    Parameters
+    ----------
+    A
+        Symmetric (n, n), an operator, matrix or function, as in :func:`cg`.
+    b
+        Right-hand side (n,), or (n, k) of k columns that share their products, as in :func:`cg`.
+    x0
+        Start, like b; zero where None.
+    preconditioner
+        Approximation of A⁻¹, symmetric positive definite even where A is not.
+    rtol, atol
+        The solve ends at ‖b − A x‖₂ <= max(rtol ‖b‖₂, atol).
+    max_iterations
+        Bound on the iterations; 10 n where None.
+
+    Returns
+    -------
+    Solution
+        Where A is singular and b in its range, CONVERGED; where b is not, LEAST_SQUARES, and x
+        minimises the residual (in the norm of the preconditioner, if there is one). The two are
+        told apart to √eps: an image of a residual below √eps ‖A‖ counts as zero. ``direction`` is
+        one of nonpositive curvature if one was met; the solve goes on past it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`cg` does.
+
+    Notes
+    -----
+    The residual falls at every iteration, in the preconditioner's norm.
 
     Cost: one product an iteration, one to verify the end, two for a claim of least squares, one
     for x0; memory of twelve vectors.
 
     Source: Paige & Saunders, "Solution of sparse indefinite systems of linear equations", 1975; the
     curvature test is that of Liu & Roosta, "MINRES: from negative curvature detection to
-    monotonicity properties", 2022, lemma 3.1. How it differs: scaled by powers of two, CONVERGED
-    only on the true residual with bounded restarts, as :func:`cg` does; the residual is carried as
-    a vector, so that A x costs nothing and the stopping test is in the 2-norm whatever the
+    monotonicity properties", 2022, lemma 3.1. Differences: scaled by powers of two; CONVERGED
+    only on the true residual, with bounded restarts, as :func:`cg` does; the residual is carried as
+    a vector, so that A x costs nothing and the stopping test is in the 2-norm with any
     preconditioner.
 
+    Examples
+    --------
     >>> minres(torch.diag(torch.tensor([1.0, -2.0])), torch.tensor([1.0, 1.0])).x
     tensor([ 1.0000, -0.5000])
     """
@@ -52,142 +82,187 @@ def minres(
     precondition = problem.preconditioner(preconditioner)
     limit = as_limit(max_iterations, len(problem.rhs))
     check_tolerances(rtol, atol)
-    return problem.solve(
-        lambda rhs, start: _iterate(rhs, start, precondition, rtol, atol, limit), x0
-    )
+    stopping = Stopping(rtol, atol, limit)
+
+    def iterate(rhs: Tensor, start: Tensor | None) -> Iteration:
+        return _iterate(_State(Scaled.of(rhs, stopping), precondition), start, limit)
+
+    return problem.solve(iterate, x0)
 
 
-def _iterate(
-    rhs: Tensor,
-    start: Tensor | None,
-    precondition: Multiply | None,
-    rtol: float,
-    atol: float,
-    limit: int,
-) -> Iteration:
-    b_scale = power_of_two(rhs)
-    A_scale = torch.ones_like(b_scale)
-    b_hat = rhs / b_scale
-    x, r = torch.zeros_like(rhs), b_hat
-    products = iterations = 0
-    direction: Tensor | None = None
-    eps = torch.finfo(rhs.dtype).eps
-    b_norm = norm(b_hat)
-    # ‖A‖ as the products show it, and as the Lanczos matrix does, which is preconditioned.
-    A_norm = T_norm = torch.zeros_like(b_norm)
-    tolerance = torch.maximum(rtol * b_norm, atol / b_scale.double())
+def _iterate(state: _State, start: Tensor | None, limit: int) -> Iteration:
+    status = state.b.trivial()
+    if status is None and start is not None:
+        guess = start / state.b.unit
+        status = state.start_at(guess, (yield guess))
+    for _ in range(MAX_RESTARTS + 1):
+        if status is None:
+            status = yield from _run(state, limit)
+    return state.solution(status or Status.STAGNATED)
 
-    def solution(status: Status) -> Solution[Tensor]:
-        answer, kept = unscale(x, b_scale, A_scale)
-        product = b_hat - r
-        residual_norm = float(norm(b_hat - product) * b_scale.double())
-        Ax = product * b_scale
-        if not math.isfinite(residual_norm) or not bool(kept & torch.isfinite(Ax).all()):
-            status = Status.NONFINITE
-        return Solution(answer, Ax, status, iterations, products, residual_norm, direction)
 
-    if not bool(torch.isfinite(rhs).all()):
-        return solution(Status.NONFINITE)
-    if not bool(rhs.any()):
-        return solution(Status.ZERO_RHS)
-    if start is not None:
-        guess = start / b_scale
-        Ax = yield guess
-        products += 1
-        if not bool(torch.isfinite(Ax).all()):
-            return solution(Status.NONFINITE)
-        A_scale = power_of_two(Ax) / power_of_two(guess)
-        x, r = guess * A_scale, b_hat - Ax
-        if bool(norm(r) <= tolerance - eps * (norm(Ax) + b_norm)):
-            return solution(Status.CONVERGED)
+def _run(state: _State, limit: int) -> Generator[Tensor, Tensor, Status | None]:
+    """One Lanczos process, from its first vector to the check of its end; None: restart."""
+    last_norm = state.r_norm
+    status = state.begin()
+    while status is None and state.iterations < limit and not state.finished:
+        status = state.advance((yield state.next_vector()))
+    if status is None:
+        status = state.verify((yield state.x))
+    if status is None and bool(state.r_norm > state.b.tolerance) and state.patience < math.inf:
+        flat_r = state.residual((yield state.flat_x))
+        z = state.preconditioned(flat_r)
+        status = state.verify_least_squares(flat_r, z, (yield z))
+    if status is None and state.iterations == limit:
+        return Status.MAX_ITERATIONS
+    if status is None and not bool(state.r_norm < 0.5 * last_norm):
+        return Status.STAGNATED
+    return status
 
-    last_true_norm = norm(r)
-    for restart in range(MAX_RESTARTS + 1):
-        # Lanczos vectors v in x's space, u in the residual's: u = P v, the same without P.
-        u_before, u = torch.zeros_like(r), r
-        z = u if precondition is None else precondition(u)
-        squared = dot(u, z)
+
+class _State:
+    """x, r = b − A x and the Lanczos process that started at r, in scaled units.
+
+    Its vectors are v in x's space and u = P v in the residual's, P⁻¹ the preconditioner; z = P⁻¹ u
+    is not divided by its norm β yet.
+    """
+
+    def __init__(self, b: Scaled, precondition: Multiply | None) -> None:
+        self.b, self.precondition = b, precondition
+        self.scale = torch.ones_like(b.unit)
+        self.x, self.r, self.r_norm = torch.zeros_like(b.rhs), b.rhs, b.norm
+        self.products = self.iterations = 0
+        self.direction: Tensor | None = None
+        # Estimates of ‖A‖ from the products, and of the Lanczos matrix, which is preconditioned.
+        self.A_norm = self.T_norm = torch.zeros_like(b.norm)
+
+    def preconditioned(self, residual: Tensor) -> Tensor:
+        return residual if self.precondition is None else self.precondition(residual)
+
+    def residual(self, product: Tensor) -> Tensor:
+        self.products += 1
+        return self.b.rhs - product / self.scale
+
+    def start_at(self, guess: Tensor, product: Tensor) -> Status | None:
+        """Take x0, ``guess`` in units of β; the status where this ends the solve."""
+        self.products += 1
+        if not bool(torch.isfinite(product).all()):
+            return Status.NONFINITE
+        self.scale = power_of_two(product) / power_of_two(guess)
+        self.x, self.r = guess * self.scale, self.b.rhs - product
+        self.r_norm = norm(self.r)
+        passed = bool(self.r_norm <= self.b.threshold(norm(product)))
+        return Status.CONVERGED if passed else None
+
+    def begin(self) -> Status | None:
+        """Start the Lanczos process at r; the status where the preconditioner does not allow it."""
+        self.u_before, self.u = torch.zeros_like(self.r), self.r
+        self.z = self.preconditioned(self.u)
+        squared = dot(self.u, self.z)
         if not bool(squared > 0):
-            finite = bool(torch.isfinite(squared))
-            status = Status.NEGATIVE_CURVATURE if finite else Status.NONFINITE
-            return solution(status if bool(r.any()) else Status.STAGNATED)
-        beta = squared.sqrt()
-        beta_before, phi_bar = torch.zeros_like(beta), beta
-        delta_bar, epsilon = torch.zeros_like(beta), torch.zeros_like(beta)
-        cos, sin = -torch.ones_like(beta), torch.zeros_like(beta)
-        w = w_before = torch.zeros_like(r)
-        flattest, flat_x, patience = torch.full_like(beta, math.sqrt(eps)), x, math.inf
-        finished = False
-        while iterations < limit and not finished:
-            iterations += 1
-            v = z / beta
-            Av = (yield v) / A_scale
-            if products == 0:
-                first_scale = power_of_two(Av) / power_of_two(v)
-                A_scale, Av = first_scale, Av / first_scale
-            products += 1
-            if not bool(torch.isfinite(Av).all()):
-                return solution(Status.NONFINITE)
-            A_norm = torch.maximum(A_norm, norm(Av) / norm(v))
-            y = Av if not bool(beta_before > 0) else Av - beta / beta_before * u_before
-            alpha = dot(v, y)
-            u_before, u = u, y - alpha / beta * u
-            z = u if precondition is None else precondition(u)
-            squared = dot(u, z)
-            if not bool(squared >= 0):
-                finite = bool(torch.isfinite(squared))
-                return solution(Status.NEGATIVE_CURVATURE if finite else Status.NONFINITE)
-            last, beta_before, beta = beta_before, beta, squared.sqrt()
-            row = alpha.square() + beta.square() + torch.where(last > 0, beta_before, 0.0).square()
-            T_norm = torch.maximum(T_norm, row.sqrt())
-            # Apply the last rotation, then make the next one.
-            delta = cos * delta_bar + sin * alpha
-            gamma_bar = sin * delta_bar - cos * alpha
-            epsilon_before, epsilon = epsilon, sin * beta
-            delta_bar = -cos * beta
-            if direction is None and bool(cos * gamma_bar >= 0):
-                # rᵀA r = −φ̄² c γ̄ <= 0 at the last residual.
-                direction = r if precondition is None else precondition(r)
-            gamma = torch.hypot(gamma_bar, beta)
-            # ‖A r‖ / ‖A‖ ‖r‖ of the last residual. Where it is tiny x may solve least squares,
-            # of which the next steps, along the null space, would make nothing: keep it, and see.
-            slope = torch.hypot(gamma_bar, delta_bar)
-            flatness = torch.where(slope > 0, slope / T_norm, 0.0)
-            if bool(flatness < flattest) and (patience == math.inf or norm(x) < 2 * norm(flat_x)):
-                flattest, flat_x, patience = flatness, x, min(patience, 2 * iterations + 10)
-            if iterations >= patience or not bool(gamma > eps * T_norm):
-                break
-            cos, sin = gamma_bar / gamma, beta / gamma
-            phi, phi_bar = cos * phi_bar, sin * phi_bar
-            w_before, w = w, (v - epsilon_before * w_before - delta * w) / gamma
-            x = x + phi * w
-            r = sin.square() * r - phi_bar * cos / torch.where(beta > 0, beta, 1.0) * u
-            r_norm = norm(r)
-            # beta = 0: the Krylov space has ended.
-            finished = bool((r_norm <= tolerance) | ~(beta > eps * T_norm))
-        # Verify on the true residual: where Lanczos lost its way, the recursive one is far off.
-        r = b_hat - (yield x) / A_scale
-        products += 1
-        true_norm = norm(r)
-        if not bool(torch.isfinite(true_norm)):
-            return solution(Status.NONFINITE)
-        claim = tolerance - eps * (A_norm * norm(x) + b_norm)
-        if bool(true_norm <= claim):
-            return solution(Status.CONVERGED)
-        if bool(true_norm > tolerance) and patience < math.inf:
-            # Least squares in the norm that was minimised: A M r = 0, M the preconditioner.
-            flat_r = b_hat - (yield flat_x) / A_scale
-            z = flat_r if precondition is None else precondition(flat_r)
-            Az = (yield z) / A_scale
-            products += 2
-            # The rounding error of the residual counts against it, as it does for CONVERGED.
-            error = eps * (A_norm * norm(flat_x) + b_norm) * norm(z) / norm(flat_r)
-            if bool(norm(Az) <= A_norm * (math.sqrt(eps) * norm(z) - error)):
-                x, r = flat_x, flat_r
-                return solution(Status.LEAST_SQUARES)
-        if iterations == limit:
-            return solution(Status.MAX_ITERATIONS)
-        if restart == MAX_RESTARTS or not bool(true_norm < 0.5 * last_true_norm):
-            return solution(Status.STAGNATED)
-        last_true_norm = true_norm
-    raise AssertionError("the last restart returns")
+            return breakdown(squared) if bool(self.r.any()) else Status.STAGNATED
+        self.beta = self.phi_bar = squared.sqrt()
+        zero = torch.zeros_like(self.beta)
+        self.beta_before = self.delta_bar = self.epsilon = self.sin = zero
+        self.cos = -torch.ones_like(zero)
+        self.w = self.w_before = torch.zeros_like(self.r)
+        self.flattest = torch.full_like(zero, math.sqrt(self.b.eps))
+        self.flat_x, self.patience = self.x, math.inf
+        self.finished = False
+        return None
+
+    def next_vector(self) -> Tensor:
+        self.iterations += 1
+        self.v = self.z / self.beta
+        return self.v
+
+    def advance(self, product: Tensor) -> Status | None:
+        """One iteration from A v; the status where it breaks down."""
+        product = product / self.scale
+        if self.products == 0:
+            self.scale = power_of_two(product) / power_of_two(self.v)
+            product = product / self.scale
+        self.products += 1
+        if not bool(torch.isfinite(product).all()):
+            return Status.NONFINITE
+        self.A_norm = torch.maximum(self.A_norm, norm(product) / norm(self.v))
+        y = product
+        if bool(self.beta_before > 0):
+            y = product - self.beta / self.beta_before * self.u_before
+        alpha = dot(self.v, y)
+        self.u_before, self.u = self.u, y - alpha / self.beta * self.u
+        self.z = self.preconditioned(self.u)
+        squared = dot(self.u, self.z)
+        if not bool(squared >= 0):
+            return breakdown(squared)
+        last, self.beta_before, self.beta = self.beta_before, self.beta, squared.sqrt()
+        above = torch.where(last > 0, self.beta_before, 0.0)
+        row = alpha.square() + self.beta.square() + above.square()
+        self.T_norm = torch.maximum(self.T_norm, row.sqrt())
+        self.rotate(alpha)
+        return None
+
+    def rotate(self, alpha: Tensor) -> None:
+        """Update the QR factorisation of the Lanczos matrix by a row, and x and r with it."""
+        b, beta, cos, sin = self.b, self.beta, self.cos, self.sin
+        # Apply the last rotation, then make the next one.
+        delta = cos * self.delta_bar + sin * alpha
+        gamma_bar = sin * self.delta_bar - cos * alpha
+        epsilon, self.epsilon = self.epsilon, sin * beta
+        self.delta_bar = -cos * beta
+        if self.direction is None and bool(cos * gamma_bar >= 0):
+            # rᵀA r = −φ̄² c γ̄ <= 0 at the last residual.
+            self.direction = self.preconditioned(self.r)
+        gamma = torch.hypot(gamma_bar, beta)
+        self.keep_flattest(torch.hypot(gamma_bar, self.delta_bar))
+        rank_left = bool(gamma > b.eps * self.T_norm)
+        if self.iterations >= self.patience or not rank_left:
+            self.finished = True
+            return
+        self.cos, self.sin = cos, sin = gamma_bar / gamma, beta / gamma
+        phi, self.phi_bar = cos * self.phi_bar, sin * self.phi_bar
+        w = (self.v - epsilon * self.w_before - delta * self.w) / gamma
+        self.w_before, self.w = self.w, w
+        self.x = self.x + phi * w
+        along = self.phi_bar * cos / torch.where(beta > 0, beta, 1.0)
+        self.r = sin.square() * self.r - along * self.u
+        # beta = 0: the Krylov space has ended.
+        passed = norm(self.r) <= b.tolerance
+        self.finished = bool(passed | ~(beta > b.eps * self.T_norm))
+
+    def keep_flattest(self, slope: Tensor) -> None:
+        """Keep x where ‖A r‖ / ‖A‖ ‖r‖ of the last residual is tiny: x may solve least squares, and
+        the next steps, along the null space, would destroy it."""
+        flatness = torch.where(slope > 0, slope / self.T_norm, 0.0)
+        if bool(flatness < self.flattest) and (
+            self.patience == math.inf or norm(self.x) < 2 * norm(self.flat_x)
+        ):
+            self.flattest, self.flat_x = flatness, self.x
+            self.patience = min(self.patience, 2 * self.iterations + 10)
+
+    def verify(self, product: Tensor) -> Status | None:
+        """Judge x by its true residual; the recursive one may be far off after many iterations."""
+        self.r = self.residual(product)
+        self.r_norm = norm(self.r)
+        if not bool(torch.isfinite(self.r_norm)):
+            return Status.NONFINITE
+        passed = bool(self.r_norm <= self.b.threshold(self.A_norm * norm(self.x)))
+        return Status.CONVERGED if passed else None
+
+    def verify_least_squares(self, flat_r: Tensor, z: Tensor, product: Tensor) -> Status | None:
+        """Least squares in the norm that was minimised: A M r = 0, M the preconditioner."""
+        self.products += 1
+        Az_norm, z_norm, b = norm(product / self.scale), norm(z), self.b
+        # The rounding error of the residual counts against it, as it does for CONVERGED.
+        error = b.eps * (self.A_norm * norm(self.flat_x) + b.norm) * z_norm / norm(flat_r)
+        if not bool(Az_norm <= self.A_norm * (math.sqrt(b.eps) * z_norm - error)):
+            return None
+        self.x, self.r = self.flat_x, flat_r
+        return Status.LEAST_SQUARES
+
+    def solution(self, status: Status) -> Solution[Tensor]:
+        b_hat = self.b.rhs
+        Ax = b_hat - self.r
+        account = self.iterations, self.products, float(norm(b_hat - Ax))
+        found = Solution(self.x, Ax, status, *account, self.direction)
+        return self.b.answer(found, self.scale)

@@ -1,9 +1,7 @@
-"""What a solver is handed, checked once and turned into torch; and its answer, turned back."""
+"""Check a solver's arguments once and convert them to torch; convert its answer back."""
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, Generic
@@ -12,24 +10,41 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from natgrad.solvers.checks import require
 from natgrad.solvers.linear_map import LinearMap, Multiply, as_multiply, as_tensor
 from natgrad.solvers.solution import Iterate, Solution, V, stack
 
-# A solver on torch vectors: yields v where it needs A v, is sent A v, returns what it found. So one
-# text solves for one right-hand side or, taking turns at one product of a matrix, for many.
+# A solver on torch vectors: it yields v, is sent A v, and returns its solution. The same code
+# solves for one right-hand side, or for many that share one matrix product a round.
 Iteration = Generator[Tensor, Tensor, Solution[Tensor]]
 
 
 @dataclass(frozen=True)
 class Problem(Generic[V]):
-    """A x = b with checked parts: ``rhs`` (n,) or (n, k), products and answers in b's kind."""
+    """A x = b with checked parts.
+
+    Attributes
+    ----------
+    rhs
+        b as a torch tensor, (n,) or (n, k).
+    multiply
+        v ↦ A v on torch vectors and matrices.
+    in_numpy
+        Whether b was a NumPy array, as the answer then is.
+    """
 
     rhs: Tensor
     multiply: Multiply
     in_numpy: bool
 
     def preconditioner(self, given: LinearMap | None) -> Multiply | None:
-        """A preconditioner as a function on vectors like b's, or like one of its columns."""
+        """A preconditioner as a function on vectors like b, or like one of its columns.
+
+        Parameters
+        ----------
+        given
+            An operator, matrix or function, or None.
+        """
         if given is None:
             return None
         return as_multiply(given, self.rhs, numpy_caller=self.in_numpy, name="preconditioner")
@@ -37,21 +52,36 @@ class Problem(Generic[V]):
     def solve(
         self, iterate: Callable[[Tensor, Tensor | None], Iteration], x0: V | None
     ) -> Solution[V]:
-        """``iterate(b, x0)`` carried to its end, for b or for each of its columns."""
+        """Run a solver for b, or for each of its columns.
+
+        Parameters
+        ----------
+        iterate
+            Takes a vector b (n,) and its start or None; returns the iteration.
+        x0
+            The caller's start, like b, or None.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Where x0 is not like b.
+        """
         start = as_start(x0, self.rhs)
         if self.rhs.ndim == 1:
             return self.run(iterate(self.rhs, start))
         columns = self.rhs.mT.contiguous()
         starts = [None] * len(columns) if start is None else start.mT.contiguous()
-        return self.run_columns(
-            [
-                iterate(column, as_start(begin, column))
-                for column, begin in zip(columns, starts, strict=True)
-            ]
-        )
+        pairs = zip(columns, starts, strict=True)
+        return self.run_columns([iterate(b, as_start(begin, b)) for b, begin in pairs])
 
     def run(self, iteration: Iteration) -> Solution[V]:
-        """Carry one iteration to its end. It is bounded, and so is this loop."""
+        """Run one iteration to its end. The loop ends since every iteration is bounded.
+
+        Parameters
+        ----------
+        iteration
+            A generator that yields v and is sent A v.
+        """
         try:
             vector = next(iteration)
             while True:
@@ -61,7 +91,13 @@ class Problem(Generic[V]):
         return as_kind(solution, in_numpy=self.in_numpy)
 
     def run_columns(self, iterations: list[Iteration]) -> Solution[V]:
-        """Carry one iteration a column to their ends; each round is one product of a matrix."""
+        """Run one iteration for each column to its end; a round is one product of a matrix.
+
+        Parameters
+        ----------
+        iterations
+            One for each column.
+        """
         found: dict[int, Solution[Tensor]] = {}
         waiting: dict[int, Tensor] = {}
 
@@ -77,7 +113,7 @@ class Problem(Generic[V]):
             advance(column, None)
         while waiting:
             columns = list(waiting)
-            # Column by column in memory: what each solve reads, and faster for most products.
+            # Column-major: each solve reads a column, and most products are faster.
             products = self.multiply(torch.stack([waiting[column] for column in columns]).mT)
             for index, column in enumerate(columns):
                 advance(column, products[:, index].contiguous())
@@ -86,7 +122,15 @@ class Problem(Generic[V]):
 
 
 def as_kind(solution: Solution[Tensor], *, in_numpy: bool) -> Solution[V]:
-    """The same solution with NumPy vectors where the caller's b was one."""
+    """Convert a solution to the kind of the caller's b.
+
+    Parameters
+    ----------
+    solution
+        A solution in torch.
+    in_numpy
+        Whether to convert its vectors to NumPy arrays.
+    """
     if not in_numpy:
         return solution  # type: ignore[return-value]
 
@@ -106,8 +150,24 @@ def as_kind(solution: Solution[Tensor], *, in_numpy: bool) -> Solution[V]:
 
 
 def pose(A: LinearMap, b: V, *, columns: bool = False, name: str = "b") -> Problem[V]:
-    """Check b and A against each other. ``columns`` says whether b may be a matrix (n, k), ``name``
-    what the caller knows it as."""
+    """Check b and A against each other.
+
+    Parameters
+    ----------
+    A
+        An operator, matrix or function.
+    b
+        Torch or NumPy right-hand side.
+    columns
+        Whether b may be a matrix (n, k).
+    name
+        The name of b in error messages.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For wrong shapes, dtypes and kinds.
+    """
     in_numpy = not isinstance(b, Tensor)
     rhs = as_tensor(b, name, columns=columns)
     require(rhs.ndim == 1 or rhs.shape[1] > 0, f"{name} has no columns; expected at least one")
@@ -116,7 +176,15 @@ def pose(A: LinearMap, b: V, *, columns: bool = False, name: str = "b") -> Probl
 
 
 def as_start(x0: Tensor | NDArray[Any] | None, rhs: Tensor) -> Tensor | None:
-    """x0 as a torch tensor like b; None where it is absent or zero, which costs no product."""
+    """x0 as a torch tensor; None where it is absent or zero, so that it costs no product.
+
+    Parameters
+    ----------
+    x0
+        The caller's start, or None.
+    rhs
+        b, whose shape, dtype and device x0 must have; ``ValueError`` otherwise.
+    """
     if x0 is None:
         return None
     start = as_tensor(x0, "x0", columns=True)
@@ -126,41 +194,3 @@ def as_start(x0: Tensor | NDArray[Any] | None, rhs: Tensor) -> Tensor | None:
             f"got {tuple(start.shape)} {start.dtype} on {start.device}"
         )
     return start if bool(start.any()) else None
-
-
-def as_limit(max_iterations: int | None, size: int) -> int:
-    """The bound of the loop: 10 n where none is given."""
-    if max_iterations is None:
-        return 10 * size
-    return as_count(max_iterations, "max_iterations")
-
-
-def as_count(number: int, name: str) -> int:
-    try:
-        count = operator.index(number)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {number!r}") from None
-    require(count >= 0, f"{name} must be >= 0, got {number}")
-    return count
-
-
-def check_tolerances(rtol: float, atol: float = 0.0) -> None:
-    """Infinity passes: any answer will do."""
-    require(rtol >= 0, f"rtol must be >= 0, got {rtol}")
-    require(atol >= 0, f"atol must be >= 0, got {atol}")
-
-
-def check_dense(vector: Tensor, name: str) -> None:
-    if vector.layout != torch.strided:
-        raise TypeError(f"{name} is {vector.layout}; expected a dense tensor: .to_dense()")
-
-
-def check_damping(damping: float) -> None:
-    require(
-        math.isfinite(damping) and damping >= 0, f"damping must be finite and >= 0, got {damping}"
-    )
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

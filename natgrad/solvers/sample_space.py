@@ -8,31 +8,48 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from natgrad.solvers.problem import check_damping, check_dense, check_tolerances, require
+from natgrad.solvers.checks import as_samples, check_region, check_tolerances, require
 from natgrad.solvers.scaling import as_float, length, power_of_two, quotient, rescale
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.solution import Solution, Status
 
-SMALLEST = 2.0**-1000  # of a radius beside the solution without one
+SMALLEST = 2.0**-1000  # lower bound of the radius, in units of the solution without one
 
 
 class GramLike(Protocol):
-    """J Jᵀ of a Jacobian J (m, n): as a matrix, and the way back to the parameters."""
+    """J Jᵀ of a Jacobian J (m, n), as a matrix (m, m), and the product u ↦ Jᵀu."""
 
-    def to_dense(self) -> Tensor: ...
-    def transpose(self, u: Tensor, /) -> Tensor: ...
+    def to_dense(self) -> Tensor:
+        """J Jᵀ (m, m)."""
+
+    def transpose(self, u: Tensor, /) -> Tensor:
+        """Jᵀu (n,) for u (m,)."""
 
 
 def sample_space(gram: GramLike) -> SampleSpace:
-    """Decompose K = J Jᵀ (m, m) once, for any right-hand side, damping and radius.
+    """Decompose K = J Jᵀ (m, m) once, to be solved with any right-hand side, damping and radius.
 
-    ``gram`` is a :class:`natgrad.curvature.Gram`, or anything with ``to_dense()`` and
-    ``transpose(u)``, u ↦ Jᵀu. Raises ``ValueError`` where K is not symmetric positive semidefinite
-    to rounding.
+    Parameters
+    ----------
+    gram
+        A :class:`natgrad.curvature.Gram`, or anything with ``to_dense()``, which is K, and
+        ``transpose(u)``, u ↦ Jᵀu.
 
-    Squares of J's singular values below m eps (float64's) of the largest are lost in K, whatever
-    its dtype: ``lost`` says whether there may be such. Where rows of J differ in size by 10⁷ and
-    more there are; :func:`least_squares` of J itself knows them.
+    Returns
+    -------
+    SampleSpace
+        Call ``.solve(r, damping=..., radius=...)``.
+
+    Raises
+    ------
+    ValueError
+        Where K is not symmetric positive semidefinite to rounding.
+
+    Notes
+    -----
+    Squares of J's singular values below m eps (float64's) of the largest are lost in K, in any
+    dtype: ``lost`` tells whether there may be such. Where rows of J differ in size by 10⁷ and
+    more there are; use :func:`least_squares` of J itself, which resolves them.
 
     Cost: forming K, 9 m³ operations for its eigenvalues and vectors, in float64: singular values
     of J appear squared in K, so that float32 would lose half its digits twice.
@@ -44,11 +61,23 @@ def sample_space(gram: GramLike) -> SampleSpace:
 
 
 class SampleSpace:
-    """What :func:`sample_space` returns; ``eigenvalues`` (m,) are those of K, ascending, 0 where
-    rounding explains them.
+    """The decomposition of :func:`sample_space`.
 
-    ``rounding`` is that of K's entries, eps of its dtype unless they are better known; ``lost``
-    whether an eigenvalue that counts as 0 may be more than that, of ``eigh``'s making.
+    Parameters
+    ----------
+    gram
+        K = J Jᵀ, as in :func:`sample_space`.
+    rounding
+        Relative rounding error of K's entries; eps of its dtype where None. Lower it where they
+        were computed more accurately.
+
+    Attributes
+    ----------
+    eigenvalues
+        Those of K (m,), ascending, float64; 0 below the rounding of K.
+    lost
+        Whether an eigenvalue that counts as 0 may be more than rounding of K, hidden by the error
+        of the decomposition.
     """
 
     def __init__(self, gram: GramLike, *, rounding: float | None = None) -> None:
@@ -78,8 +107,8 @@ class SampleSpace:
                 "expected a positive semidefinite matrix J Jᵀ, got one whose lowest eigenvalue is "
                 f"{float(eigenvalues[0] / largest):.3g} of the largest"
             )
-        # What rounding alone explains is zero: its inverse would be noise. Rounding of K_jk is
-        # relative to √(K_jj K_kk), so that a row of J that is small beside others has a small one.
+        # Zero eigenvalues below rounding: inverting them amplifies noise. Rounding of K_jk is
+        # relative to √(K_jj K_kk): a row of J that is smaller than others has less of it.
         rows = self._matrix.diagonal().clamp(min=0.0)
         rounding = eps if rounding is None else rounding
         noise = math.sqrt(m) * rounding * (self._vectors.square().mT @ rows)
@@ -88,38 +117,51 @@ class SampleSpace:
         unknown = (eigenvalues <= floor) & (eigenvalues + floor > noise)
         self.lost = bool(unknown.any())
         self._theta = torch.where(eigenvalues > self._rounding, eigenvalues, 0.0)
-        # A claim counts what may be there, and was left out.
+        # For the residual: also the eigenvalues that may be real, but are left out of the solve.
         self._possible = torch.where(unknown, eigenvalues.clamp(min=0.0), self._theta)
         self.eigenvalues = self._theta * self._scale
 
     def solve(
         self, r: Tensor, *, damping: float = 0.0, radius: float = math.inf, rtol: float = 1e-5
     ) -> Solution[Tensor]:
-        """x = Jᵀ(J Jᵀ + λ I)⁻¹ r (n,), the solution of (JᵀJ + λ I) x = Jᵀr; λ is the ``damping``.
+        """x = Jᵀ(J Jᵀ + λ I)⁻¹ r (n,), the solution of (JᵀJ + λ I) x = Jᵀr, within a radius.
 
-        With a ``radius``, λ grows by the ``multiplier`` that makes ‖x‖₂ = radius where x were
-        longer (status BOUNDARY). With λ = 0 this is the least-squares solution of least norm.
-        ``Ax`` is JᵀJ x, ``residual_norm`` that of the system solved, with K as given and its
-        solution as rounded to its dtype. CONVERGED says that it is at most ``rtol`` ‖Jᵀr‖,
-        STAGNATED that rounding left more. NONFINITE, and x = 0, where J or r are not finite or x or
-        ``Ax`` leave the dtype's range.
+        Parameters
+        ----------
+        r
+            Right-hand side (m,), in K's dtype, on its device.
+        damping
+            λ >= 0, in K's units; with 0, x is the least-squares solution of least norm.
+        radius
+            Bound on ‖x‖₂, > 0. Where x would be longer, λ grows by the ``multiplier`` that makes
+            ‖x‖₂ = radius.
+        rtol
+            Relative residual for CONVERGED.
 
-        Cost: m² operations and 2 products with Jᵀ, which ``products`` counts, for every call.
+        Returns
+        -------
+        Solution
+            ``Ax`` is JᵀJ x; ``residual_norm`` that of the system solved, with K as given and its
+            solution as rounded to its dtype. With the status
 
-        Raises ``ValueError`` for r of another shape or dtype, a damping that is negative or not
-        finite, a radius that is not positive.
+            - CONVERGED, ``residual_norm`` is at most ``rtol`` ‖Jᵀr‖;
+            - STAGNATED, rounding left more;
+            - BOUNDARY, ‖x‖₂ = radius;
+            - NONFINITE, J or r are not finite, or x or ``Ax`` leave the dtype's range: x = 0.
+
+        Raises
+        ------
+        ValueError
+            For r of another shape, dtype or device, a damping that is negative or not finite, a
+            radius that is not positive.
+
+        Notes
+        -----
+        Cost, for every call: m² operations and 2 products with Jᵀ, which ``products`` counts.
         """
-        check_dense(r, "r")
-        m = len(self.eigenvalues)
-        if r.shape != (m,) or r.dtype != self._like.dtype or r.device != self._like.device:
-            raise ValueError(
-                f"r must be ({m},) {self._like.dtype} on {self._like.device}, "
-                f"got {tuple(r.shape)} {r.dtype} on {r.device}"
-            )
-        check_damping(damping)
-        require(radius > 0, f"radius must be positive, got {radius}")
+        check_region(damping, radius)
         check_tolerances(rtol)
-        r = r.detach()
+        r = as_samples(r, len(self.eigenvalues), self._like)
         # In units of the scales: K = σ K̂, r = β r̂, Jᵀu = (β / σ) Jᵀû.
         r_scale = power_of_two(r).double()
         hat = r.double() / r_scale
@@ -129,7 +171,7 @@ class SampleSpace:
         shift = damping / self._scale
         status, multiplier = Status.CONVERGED, torch.zeros_like(shift)
         # x = Σ √θᵢ cᵢ / (θᵢ + λ) wᵢ in the right singular vectors wᵢ of J.
-        # Of one that is rounding a damping below it would make noise.
+        # Where θᵢ is rounding, dividing by a damping below that rounding amplifies noise.
         solvable = ((theta > 0) | (shift > self._rounding)) & usable
         root = theta.sqrt()
         projected = torch.where(solvable, root * c, 0.0)
@@ -142,16 +184,16 @@ class SampleSpace:
             denominator = torch.where(solvable, theta + shift + multiplier, 1.0)
         u = torch.where(solvable, c / denominator, 0.0)
         u_scale = power_of_two(u)
-        # Of unit size in their dtype, which Jᵀu and K u leave later than u and r do.
+        # u at unit size, so that Jᵀu and K u stay within the range of the dtype.
         u = (self._vectors @ (u / u_scale)).to(self._like)
         x = self._transpose(u)
         Ku = self._matrix @ u.double()
         Ax = self._transpose(Ku.to(self._like))
         times, over = [r_scale, u_scale], [self._scale]
         scales = (radius, float(self._scale)), (float(r_scale), float(u_scale))
-        # Rounding may have put one inside outside.
+        # An x shorter than the radius may be longer after rounding.
         if status is Status.BOUNDARY or bool(length(x) > as_float(*quotient(*scales))):
-            # In units of the radius, which may be out of the range of those of the scales.
+            # In units of the radius, which in the scaled units may be out of range.
             times, over = [shift.new_tensor(radius)], [length(x)]
         x, kept = rescale(x, times, over)
         Ax, _ = rescale(Ax, (*times, self._scale), over)
@@ -165,7 +207,7 @@ class SampleSpace:
         elif status is Status.CONVERGED:
             rhs_norm = length(self._possible.sqrt() * c)
             if not bool(rhs_norm > 0):
-                # Unless squares that left the range, or rounding, hide what is there.
+                # ‖Jᵀr‖ may be 0 only because squares underflowed or eigenvalues were zeroed.
                 zero = not bool(self._transpose(hat.to(self._like)).any())
                 status = Status.ZERO_RHS if zero else Status.STAGNATED
                 x, Ax = torch.zeros_like(x), torch.zeros_like(Ax)

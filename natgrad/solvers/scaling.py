@@ -8,28 +8,53 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-CHUNK = 2**16  # elements: their float64 copies stay in a core's cache
+CHUNK = 2**16  # elements; float64 copies of so many stay in a core's cache
 
 
 def norm(x: Tensor) -> Tensor:
-    """‖x‖₂ summed in float64, a 0-d tensor."""
+    """‖x‖₂ summed in float64, a 0-d tensor.
+
+    Parameters
+    ----------
+    x
+        A tensor of any shape. Where squares of its entries may leave the range of float64, use
+        :func:`length`.
+    """
     value: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
     return value
 
 
 def length(x: Tensor) -> Tensor:
-    """‖x‖₂ as :func:`norm`, where squares may leave the range: in units of the largest entry."""
+    """‖x‖₂ as :func:`norm`, computed in units of the largest entry: no square leaves the range.
+
+    Parameters
+    ----------
+    x
+        A tensor of any shape.
+    """
     size = power_of_two(x).double()
     return norm(x.double() / size) * size
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
-    """xᵀy summed in float64, a 0-d tensor."""
+    """xᵀy summed in float64, a 0-d tensor.
+
+    Parameters
+    ----------
+    x, y
+        Vectors (n,).
+    """
     return torch.dot(x.double(), y.double())
 
 
 def power_of_two(vector: Tensor) -> Tensor:
-    """The power of two at or below the largest |entry|, exact; 1 for 0, NaN and infinity."""
+    """The power of two at or below the largest |entry|, exact, 0-d; 1 for 0, NaN and infinity.
+
+    Parameters
+    ----------
+    vector
+        A tensor of any shape, possibly empty.
+    """
     magnitude = vector.abs().amax() if vector.numel() else vector.new_zeros(())
     mantissa, _ = torch.frexp(magnitude)
     usable = (magnitude > 0) & torch.isfinite(magnitude)
@@ -39,11 +64,21 @@ def power_of_two(vector: Tensor) -> Tensor:
 def unscale(
     x: Tensor, numerator: Tensor, denominator: Tensor, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """x · numerator / denominator in ``dtype``, x's where none is given, and whether it kept inside
-    the dtype's range; zeros where it did not.
+    """x · numerator / denominator, and whether it stayed in range.
 
-    Scaling by powers of two loses nothing else. Neither the quotient of the two nor the norms that
-    judge the answer need to be within the range of float64.
+    Parameters
+    ----------
+    x
+        A tensor, float32 or float64.
+    numerator, denominator
+        0-d tensors. Their quotient need not be within the range of float64.
+    dtype
+        Of the answer; x's where None.
+
+    Returns
+    -------
+    answer, kept
+        The scaled x, zeros where it left the dtype's range, and a 0-d bool: False in that case.
     """
     answer, kept = rescale(x, (numerator,), (denominator,), dtype)
     return torch.where(kept, answer, 0.0), kept
@@ -52,12 +87,26 @@ def unscale(
 def rescale(
     x: Tensor, times: Sequence[Tensor], over: Sequence[Tensor], dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`unscale`, for the product of several factors over that of others, and with what
-    left the range as it is: infinite, or 0."""
+    """As :func:`unscale`, for several factors, and with entries out of range left infinite or 0.
+
+    Parameters
+    ----------
+    x
+        A tensor, float32 or float64.
+    times, over
+        0-d tensors: x is multiplied by the product of the first over that of the second.
+    dtype
+        Of the answer; x's where None.
+
+    Returns
+    -------
+    answer, kept
+        The scaled x, and whether it kept all its digits (0-d bool).
+    """
     dtype = dtype or x.dtype
     size = power_of_two(x)
     unit = x.double() / size
-    # One read-back; in Python's numbers the rest is free.
+    # One read-back from the device: the rest is cheaper in Python floats.
     numbers = torch.stack([factor.double() for factor in (size, *times, *over)]).tolist()
     mantissa, exponent = quotient(numbers[: 1 + len(times)], numbers[1 + len(times) :])
     answer = _shifted(unit * mantissa, exponent).to(dtype)
@@ -67,7 +116,13 @@ def rescale(
 
 
 def quotient(times: Sequence[float], over: Sequence[float]) -> tuple[float, int]:
-    """The product of numbers over that of others as (mantissa, exponent), which has every range."""
+    """The product of numbers over that of others as (mantissa, exponent): no range to leave.
+
+    Parameters
+    ----------
+    times, over
+        The factors above and below the line.
+    """
     mantissa, exponent = 1.0, 0
     for numbers, sign in ((times, 1), (over, -1)):
         for number in numbers:
@@ -79,12 +134,18 @@ def quotient(times: Sequence[float], over: Sequence[float]) -> tuple[float, int]
 
 
 def as_float(mantissa: float, exponent: int) -> float:
-    """mantissa · 2^exponent, 0 or infinite where it leaves the range."""
+    """mantissa · 2^exponent, 0 or infinite where it leaves the range.
+
+    Parameters
+    ----------
+    mantissa, exponent
+        As :func:`quotient` returns them.
+    """
     return math.copysign(math.inf, mantissa) if exponent > 1024 else math.ldexp(mantissa, exponent)
 
 
 def _shifted(x: Tensor, exponent: int) -> Tensor:
-    """x · 2^exponent, in parts that are numbers of their own and exact but for the last."""
+    """x · 2^exponent, in factors within the range of float64; all but the last are exact."""
     parts = 1 if abs(exponent) < 1000 else 4
     exponent = max(-2400, min(exponent, 2400))
     for _ in range(parts - 1):
@@ -93,18 +154,30 @@ def _shifted(x: Tensor, exponent: int) -> Tensor:
 
 
 def inner_products(left: Tensor, right: Tensor) -> Tensor:
-    """⟨left_i, right_j⟩ (k, m), float64, of the rows of (k, n) and (m, n); of a vector (n,) without
-    its dimension, so that two vectors give a scalar.
+    """The inner products ⟨left_i, right_j⟩ of rows, summed in float64.
 
+    Parameters
+    ----------
+    left, right
+        (k, n) and (m, n), or vectors (n,).
+
+    Returns
+    -------
+    Tensor
+        (k, m), float64; a vector loses its dimension, so that two vectors give a scalar.
+
+    Notes
+    -----
     On a CPU vectors are converted piece by piece: a float64 copy of a million elements has to be
     fetched from memory and costs several times the sum itself.
 
+    Examples
+    --------
     >>> inner_products(torch.ones(2, 3), torch.ones(1, 3))
     tensor([[3.],
             [3.]], dtype=torch.float64)
     """
     size = CHUNK if left.device.type == "cpu" else max(left.shape[-1], 1)
-    pairs = zip(
-        torch.split(left, size, dim=-1), torch.split(right, size, dim=-1), strict=True
-    )  # fmt: skip
+    pieces = torch.split(left, size, dim=-1), torch.split(right, size, dim=-1)
+    pairs = zip(*pieces, strict=True)
     return torch.stack([torch.inner(a.double(), b.double()) for a, b in pairs]).sum(dim=0)

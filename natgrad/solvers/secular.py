@@ -9,7 +9,17 @@ from torch import Tensor
 
 
 class SecularSolution(NamedTuple):
-    """The minimiser y (k,), its multiplier μ >= 0 (0-d), and whether ‖y‖ = radius."""
+    """The minimiser of the trust-region problem.
+
+    Attributes
+    ----------
+    y
+        (k,), float64.
+    multiplier
+        μ >= 0, 0-d.
+    on_boundary
+        Whether ‖y‖ = radius.
+    """
 
     y: Tensor
     multiplier: Tensor
@@ -17,11 +27,26 @@ class SecularSolution(NamedTuple):
 
 
 def solve_secular(eigenvalues: Tensor, c: Tensor, radius: Tensor) -> SecularSolution:
-    """Minimise ½ Σ θᵢ yᵢ² − cᵀy over ‖y‖₂ <= radius, all float64: the global minimiser.
+    """Minimise ½ Σ θᵢ yᵢ² − cᵀy over ‖y‖₂ <= radius: the global minimiser.
 
-    (θᵢ + μ) yᵢ = cᵢ with μ >= max(0, −θ_min), and μ = 0 unless ‖y‖ = radius. Where c has no part in
-    the lowest eigenspace and the rest is too short (the hard case), that eigenspace fills the gap.
+    Parameters
+    ----------
+    eigenvalues
+        θ (k,), float64, of any sign.
+    c
+        The linear term (k,), float64.
+    radius
+        Bound on ‖y‖₂, 0-d float64, > 0.
 
+    Returns
+    -------
+    SecularSolution
+        (θᵢ + μ) yᵢ = cᵢ with μ >= max(0, −θ_min), and μ = 0 unless ‖y‖ = radius. Where c has no
+        component in the lowest eigenspace and the rest is too short (the hard case), a vector of
+        that eigenspace makes up the length.
+
+    Notes
+    -----
     The unknown is the distance from the pole, μ − max(0, −θ_min), so that a near-hard case loses no
     digits. 1/‖y‖ is concave in it: Newton's iterates rise to the root from the left and need no
     safeguard. They end where rounding stops the rise, within 100 rounds.
@@ -31,18 +56,18 @@ def solve_secular(eigenvalues: Tensor, c: Tensor, radius: Tensor) -> SecularSolu
     """
     lowest = eigenvalues.argmin()
     pole = torch.clamp(-eigenvalues[lowest], min=0.0)
-    gaps = torch.clamp(eigenvalues + pole, min=0.0)  # θᵢ + pole, 0 at the pole and not by rounding
+    gaps = torch.clamp(eigenvalues + pole, min=0.0)  # exactly 0 at the pole
     free = gaps > 0
     y = torch.where(free, c / torch.where(free, gaps, 1.0), 0.0)
     length = torch.linalg.vector_norm(y / radius)
     if not bool((~free & (c != 0)).any()) and bool(length <= 1):
-        # The pole itself is feasible. At μ = 0 that is the answer; beyond, the hard case.
+        # y at the pole is feasible: the minimiser where the pole is μ = 0, else the hard case.
         if not bool(pole > 0):
             return SecularSolution(y, pole, False)
         y[lowest] = radius * torch.sqrt((1 - length) * (1 + length))
         return SecularSolution(y, pole, True)
-    c = c / radius  # and y in units of the radius, so that no square leaves the range
-    # One entry alone has length >= 1 here: left of the root, and off every pole.
+    c = c / radius  # y in units of the radius, so that no square leaves the range
+    # Some |yᵢ| >= 1 at this shift: it is left of the root, and off every pole.
     shift = torch.clamp((c.abs() - gaps).amax(), min=0.0)
     for _ in range(100):
         denominator = gaps + shift

@@ -1,4 +1,4 @@
-"""What a solver found, and an honest account of how well."""
+"""A solver's answer: the solution, its status and its verified residual."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ V = TypeVar("V", Tensor, "NDArray[np.floating[Any]]")
 
 
 class Status(Enum):
-    """How a solve ended; the value says what the caller can do about it."""
+    """How a solve ended; the value says how the caller can respond."""
 
     CONVERGED = "the true residual passed the tolerance"
     MAX_ITERATIONS = (
@@ -49,13 +49,28 @@ class Status(Enum):
 
 # From best to worst: the status of several columns is the worst of them.
 _SEVERITY = (
-    Status.ZERO_RHS, Status.CONVERGED, Status.BOUNDARY, Status.STOPPED, Status.MAX_ITERATIONS,
-    Status.LEAST_SQUARES, Status.STAGNATED, Status.NEGATIVE_CURVATURE, Status.NONFINITE,
-)  # fmt: skip
+    Status.ZERO_RHS,
+    Status.CONVERGED,
+    Status.BOUNDARY,
+    Status.STOPPED,
+    Status.MAX_ITERATIONS,
+    Status.LEAST_SQUARES,
+    Status.STAGNATED,
+    Status.NEGATIVE_CURVATURE,
+    Status.NONFINITE,
+)
 
 
 class Iterate(NamedTuple, Generic[V]):
-    """One iterate x and xᵀA x, a 0-d float64 tensor: the quadratic model there at no product."""
+    """One iterate, with its curvature: the quadratic model there costs no product.
+
+    Attributes
+    ----------
+    x
+        In the kind of b.
+    xAx
+        xᵀA x, a 0-d float64 tensor.
+    """
 
     x: V
     xAx: Tensor
@@ -63,19 +78,33 @@ class Iterate(NamedTuple, Generic[V]):
 
 @dataclass(frozen=True)
 class Solution(Generic[V]):
-    """``x`` with A x ≈ b, in the kind, shape, dtype and device of b.
+    """The answer of a solver of A x = b.
 
-    ``Ax`` is A x: xᵀA x is ``x @ Ax``, at no further product. Where the status is CONVERGED or
-    STAGNATED it is the operator's own product to rounding, otherwise b minus the recursive
-    residual. ``residual_norm`` is ‖b − Ax‖₂ of that ``Ax``. ``products`` counts products with A.
-    ``direction`` is a direction of nonpositive curvature where one was met, else None.
-    ``multiplier`` is the shift μ >= 0 that a radius adds, where the solver knows it: then
-    (A + μ I) x ≈ b, and ``residual_norm`` is that system's. ``iterates`` are those that the solver
-    was asked to keep, in their order.
+    For b of shape (n, k), ``columns`` holds one solution a column, and the other fields sum them
+    up: the worst status, the most iterations, all products, the largest residual norm.
 
-    For b of shape (n, k), ``columns`` holds one solution a column, each with its own account, and
-    the fields here sum them up: the worst status, the most iterations, all products, the largest
-    residual norm.
+    Attributes
+    ----------
+    x
+        A x ≈ b, in the kind, shape, dtype and device of b.
+    Ax
+        A x: xᵀA x is ``x @ Ax``, at no further product. Where the status is CONVERGED or STAGNATED
+        it is the operator's own product to rounding, otherwise b minus the recursive residual.
+    status
+        How the solve ended; ``status.value`` says how to respond.
+    iterations, products
+        The number of iterations, and of products with A.
+    residual_norm
+        ‖b − Ax‖₂ of this ``Ax``.
+    direction
+        A direction of nonpositive curvature where one was met, else None.
+    multiplier
+        The shift μ >= 0 that a radius adds, where the solver knows it: then (A + μ I) x ≈ b, and
+        ``residual_norm`` is that system's.
+    columns
+        One solution for each column of a matrix b, else empty.
+    iterates
+        Those that the solver was asked to keep, in their order.
     """
 
     x: V
@@ -91,7 +120,13 @@ class Solution(Generic[V]):
 
 
 def stack(columns: list[Solution[Tensor]]) -> Solution[Tensor]:
-    """The solutions for the columns of a matrix as one solution (n, k)."""
+    """The solutions for the columns of a matrix as one solution (n, k).
+
+    Parameters
+    ----------
+    columns
+        One solution a column, at least one.
+    """
     directions = [column.direction for column in columns if column.direction is not None]
     norms = [column.residual_norm for column in columns]
     return Solution(

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Generic
 
 import torch
 from torch import Tensor
 
+from natgrad.solvers.checks import as_limit, check_tolerances, require
 from natgrad.solvers.linear_map import LinearMap
-from natgrad.solvers.problem import as_kind, as_limit, check_tolerances, pose, require
-from natgrad.solvers.scaling import as_float, dot, norm, power_of_two, quotient, unscale
-from natgrad.solvers.solution import Solution, Status, V
+from natgrad.solvers.problem import as_kind, pose
+from natgrad.solvers.scaled import Scaled
+from natgrad.solvers.scaling import as_float, norm, quotient
+from natgrad.solvers.solution import Solution, V
+from natgrad.solvers.steihaug_recurrence import EndPoint, Recurrence, Segment
+from natgrad.solvers.stopping import Stopping
 
-# Of a radius beside a model of unit size, as a power of two.
-LIMIT = 500
+LIMIT = 500  # the radius, in a model of unit size, is clamped to 2^±500
 
 
 def steihaug(
@@ -32,33 +33,57 @@ def steihaug(
 ) -> Solution[V]:
     """Minimise the model gᵀs + ½ sᵀA s over ‖s‖_P <= radius, approximately, for symmetric A.
 
-    Follows conjugate gradients from 0 until the model's gradient is small, ‖g + A s‖₂ <=
-    max(rtol ‖g‖₂, atol), or the path meets the boundary, or curvature along it is not positive;
-    then it goes on to the boundary. ‖s‖ grows along the path, and the model falls at least as far
-    as at the Cauchy point. With the status
+    Follows conjugate gradients from 0 until the model's gradient g + A s is small, or the path
+    meets the boundary, or curvature along it is not positive; then it goes on to the boundary.
 
-    - CONVERGED, s lies inside and the *true* gradient A s + g, which one product verifies, passed;
-    - BOUNDARY and NEGATIVE_CURVATURE, ‖s‖_P = radius (the latter with ``direction``, and inside
-      without one where the preconditioner is not positive);
-    - MAX_ITERATIONS, STAGNATED, NONFINITE, s is the last sound iterate, inside.
+    Parameters
+    ----------
+    A
+        Symmetric (n, n), an operator, matrix or function, as in :func:`cg`.
+    g
+        The model's gradient at 0, torch or NumPy (n,), float32 or float64.
+    radius
+        Bound on ‖s‖_P, positive and finite, in units of s.
+    preconditioner
+        P⁻¹, symmetric positive definite; P is the identity where None. Its scale matters: P
+        measures the radius.
+    rtol, atol
+        The gradient counts as small where ‖g + A s‖₂ <= max(rtol ‖g‖₂, atol).
+    max_iterations
+        Bound on the iterations; 10 n where None.
 
-    P is the identity, or the inverse of ``preconditioner``, which must be symmetric positive
-    definite; its scale matters here, since it measures the radius. The model's decrease is
-    −(g @ s + s @ As / 2), at no further product. To try smaller radii after a rejection at no
-    product, keep a :class:`SteihaugPath`. For indefinite A, :func:`lanczos` finds the minimiser
-    itself.
+    Returns
+    -------
+    Solution
+        The model's decrease is −(g @ s + s @ As / 2), at no further product. With the status
 
-    Raises ``ValueError`` for a radius that is not positive and finite, and as :func:`cg` does.
+        - CONVERGED, s lies inside, and the *true* gradient A s + g passed, verified by a product;
+        - BOUNDARY and NEGATIVE_CURVATURE, ‖s‖_P = radius (the latter with ``direction``, and inside
+          without one where the preconditioner is not positive);
+        - MAX_ITERATIONS, STAGNATED, NONFINITE, s is the last sound iterate, inside.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a radius that is not positive and finite, and as :func:`cg` does.
+
+    Notes
+    -----
+    ‖s‖ grows along the path, and the model falls at least as far as at the Cauchy point. To try
+    smaller radii after a rejection at no product, keep a :class:`SteihaugPath`. For indefinite A,
+    :func:`lanczos` finds the minimiser itself.
 
     Cost: one product an iteration, one to verify convergence; memory of nine vectors, two more with
     a preconditioner.
 
-    Source: Steihaug 1983; Conn, Gould & Toint, *Trust-Region Methods*, 2000, algorithm 7.5.1. How
-    it differs from them: scaled by powers of two as :func:`cg` is; the norms are those of the
-    vectors, P s carried beside s, in float64, not of the recurrences, which drift; the root for the
-    boundary is taken in the form without cancellation; without a preconditioner, a step that
-    rounding put outside is scaled back.
+    Source: Steihaug 1983; Conn, Gould & Toint, *Trust-Region Methods*, 2000, algorithm 7.5.1.
+    Differences: scaled by powers of two as :func:`cg` is; the norms are those of the vectors, P s
+    carried beside s, in float64, not of the recurrences, which drift; the root for the boundary is
+    taken in the form without cancellation; without a preconditioner, a step that rounding put
+    outside is scaled back.
 
+    Examples
+    --------
     >>> s = steihaug(torch.diag(torch.tensor([1.0, -1.0])), torch.tensor([1.0, 1.0]), 2.0)
     >>> s.status.name, round(float(s.x.norm()), 6)
     ('NEGATIVE_CURVATURE', 2.0)
@@ -66,16 +91,24 @@ def steihaug(
     path = SteihaugPath(
         A, g, preconditioner=preconditioner, rtol=rtol, atol=atol, max_iterations=max_iterations
     )
-    return path._follow(radius, path._legs)
+    return path._follow(radius, path._segments)
 
 
 class SteihaugPath(Generic[V]):
-    """The path of :func:`steihaug` for one A and g, kept: ``solve(radius)`` for any radius.
+    """The path of :func:`steihaug` for one A and g, kept to be cut at any radius.
 
-    A radius at most as large as one tried before costs no product, a larger one goes on where the
-    path had ended. Same arguments and errors as :func:`steihaug`. Memory: four vectors an
-    iteration.
+    Parameters
+    ----------
+    A, g, preconditioner, rtol, atol, max_iterations
+        As in :func:`steihaug`, with the same errors.
 
+    Notes
+    -----
+    A radius at most as large as one tried before costs no product, a larger one continues the path
+    from its end. Memory: four vectors an iteration.
+
+    Examples
+    --------
     >>> path = SteihaugPath(torch.diag(torch.tensor([1.0, 2.0])), torch.tensor([3.0, 4.0]))
     >>> [(radius, path.solve(radius).products) for radius in (10.0, 1.0, 0.1)]
     [(10.0, 3), (1.0, 0), (0.1, 0)]
@@ -92,178 +125,67 @@ class SteihaugPath(Generic[V]):
         max_iterations: int | None = None,
     ) -> None:
         problem = pose(A, g, name="g")
-        self._g = problem.rhs
-        self._multiply, self._in_numpy = problem.multiply, problem.in_numpy
-        self._precondition = problem.preconditioner(preconditioner)
-        self._limit = as_limit(max_iterations, len(self._g))
+        precondition = problem.preconditioner(preconditioner)
+        limit = as_limit(max_iterations, len(problem.rhs))
         check_tolerances(rtol, atol)
-        self._g_scale = power_of_two(self._g)
-        self._A_scale = torch.ones_like(self._g_scale)
-        self._g_hat = self._g / self._g_scale
-        g_norm = norm(self._g_hat)
-        self._tolerance = torch.maximum(rtol * g_norm, atol / self._g_scale.double())
-        self._products = 0
-        # By proxy: a generator that holds its own holder would keep A until gc.
-        self._legs = type(self)._walk(weakref.proxy(self))
-        self._kept: list[_Leg | _End] = []
+        self._g = Scaled.of(problem.rhs, Stopping(rtol, atol, limit))
+        self._in_numpy = problem.in_numpy
+        self._recurrence = Recurrence(self._g, problem.multiply, precondition, limit)
+        # The generator refers to the recurrence, not to this object: a cycle would keep A alive
+        # until garbage collection.
+        self._segments = self._recurrence.segments()
+        self._kept: list[Segment | EndPoint] = []
 
     def solve(self, radius: float) -> Solution[V]:
-        """The step for this radius; ``products`` counts the products that this call took."""
+        """The step for one radius.
+
+        Parameters
+        ----------
+        radius
+            Bound on ‖s‖_P, positive and finite; ``ValueError`` otherwise.
+
+        Returns
+        -------
+        Solution
+            As of :func:`steihaug`; ``products`` counts those of this call.
+        """
         return self._follow(radius, self._replay())
 
-    def _replay(self) -> Iterator[_Leg | _End]:
+    def _replay(self) -> Iterator[Segment | EndPoint]:
         yield from self._kept
-        for leg in self._legs:
-            self._kept.append(leg)
-            yield leg
+        for segment in self._segments:
+            self._kept.append(segment)
+            yield segment
 
-    def _follow(self, radius: float, legs: Iterator[_Leg | _End]) -> Solution[V]:
+    def _follow(self, radius: float, segments: Iterator[Segment | EndPoint]) -> Solution[V]:
         require(
             math.isfinite(radius) and radius > 0,
             f"radius must be positive and finite, got {radius}; without one, use cg",
         )
-        before = self._products
-        for iterations, leg in enumerate(legs):
-            # The model is that of (A/α, g/β), its steps are s α/β.
-            unit = self._g_scale.double(), self._A_scale.double()
-            if isinstance(leg, _End):
-                products = self._products - before
-                return self._solution(leg.s, unit, leg.r, leg.status, iterations, products, None)
-            bound = unit[0].new_tensor(self._bound(radius))
-            if leg.ends_inside(bound):
+        before = self._recurrence.products
+        for iterations, segment in enumerate(segments):
+            if isinstance(segment, EndPoint):
+                return self._answer(segment, iterations, before, self._recurrence.A_scale)
+            bound = segment.pPp.new_tensor(self._bound(radius))
+            if segment.ends_inside(bound):
                 continue
-            tau = leg.to_boundary(bound)
-            r = leg.r + tau * leg.Ap
-            # In units of the radius, which may be beyond the dtype where the model is of unit size.
-            s = (leg.s.double() + tau * leg.p.double()) / bound
-            if self._precondition is None:
-                s = s / torch.clamp(norm(s), min=1.0)
-            status, direction = Status.BOUNDARY, None
-            if not leg.positive:
-                status, direction = Status.NEGATIVE_CURVATURE, leg.p
-            products = self._products - before
-            unit = torch.full_like(unit[0], radius), torch.ones_like(unit[0])
-            return self._solution(s, unit, r, status, iterations + 1, products, direction)
-        raise AssertionError("a path ends with its end")
+            end = segment.cut(bound, euclidean=self._recurrence.precondition is None)
+            units = torch.ones_like(bound), torch.full_like(bound, radius)
+            return self._answer(end, iterations + 1, before, *units)
+        raise AssertionError("a path ends with an end point")
 
     def _bound(self, radius: float) -> float:
-        """The radius in the model's units; within a range that no path of unit size leaves, since
-        the answer is taken in units of the radius itself."""
-        scales = float(self._A_scale), float(self._g_scale)
+        """The radius in the model's units, clamped to a range that no path of unit size leaves: the
+        answer is computed in units of the radius itself."""
+        scales = float(self._recurrence.A_scale), float(self._g.unit)
         bound = as_float(*quotient((radius, scales[0]), (scales[1],)))
         return min(max(bound, 2.0**-LIMIT), 2.0**LIMIT)
 
-    def _solution(
-        self,
-        s: Tensor,
-        unit: tuple[Tensor, Tensor],
-        r: Tensor,
-        status: Status,
-        iterations: int,
-        products: int,
-        direction: Tensor | None,
+    def _answer(
+        self, end: EndPoint, iterations: int, before: int, scale: Tensor, unit: Tensor | None = None
     ) -> Solution[V]:
-        answer, kept = unscale(s, *unit, self._g.dtype)
-        product = r - self._g_hat
-        residual_norm = float(norm(self._g_hat + product) * self._g_scale.double())
-        product = product * self._g_scale
-        if not math.isfinite(residual_norm) or not bool(kept & torch.isfinite(product).all()):
-            status = Status.NONFINITE
-        solution = Solution(answer, product, status, iterations, products, residual_norm, direction)
-        return as_kind(solution, in_numpy=self._in_numpy)
-
-    def _walk(self) -> Iterator[_Leg | _End]:
-        r = self._g_hat
-        s = torch.zeros_like(r)
-        if not bool(torch.isfinite(r).all()):
-            yield _End(s, r, Status.NONFINITE)
-            return
-        if not bool(r.any()):
-            yield _End(s, r, Status.ZERO_RHS)
-            return
-        eps = torch.finfo(r.dtype).eps
-        g_norm, A_norm = norm(r), norm(r).new_zeros(())
-        z = r if self._precondition is None else self._precondition(r)
-        P_scale = power_of_two(z).double()
-        z = z / P_scale
-        p, rz = -z, dot(r, z)
-        # P s and P p in units of P_scale, known since P z = r. The recurrences of algorithm 7.5.1
-        # for the norms alone rest on an orthogonality that rounding takes.
-        Ps, Pp = s, -r
-        for _ in range(self._limit):
-            sPs, sPp, pPp = dot(s, Ps) / P_scale, dot(s, Pp) / P_scale, dot(p, Pp) / P_scale
-            # Otherwise, and that is the preconditioner's doing, there is no direction to follow.
-            if not bool((rz > 0) & (pPp > 0)):
-                finite = bool(torch.isfinite(rz))
-                yield _End(s, r, Status.NEGATIVE_CURVATURE if finite else Status.NONFINITE)
-                return
-            Ap = self._multiply(p)
-            self._products += 1
-            if self._products == 1:
-                self._A_scale = power_of_two(Ap)  # p is of unit size
-            Ap = Ap / self._A_scale
-            curvature, Ap_norm, p_norm = dot(p, Ap), norm(Ap), norm(p)
-            A_norm = torch.maximum(A_norm, Ap_norm / p_norm)
-            alpha = rz / curvature
-            if not bool(torch.isfinite(Ap_norm)):
-                yield _End(s, r, Status.NONFINITE)
-                return
-            positive = bool(curvature > eps * p_norm * Ap_norm)
-            yield _Leg(s, r, p, Ap, alpha, sPs, sPp, pPp, positive)
-            if not positive:
-                return
-            s, r = s + alpha * p, r + alpha * Ap
-            Ps = s if self._precondition is None else Ps + alpha * Pp
-            if bool(norm(r) <= self._tolerance):
-                r = self._g_hat + self._multiply(s) / self._A_scale
-                self._products += 1
-                margin = eps * (A_norm * norm(s) + g_norm)
-                passed = bool(norm(r) <= self._tolerance - margin)
-                yield _End(s, r, Status.CONVERGED if passed else Status.STAGNATED)
-                return
-            z = r if self._precondition is None else self._precondition(r) / P_scale
-            rz_next = dot(r, z)
-            beta = rz_next / rz
-            p, rz = beta * p - z, rz_next
-            Pp = p if self._precondition is None else beta * Pp - r
-        yield _End(s, r, Status.MAX_ITERATIONS)
-
-
-@dataclass(frozen=True)
-class _Leg:
-    """From s along p, α of it; r = g + A s; ‖s‖², sᵀp and ‖p‖² in the norm of the radius.
-
-    A leg of nonpositive curvature has no end of its own: it goes to the boundary.
-    """
-
-    s: Tensor
-    r: Tensor
-    p: Tensor
-    Ap: Tensor
-    alpha: Tensor
-    sPs: Tensor
-    sPp: Tensor
-    pPp: Tensor
-    positive: bool
-
-    def ends_inside(self, radius: Tensor) -> bool:
-        squared = self.sPs + self.alpha * (2 * self.sPp + self.alpha * self.pPp)
-        return self.positive and bool(squared.sqrt() < radius)
-
-    def to_boundary(self, radius: Tensor) -> Tensor:
-        """The positive root τ of ‖s + τ p‖ = radius, in the form that does not cancel."""
-        # For s in units of the radius and p in units of ‖p‖: no square leaves the range.
-        p_norm = self.pPp.sqrt()
-        along = self.sPp / p_norm / radius
-        room = torch.clamp(1 - self.sPs / radius / radius, min=0.0)
-        root = torch.sqrt(along.square() + room)
-        return torch.where(along > 0, room / (along + root), root - along) * (radius / p_norm)
-
-
-@dataclass(frozen=True)
-class _End:
-    """Where the path ends if no radius cuts it."""
-
-    s: Tensor
-    r: Tensor
-    status: Status
+        g, products = self._g.rhs, self._recurrence.products - before
+        As = end.r - g
+        residual_norm = float(norm(g + As))
+        found = Solution(end.s, As, end.status, iterations, products, residual_norm, end.direction)
+        return as_kind(self._g.answer(found, scale, unit), in_numpy=self._in_numpy)

@@ -1,12 +1,15 @@
-"""When a truncated solve has done enough: rules on the quadratic model φ(x) = ½ xᵀA x − bᵀx.
+"""Rules that end a truncated solve, by the quadratic model φ(x) = ½ xᵀA x − bᵀx.
 
-A rule is given φ at every iterate so far, φ₁ … φᵢ as 0-d tensors, and returns a 0-d tensor of bool:
-no read-back from the device. φ costs no product. Both rules here are free of scale.
+A rule is a function of φ at every iterate so far, a sequence φ₁ … φᵢ of 0-d tensors, that returns a
+0-d bool tensor: no read-back from the device. φ costs no product. Both rules here are free of
+scale.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,15 +17,60 @@ from torch import Tensor
 Stop = Callable[[Sequence[Tensor]], Tensor]
 
 
+@dataclass(frozen=True)
+class Stopping:
+    """The settings that end an iterative solve, checked by the solver that makes them.
+
+    Attributes
+    ----------
+    rtol, atol
+        The residual norm to reach is max(rtol ‖b‖, atol).
+    limit
+        The most iterations.
+    stop
+        A further rule, or None.
+    check_every
+        Iterations between two read-backs of the outcome from the device.
+    growth
+        Iterates are kept at distances that grow by this factor; infinite: none.
+    """
+
+    rtol: float
+    atol: float
+    limit: int
+    stop: Stop | None = None
+    check_every: int = 1
+    growth: float = math.inf
+
+
 def relative_progress(tolerance: float = 5e-4, *, window: int = 10, fraction: float = 0.1) -> Stop:
-    """Stop at i where the last k iterations, k = max(``window``, ⌊``fraction`` i⌋), brought less
-    than k · ``tolerance`` of the model's whole decrease: φ_{i−k} < 0 and (φᵢ − φ_{i−k}) / φᵢ < k ε.
+    """Stop where the last iterations brought little of the model's whole decrease.
 
-    Raises ``ValueError`` for settings out of range.
+    At iteration i, with k = max(window, ⌊fraction · i⌋) and ε the tolerance, this is where
+    φ_{i−k} < 0 and (φᵢ − φ_{i−k}) / φᵢ < k ε.
 
+    Parameters
+    ----------
+    tolerance
+        ε > 0, the share of the decrease that an iteration must bring on average. Raise it to stop
+        earlier.
+    window
+        The fewest iterations k to look back, >= 1.
+    fraction
+        The part of the iterations so far to look back, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        For settings out of range.
+
+    Notes
+    -----
     Source: Martens, "Deep learning via Hessian-free optimization", 2010, section 4.4. The factor k
-    belongs to it: without it the rule stops ten times later and more.
+    is part of the rule: without it the rule stops more than ten times later.
 
+    Examples
+    --------
     >>> stop = relative_progress(window=2)
     >>> [bool(stop(torch.tensor([-1.0, -2.0, last]))) for last in (-3.0, -1.0005)]
     [False, True]
@@ -46,11 +94,22 @@ def relative_progress(tolerance: float = 5e-4, *, window: int = 10, fraction: fl
 
 
 def model_decrease(threshold: float = 0.5) -> Stop:
-    """Stop at i where i (1 − φ_{i−1} / φᵢ) <= ``threshold``: the last iteration brought less than
-    that share of the average one.
+    """Stop where the last iteration brought less than a share of the average one.
 
-    Raises ``ValueError`` where the threshold is not above 0.
+    At iteration i, this is where φᵢ < 0 and i (1 − φ_{i−1} / φᵢ) <= threshold.
 
+    Parameters
+    ----------
+    threshold
+        The share of the average iteration, > 0. Raise it to stop earlier.
+
+    Raises
+    ------
+    ValueError
+        Where the threshold is not above 0.
+
+    Notes
+    -----
     Source: Nash & Sofer, "Assessing a search direction within a truncated-Newton method", 1990.
     """
     if not threshold > 0:

@@ -1,4 +1,4 @@
-"""Hager and Zhang's line search: Wolfe's conditions, in a form that rounding cannot defeat."""
+"""Hager and Zhang's line search: Wolfe's conditions, also in a form that is robust to rounding."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 Slope = Callable[[float], tuple[float, float]]
 
-# Of the bracketing interval: how much of it must go each round, where it is cut, how it grows.
-SHRINK, CUT, GROW = 0.66, 0.5, 5.0
+SHRINK = 0.66  # a round must shrink the bracket at least by this factor, else it is bisected
+CUT = 0.5  # where between its ends an interval is cut
+GROW = 5.0  # factor of the step while no bracket is found
 
 
 class WolfeStatus(Enum):
@@ -29,7 +30,19 @@ class WolfeStatus(Enum):
 
 @dataclass(frozen=True)
 class WolfeResult:
-    """``alpha`` and φ, φ′ there; 0 and those of the start where refused. ``evaluations`` counts."""
+    """The outcome of a search.
+
+    Attributes
+    ----------
+    alpha
+        The step length, 0 where refused.
+    value, slope
+        φ and φ′ at ``alpha``.
+    status
+        How the search ended.
+    evaluations
+        The number of calls of ``evaluate``.
+    """
 
     alpha: float
     value: float
@@ -39,6 +52,7 @@ class WolfeResult:
 
     @property
     def accepted(self) -> bool:
+        """Whether to take the step: also the lowest one seen where the evaluations ran out."""
         return self.status in (WolfeStatus.ACCEPTED, WolfeStatus.MAX_EVALUATIONS)
 
 
@@ -53,21 +67,49 @@ def approximate_wolfe(
     tolerance: float = 1e-6,
     max_evaluations: int = 40,
 ) -> WolfeResult:
-    """α > 0 along a descent direction, for φ(α) = f(θ + α d) with ``evaluate(α) -> (φ, φ′)``.
+    """A step length α > 0 along a descent direction, for φ(α) = f(θ + α d).
 
-    ``value`` and ``slope`` are φ(0) and φ′(0) < 0, ``initial`` is the first α tried. Accepts where
-    φ(α) <= φ(0) + δ α φ′(0) and φ′(α) >= σ φ′(0) (Wolfe; δ is ``decrease``, σ ``curvature``), or
-    (2δ − 1) φ′(0) >= φ′(α) >= σ φ′(0) and φ(α) <= φ(0) + ε |φ(0)| (approximate Wolfe, ε the
-    ``tolerance``): near a minimum differences of φ are rounding, its derivatives are not. NaN and
-    infinity count as too far. The same for φ times any c > 0.
+    Parameters
+    ----------
+    evaluate
+        α ↦ (φ(α), φ′(α)). NaN and infinity count as too far.
+    initial
+        The first α tried, > 0.
+    value, slope
+        φ(0), and φ′(0) < 0.
+    decrease
+        δ in (0, ½): the share of the decrease predicted by the slope that Wolfe's first condition
+        asks for.
+    curvature
+        σ in [δ, 1): the share of the slope that may be left. Lower it for a more exact search.
+    tolerance
+        ε >= 0: the increase ε |φ(0)| that counts as rounding. Match it to the precision of φ.
+    max_evaluations
+        Bound on the evaluations, >= 1.
 
-    Cost: at most ``max_evaluations`` evaluations. Raises ``ValueError`` where the slope is not
-    negative and finite, or settings are out of range.
+    Returns
+    -------
+    WolfeResult
+        Accepted where φ(α) <= φ(0) + δ α φ′(0) and φ′(α) >= σ φ′(0) (Wolfe), or
+        (2δ − 1) φ′(0) >= φ′(α) >= σ φ′(0) and φ(α) <= φ(0) + ε |φ(0)| (approximate Wolfe): near a
+        minimum differences of φ are rounding, its derivatives are not. The same for φ times any
+        c > 0.
+
+    Raises
+    ------
+    ValueError
+        Where the slope is not negative and finite, or settings are out of range.
+
+    Notes
+    -----
+    Cost: at most ``max_evaluations`` evaluations.
 
     Source: Hager & Zhang, "A new conjugate gradient method with guaranteed descent and an efficient
-    line search", 2005, section 4 (B, U, S², L). Different from it: what is not finite cuts the
+    line search", 2005, section 4 (B, U, S², L). Differences: a point that is not finite cuts the
     interval; the number of evaluations is bounded.
 
+    Examples
+    --------
     >>> def evaluate(a):
     ...     return (a - 3) ** 2, 2 * (a - 3)
     >>> found = approximate_wolfe(evaluate, initial=0.1, value=9.0, slope=-6.0)
@@ -89,7 +131,7 @@ def approximate_wolfe(
     start = _Point(0.0, value, slope)
     search = _Search(evaluate, start, decrease, curvature, tolerance, max_evaluations)
     bracket = search.bracket(initial)
-    while bracket is not None and not search.over:  # an evaluation a round, and these are bounded
+    while bracket is not None and not search.over:  # a round evaluates at least once: bounded
         low, high = bracket
         bracket = search.secant_squared(low, high)
         if bracket is not None and bracket[1].alpha - bracket[0].alpha > SHRINK * (
@@ -114,9 +156,9 @@ Bracket = tuple[_Point, _Point]
 
 
 class _Search:
-    """Intervals [low, high]: φ′(low) < 0 and φ(low) <= ``ceiling``; φ′(high) >= 0.
+    """A search over brackets [low, high]: φ′(low) < 0 and φ(low) <= ``ceiling``; φ′(high) >= 0.
 
-    Every method returns None once a point is accepted, the budget spent, or nothing lies between.
+    Every method returns None once a point is accepted, the budget spent, or no float lies between.
     """
 
     def __init__(
@@ -171,8 +213,7 @@ class _Search:
         return None
 
     def squeeze(self, low: _Point, high: _Point) -> Bracket | None:
-        """U3: φ(high) is above the ceiling, or not finite, so that a point with φ′ >= 0 lies
-        between."""
+        """U3, where φ(high) is above the ceiling or not finite: bisect to a point with φ′ >= 0."""
         while not self.over:
             middle = (1 - CUT) * low.alpha + CUT * high.alpha
             if not low.alpha < middle < high.alpha:
@@ -189,7 +230,7 @@ class _Search:
         return None
 
     def update(self, low: _Point, high: _Point, alpha: float) -> Bracket | None:
-        """U0 to U3: a smaller interval by one more point; the same where that is not inside."""
+        """U0 to U3: shrink the bracket by the point alpha; unchanged where that is outside."""
         if not low.alpha < alpha < high.alpha:
             return low, high
         if self.over:
@@ -204,7 +245,7 @@ class _Search:
         return self.squeeze(low, point)
 
     def secant_squared(self, low: _Point, high: _Point) -> Bracket | None:
-        """S1 to S4: a secant step, and another from the end that it moved."""
+        """S1 to S4: a secant step, and another from the end that it replaced."""
         alpha = _secant(low, high)
         bracket = self.update(low, high, alpha)
         if bracket is None:
@@ -237,7 +278,7 @@ class _Search:
 
 
 def _secant(one: _Point, other: _Point) -> float:
-    """Where the line through both slopes is zero; NaN, which no interval holds, if it never is."""
+    """The zero of the line through both slopes; NaN, which is in no interval, where parallel."""
     rise = other.slope - one.slope
     if not rise:
         return math.nan

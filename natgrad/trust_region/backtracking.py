@@ -33,13 +33,22 @@ class LineSearchStatus(Enum):
 
 @dataclass(frozen=True)
 class LineSearchResult:
-    """What the search decided.
+    """The outcome of a search.
 
-    ``theta`` is the point to go on from: the accepted candidate, or ``start`` itself, the same
-    tensor. ``fraction`` is the accepted part of the step, 0 where refused. ``objective`` and
-    ``constraint`` belong to ``theta`` if accepted, else to the last candidate (NaN if there was
-    none); ``improvement`` is objective at start minus ``objective``. ``evaluations`` counts calls
-    of ``evaluate``.
+    Attributes
+    ----------
+    theta
+        The point to go on from: the accepted candidate, or ``start`` itself, the same tensor.
+    status
+        ACCEPTED, or why the last candidate was refused.
+    fraction
+        The accepted part of the step, 0 where refused.
+    objective, constraint
+        At ``theta`` if accepted, else at the last candidate (NaN if there was none).
+    improvement
+        The objective at the start minus ``objective``.
+    evaluations
+        The number of calls of ``evaluate``.
     """
 
     theta: Tensor
@@ -52,6 +61,7 @@ class LineSearchResult:
 
     @property
     def accepted(self) -> bool:
+        """Whether the status is ACCEPTED."""
         return self.status is LineSearchStatus.ACCEPTED
 
 
@@ -67,28 +77,55 @@ def backtracking(
     shrink: float = 0.5,
     max_backtracks: int = 10,
 ) -> LineSearchResult:
-    """The first of start + shrinkʲ · step, j = 0 … max_backtracks, that is good enough.
+    """The first of start + shrinkʲ · step, j = 0 … max_backtracks, that is accepted.
 
-    ``evaluate(theta)`` returns (objective, constraint) at a vector theta (n,), as numbers or 0-d
-    tensors; the objective is *minimised*. A candidate is accepted where it and both values are
-    finite, constraint <= ``bound``, and the objective falls below ``start_objective`` (evaluated at
-    ``start`` where None): by ``accept_ratio`` times the improvement expected of that candidate if
-    ``expected_improvement`` (that of the whole step, to first order −gᵀstep) is given, by anything
-    more than 0 if not.
+    Parameters
+    ----------
+    evaluate
+        θ (n,) ↦ (objective, constraint), as numbers or 0-d tensors; the objective is *minimised*.
+        Gradients are off inside.
+    start, step
+        Vectors (n,) alike in dtype.
+    bound
+        The largest constraint accepted; infinite for none.
+    start_objective
+        The objective at ``start``; evaluated where None.
+    expected_improvement
+        The improvement expected of the whole step, to first order −gᵀstep; 0 where None.
+    accept_ratio
+        The share of the expected improvement, in [0, 1), that a candidate must bring. Raise it to
+        refuse steps that bring little.
+    shrink
+        Factor of the step after a refusal, in (0, 1).
+    max_backtracks
+        Bound on the refusals, >= 0.
 
+    Returns
+    -------
+    LineSearchResult
+        Accepted where the candidate and both values are finite, constraint <= ``bound``, and the
+        objective falls below ``start_objective``: by ``accept_ratio`` times the improvement
+        expected of that candidate where given, by anything more than 0 where not.
+
+    Raises
+    ------
+    ValueError
+        For settings out of range and steps of another shape than ``start``.
+
+    Notes
+    -----
     A rejected search leaves ``start`` bitwise as it was and returns it. Where ``evaluate`` writes
-    its argument into a model, write ``result.theta`` back into it afterwards, whatever the status,
-    and ``start`` where an exception comes out of it.
+    its argument into a model, write ``result.theta`` back into it afterwards, for every status,
+    and ``start`` where ``evaluate`` raises an exception.
 
-    Gradients are off inside ``evaluate``. Cost: at most max_backtracks + 1 evaluations, one more
-    where ``start_objective`` is None. One read-back from the device an evaluation: the decision
-    needs it.
-
-    Raises ``ValueError`` for settings out of range and steps of another shape than ``start``.
+    Cost: at most max_backtracks + 1 evaluations, one more where ``start_objective`` is None. One
+    read-back from the device an evaluation, to decide.
 
     Source: Nocedal & Wright, *Numerical Optimization*, 2006, algorithm 3.1; the constraint after
-    Schulman et al. 2015, appendix C. Different from both: NaN rejects, in every comparison.
+    Schulman et al. 2015, appendix C. Difference: NaN rejects, in every comparison.
 
+    Examples
+    --------
     >>> result = backtracking(lambda t: (t @ t, 0.0), torch.ones(1), torch.tensor([-3.0]))
     >>> result.theta.item(), result.fraction                    # 1 - 3 is worse, 1 - 1.5 is better
     (-0.5, 0.5)
@@ -111,7 +148,7 @@ def backtracking(
         for backtrack in range(max_backtracks + 1):
             fraction = shrink**backtrack
             theta = torch.add(start, step, alpha=fraction)
-            if not bool(torch.isfinite(theta).all()):  # a sum that overflowed; half may not
+            if not bool(torch.isfinite(theta).all()):  # the sum overflowed; a shorter step may not
                 objective = constraint = improvement = nan
                 status = LineSearchStatus.NONFINITE
                 continue

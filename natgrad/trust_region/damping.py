@@ -15,14 +15,33 @@ def update_damping(
     minimum: float = 0.0,
     maximum: float = math.inf,
 ) -> float:
-    """The damping of the next step: times ``factor`` after ratio < ``low`` (NaN included), divided
-    by it after ratio > ``high``, the same otherwise; kept within [minimum, maximum].
+    """The damping of the next step: larger after a low reduction ratio, smaller after a high one.
 
-    ``ratio`` is that of the model *without* the damping. Give ``minimum`` above 0 where the damping
-    should be able to rise again from it. Raises ``ValueError`` for settings out of range.
+    Parameters
+    ----------
+    damping
+        That of the last step, finite and >= 0.
+    ratio
+        The reduction ratio of the model *without* the damping; NaN counts as low.
+    low, high
+        Below ``low`` the damping is multiplied by ``factor``, above ``high`` divided by it.
+    factor
+        > 1. Raise it for faster changes.
+    minimum, maximum
+        Bounds on the result. Give ``minimum`` above 0 where the damping should be able to rise
+        again from it.
 
+    Raises
+    ------
+    ValueError
+        For settings out of range.
+
+    Notes
+    -----
     Source: Martens, "Deep learning via Hessian-free optimization", 2010, section 4.1.
 
+    Examples
+    --------
     >>> update_damping(3.0, 0.1), update_damping(3.0, 0.5), update_damping(3.0, 0.9)
     (4.5, 3.0, 2.0)
     """

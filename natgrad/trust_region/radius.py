@@ -1,4 +1,4 @@
-"""How a trust-region radius follows the reduction ratio."""
+"""A trust-region radius that follows the reduction ratio."""
 
 from __future__ import annotations
 
@@ -17,14 +17,35 @@ def update_radius(
     growth: float = 2.0,
     maximum: float = math.inf,
 ) -> float:
-    """The radius of the next step: smaller after ratio < ``low`` (NaN included), larger after
-    ratio > ``high`` of a step that ended on the boundary, the same otherwise.
+    """The radius of the next step: smaller after a low reduction ratio, larger after a high one.
 
-    A step inside the region says nothing of a larger one, so that it never grows the radius.
-    Raises ``ValueError`` for settings out of range.
+    Parameters
+    ----------
+    radius
+        That of the last step, > 0 and at most ``maximum``.
+    ratio
+        Its reduction ratio; NaN counts as low.
+    at_boundary
+        Whether the step ended on the boundary. A step inside the region tells nothing about a
+        larger one, so that it never grows the radius.
+    low, high
+        Below ``low`` the radius is multiplied by ``shrink``, above ``high`` by ``growth``.
+    shrink, growth
+        Factors, in (0, 1) and >= 1.
+    maximum
+        Bound on the result.
 
+    Raises
+    ------
+    ValueError
+        For settings out of range.
+
+    Notes
+    -----
     Source: Nocedal & Wright, *Numerical Optimization*, 2006, algorithm 4.1.
 
+    Examples
+    --------
     >>> update_radius(1.0, 0.9), update_radius(1.0, 0.5), update_radius(1.0, -3.0)
     (2.0, 1.0, 0.25)
     """

@@ -15,15 +15,32 @@ def reduction_ratio(
 ) -> float:
     """ρ = (f(θ) − f(θ + s)) / (q(0) − q(s)), guarded where both reductions are rounding.
 
-    ``before`` and ``after`` are f at the two points, ``predicted`` the model's reduction, all
-    minimised. ``epsilon`` is that of the dtype in which f is computed. Near convergence both
-    differences are rounding of f; adding 1,000 · epsilon · |f| to both moves the ratio of noise to
-    1 and leaves any other alone. The guard is relative: f and its model times any c > 0 give the
-    same ρ. −∞, which every rule rejects, where a value is not finite or the model promises nothing.
+    Parameters
+    ----------
+    before, after
+        f(θ) and f(θ + s), minimised.
+    predicted
+        The model's reduction q(0) − q(s).
+    epsilon
+        The rounding unit of the dtype in which f is computed; give float32's for a float32 loss.
+
+    Returns
+    -------
+    float
+        ρ; −∞, which every rule rejects, where a value is not finite or the model predicts no
+        reduction.
+
+    Notes
+    -----
+    Near convergence both differences are rounding of f; adding 1,000 · epsilon · |f| to both moves
+    the ratio of noise to 1 and leaves any other unchanged. The guard is relative: f and its model
+    times any c > 0 give the same ρ.
 
     Source: Conn, Gould & Toint, *Trust-Region Methods*, 2000, section 17.4.2; there the guard has
     an absolute part, max(1, |f|), which would accept anything for an objective of small scale.
 
+    Examples
+    --------
     >>> reduction_ratio(1.0, 0.5, 0.5)
     1.0
     >>> reduction_ratio(1.0, float("nan"), 0.5)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class StepSizeStatus(Enum):
-    """Whether there is a step size; the value says what the caller can do about it."""
+    """Whether there is a step size; the value says how the caller can respond."""
 
     OK = "½ (αs)ᵀK(αs) = δ"
     NONPOSITIVE_CURVATURE = (
@@ -29,23 +29,50 @@ class StepSizeStatus(Enum):
 
 
 class StepSize(NamedTuple):
-    """``alpha`` (0-d float64 where sKs is a tensor, else float) and how it came about."""
+    """A step size and its status.
+
+    Attributes
+    ----------
+    alpha
+        α, 0-d float64 where ``sKs`` is a tensor, else float; 0 where there is none.
+    status
+        OK, or why there is none.
+    """
 
     alpha: Tensor | float
     status: StepSizeStatus
 
 
 def step_size(sKs: Tensor | float, delta: float) -> StepSize:
-    """α = √(2 δ / sᵀK s), so that ½ (αs)ᵀK(αs) = δ; 0 and a status where there is none.
+    """α = √(2 δ / sᵀK s), so that ½ (αs)ᵀK(αs) = δ.
 
-    ``sKs`` is a number or a 0-d tensor, ``delta`` the bound δ > 0. With s from a solver,
-    sᵀK s is ``solution.x @ solution.Ax``: no further product. Computed in float64 as
-    √(2 δ) / √(sᵀK s), which neither overflows nor underflows where the quotient would.
+    Parameters
+    ----------
+    sKs
+        sᵀK s, a number or a 0-d tensor. With s from a solver it is ``solution.x @ solution.Ax``, at
+        no further product.
+    delta
+        The bound δ > 0, finite. Raise it for longer steps.
 
-    Raises ``ValueError`` where δ is not positive and finite.
+    Returns
+    -------
+    StepSize
+        α, or 0 and a status where there is none.
+
+    Raises
+    ------
+    ValueError
+        Where δ is not positive and finite, or ``sKs`` is no scalar.
+
+    Notes
+    -----
+    Computed in float64 as √(2 δ) / √(sᵀK s), which neither overflows nor underflows where the
+    quotient would.
 
     Source: Schulman et al., "Trust region policy optimization", 2015, appendix C.
 
+    Examples
+    --------
     >>> round(step_size(8.0, 0.01).alpha, 12)  # ½ · 0.05² · 8 = 0.01
     0.05
     """

@@ -11,16 +11,30 @@ from natgrad.solvers.preconditioners.preconditioner import Preconditioner
 
 
 def jacobi(diagonal: Tensor, *, damping: float = 0.0, exponent: float = 1.0) -> Preconditioner:
-    """v ↦ (d + λ)^−ξ v entry by entry, for a diagonal d (n,) >= 0, damping λ and ``exponent`` ξ.
+    """v ↦ (d + λ)^−ξ v entry by entry, for a diagonal d, damping λ and exponent ξ.
 
-    d is A's diagonal (``A.diagonal()``, n products), an estimate of it, or squared gradients. ξ
-    below 1 tempers an estimate: Martens takes ¾.
+    Parameters
+    ----------
+    diagonal
+        d (n,) >= 0: A's diagonal (``A.diagonal()``, n products), an estimate, or squared gradients.
+    damping
+        λ >= 0, in A's units: that of the system to be solved.
+    exponent
+        ξ in (0, 1]. Below 1 it tempers an estimate: Martens takes ¾.
 
-    Raises ``ValueError`` where an entry of d + λ is not positive and finite, or a setting is out of
-    range. Cost: n operations a product.
+    Raises
+    ------
+    ValueError
+        Where an entry of d + λ is not positive and finite, or a setting is out of range.
+
+    Notes
+    -----
+    Cost: n operations a product.
 
     Source: Martens, "Deep learning via Hessian-free optimization", 2010, section 4.7.
 
+    Examples
+    --------
     >>> (jacobi(torch.tensor([2.0, 4.0])) @ torch.ones(2)).tolist()
     [0.5, 0.25]
     """

@@ -11,20 +11,40 @@ from natgrad.solvers.preconditioners.preconditioner import Preconditioner
 
 
 class Factored(Protocol):
-    """An approximation with its own inverse, such as :class:`natgrad.curvature.Kronecker`."""
+    """An approximation K with its own inverse, such as :class:`natgrad.curvature.Kronecker`.
+
+    Attributes
+    ----------
+    shape, device
+        (n, n), and where the factors live.
+    """
 
     @property
     def shape(self) -> tuple[int, int]: ...
     @property
     def device(self) -> torch.device: ...
-    def solve(self, b: Tensor, *, damping: float) -> Tensor: ...
+    def solve(self, b: Tensor, *, damping: float) -> Tensor:
+        """(K + λ I)⁻¹ b for a vector b (n,) and the damping λ."""
 
 
 def kronecker(approximation: Factored, damping: float) -> Preconditioner:
-    """v ↦ (K + λ I)⁻¹ v for a Kronecker-factored K and ``damping`` λ.
+    """v ↦ (K + λ I)⁻¹ v for a Kronecker-factored K and damping λ.
 
+    Parameters
+    ----------
+    approximation
+        K, such as :class:`natgrad.curvature.Kronecker`.
+    damping
+        λ, in K's units: that of the system to be solved.
+
+    Raises
+    ------
+    ValueError
+        At a product, for a damping that the approximation refuses.
+
+    Notes
+    -----
     Cost: that of ``approximation.solve``; its factorisation, made at the first product, is kept.
-    Raises ``ValueError`` for a damping that the approximation refuses.
 
     Source: Martens & Grosse, "Optimizing neural networks with Kronecker-factored approximate
     curvature", 2015, section 6.3.

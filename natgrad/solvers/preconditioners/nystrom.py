@@ -11,7 +11,15 @@ from natgrad.solvers.preconditioners.preconditioner import Preconditioner
 
 
 class LowRankLike(Protocol):
-    """U diag(λ) Uᵀ with orthonormal U (n, k) and λ (k,) >= 0."""
+    """A low-rank matrix U diag(λ) Uᵀ.
+
+    Attributes
+    ----------
+    vectors
+        U (n, k), orthonormal.
+    eigenvalues
+        λ (k,), >= 0.
+    """
 
     @property
     def vectors(self) -> Tensor: ...
@@ -20,13 +28,26 @@ class LowRankLike(Protocol):
 
 
 def nystrom(approximation: LowRankLike, damping: float) -> Preconditioner:
-    """v ↦ M⁻¹ v for A + μ I, μ the ``damping``, from A ≈ U Λ Uᵀ:
+    """v ↦ M⁻¹ v, a preconditioner for A + μ I from A ≈ U Λ Uᵀ.
 
     M⁻¹ = (λ_min + μ) U (Λ + μ)⁻¹ Uᵀ + (I − U Uᵀ), λ_min the smallest eigenvalue kept.
 
-    ``approximation`` is a :class:`natgrad.curvature.LowRank`, as ``LowRank.nystrom(A, rank)`` makes
-    it. Raises ``ValueError`` for a damping that is not positive and finite: without one M would be
-    singular where the approximation is. Cost: 4 n k operations a product.
+    Parameters
+    ----------
+    approximation
+        U and Λ, such as a :class:`natgrad.curvature.LowRank` from ``LowRank.nystrom(A, rank)``.
+    damping
+        μ > 0, in A's units: that of the system to be solved.
+
+    Raises
+    ------
+    ValueError
+        For a damping that is not positive and finite: without one M would be singular where the
+        approximation is.
+
+    Notes
+    -----
+    Cost: 4 n k operations a product.
 
     Source: Frangella, Tropp & Udell, "Randomized Nyström preconditioning", 2023, equation 5.3.
     """
@@ -35,6 +56,6 @@ def nystrom(approximation: LowRankLike, damping: float) -> Preconditioner:
     U, eigenvalues = approximation.vectors, approximation.eigenvalues
     if eigenvalues.numel() == 0:
         return Preconditioner(lambda v: v, U.shape[0], U.device)
-    # Minus one, so that the part outside U needs no second pass.
+    # Minus one, since the identity is added on all of space: one pass with U and one with Uᵀ.
     weights = (eigenvalues.min() + damping) / (eigenvalues + damping) - 1
     return Preconditioner(lambda v: v + U @ (weights * (U.mT @ v)), U.shape[0], U.device)

@@ -1,4 +1,4 @@
-"""What the solvers' ``preconditioner`` argument takes: v ↦ M⁻¹ v, on torch vectors."""
+"""A preconditioner for the solvers: v ↦ M⁻¹ v on torch vectors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from torch import Tensor
 
 
 class Preconditioner:
-    """``P @ v`` is ``function(v)`` for v (n,); for torch and NumPy right-hand sides alike."""
+    """An operator with ``P @ v = function(v)``, for torch and NumPy right-hand sides.
+
+    Parameters
+    ----------
+    function
+        v ↦ M⁻¹ v on torch vectors (n,).
+    size
+        n.
+    device
+        Where the vectors live.
+    """
 
     def __init__(
         self, function: Callable[[Tensor], Tensor], size: int, device: torch.device
