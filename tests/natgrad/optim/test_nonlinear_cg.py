@@ -45,6 +45,7 @@ class Minimisation:
         before = self.theta
         self.optimizer.step(self.closure)
         if self.report.status is StepStatus.ACCEPTED:
+            assert self.x.grad is not None
             self.path.append((before, self.x.grad.clone(), self.report))
         return self.report.status
 
