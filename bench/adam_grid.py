@@ -97,7 +97,7 @@ def batches(x: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor
         if size >= len(x):
             yield x
         else:
-            for indices in torch.randperm(len(x), generator=generator).split(size):
+            for indices in torch.split(torch.randperm(len(x), generator=generator), size):
                 yield x[indices]
 
 
@@ -121,7 +121,7 @@ def train(task: AutoencoderTask, setting: Setting, budget: float, seed: int) -> 
         for group in optimizer.param_groups:
             group["lr"] = setting.rate(seconds / budget)
         optimizer.zero_grad()
-        cross_entropy(model, x).backward()
+        cross_entropy(model, x).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         now = time.perf_counter()
         seconds, start = seconds + now - start, now

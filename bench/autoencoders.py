@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def racer(name: str, on: Training, cost: dict[str, float], setting: dict[str, An
         return on.adam(Setting(**setting))
     if name == "LBFGS":
         return on.lbfgs(**setting)
-    makers = {
+    makers: dict[str, Callable[..., Racer]] = {
         ADAPTIVE: on.adaptive_kfac,
         UNSEEN: on.adaptive_kfac,
         "KFAC": on.kfac,

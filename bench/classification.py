@@ -11,6 +11,7 @@ is to show that faster is not worse, not what the network could reach.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -107,7 +108,7 @@ def racer(name: str, on: Training, cost: dict[str, float], setting: dict[str, An
         return on.adam(Setting(**setting))
     if name == "LBFGS":
         return on.lbfgs()
-    makers = {
+    makers: dict[str, Callable[..., Racer]] = {
         "KFAC": on.kfac,
         "KFAC, corrected": on.kfac,
         "AdaptiveKFAC": on.adaptive_kfac,

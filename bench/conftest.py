@@ -3,12 +3,15 @@
 import os
 import platform
 from importlib.metadata import version
+from typing import Any
 
 # Before NumPy loads: SciPy's solvers get the one thread that torch's get.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
-def pytest_benchmark_update_json(config, benchmarks, output_json):
+def pytest_benchmark_update_json(
+    config: object, benchmarks: object, output_json: dict[str, Any]
+) -> None:
     kept = ("min", "median", "iqr", "rounds")
     output_json["benchmarks"] = [
         {

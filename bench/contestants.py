@@ -30,7 +30,7 @@ def standard(optimizer: torch.optim.Optimizer, loss: Closure) -> Closure:
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = loss()
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         return value
 
     return closure
@@ -67,7 +67,7 @@ def lbfgs(parameters: Iterable[Tensor], loss: Closure, max_iter: int = 20) -> Ra
 
     def step(progress: float) -> float:
         before = calls
-        optimizer.step(counted)
+        optimizer.step(counted)  # type: ignore[no-untyped-call]
         return calls - before
 
     return Racer(step)
@@ -116,7 +116,7 @@ class Training:
             if size >= count:
                 yield self.data
             else:
-                for indices in torch.randperm(count, generator=generator).split(size):
+                for indices in torch.split(torch.randperm(count, generator=generator), size):
                     yield tuple(tensor[indices] for tensor in self.data)
 
     def growing_batches(self, size: int, growth: float) -> Iterator[tuple[Tensor, ...]]:
@@ -193,7 +193,7 @@ class Training:
 
         def backward() -> float:
             batch = next(batches)
-            self.loss(self.model, *batch).backward()
+            self.loss(self.model, *batch).backward()  # type: ignore[no-untyped-call]
             return len(batch[0]) / len(self.data[0])
 
         return backward
@@ -217,7 +217,7 @@ class Training:
                 once()
                 optimizer.step()
             report = optimizer.last_step
-            work = 1 + max(report.evaluations - 1, 0) * cost["forward"]
+            work: float = 1 + max(report.evaluations - 1, 0) * cost["forward"]
             work += (fraction or 1.0) * refresh * (steps % every == 0)
             if fraction:
                 work += fraction * (1 + report.products * cost["product"])

@@ -103,7 +103,8 @@ class Residual(nn.Module):
         self.body, self.skip = nn.Sequential(*body), skip or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip(x) + self.body(x)
+        output: Tensor = self.skip(x) + self.body(x)
+        return output
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Module:
@@ -130,7 +131,8 @@ class Attention(nn.Module):
         parts = self.qkv(x).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in parts)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        output: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return output
 
 
 def transformer(depth: int) -> nn.Module:

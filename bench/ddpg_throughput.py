@@ -65,7 +65,7 @@ def peer(seed: int, steps: int) -> float:
     model.learn(steps - WARM_UP, reset_num_timesteps=False)
     seconds = time.perf_counter() - start
     environments.close()
-    return model._n_updates / seconds
+    return float(model._n_updates / seconds)
 
 
 def ours(seed: int, steps: int) -> float:

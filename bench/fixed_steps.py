@@ -86,7 +86,10 @@ def operators() -> Iterator[tuple[str, Callable[[nn.Module], Any]]]:
     )
     yield (
         "EmpiricalFisher",
-        lambda m: natgrad.EmpiricalFisher(Categorical(logits=m(X)).log_prob(LABELS), parameters(m)),
+        lambda m: natgrad.EmpiricalFisher(
+            Categorical(logits=m(X)).log_prob(LABELS),  # type: ignore[no-untyped-call]
+            parameters(m),
+        ),
     )
     yield (
         "Hessian",
@@ -131,7 +134,7 @@ def matrix(n: int = 60, *, definite: bool = True, dtype: torch.dtype = torch.flo
     return A @ A.mT / n + 0.01 * torch.eye(n, dtype=dtype) if definite else A + A.mT
 
 
-def solutions() -> Iterator[tuple[str, Callable[[], Any]]]:
+def solutions() -> Iterator[tuple[str, Callable[..., Any]]]:
     for dtype in (torch.float32, torch.float64):
         A, B = matrix(dtype=dtype), matrix(definite=False, dtype=dtype)
         b, J = random(60, seed=5, dtype=dtype), random(80, 60, seed=6, dtype=dtype)
@@ -235,7 +238,7 @@ def register_optimizers() -> None:
                     def closure() -> Tensor:
                         optimizer.zero_grad()
                         loss = nn.functional.cross_entropy(model(inputs), LABELS)
-                        loss.backward()
+                        loss.backward()  # type: ignore[no-untyped-call]
                         return loss
 
                     return _stepped(optimizer, model, closure, with_closure=with_closure)
@@ -270,7 +273,7 @@ def of_a_model() -> Callable[[], Numbers]:
         def closure() -> Tensor:
             optimizer.zero_grad()
             loss = nn.functional.mse_loss(model(X), TARGETS)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         return _stepped(optimizer, model, closure, with_closure=True)
@@ -294,7 +297,8 @@ def register_least_squares() -> None:
                 optimizer = optim.LevenbergMarquardt(list(model.parameters()), **given)
 
                 def residuals() -> Tensor:
-                    return (model(X) - TARGETS).flatten()
+                    differences: Tensor = (model(X) - TARGETS).flatten()
+                    return differences
 
                 return _stepped(optimizer, model, residuals, with_closure=True)
 
@@ -306,7 +310,7 @@ class Gaussian(nn.Module):
         super().__init__()
         self.mean, self.log_std = network(outputs=3), nn.Parameter(torch.zeros(3))
 
-    def forward(self, observations: Tensor) -> Independent:
+    def forward(self, observations: Tensor) -> Independent[Normal]:
         return Independent(Normal(self.mean(observations), self.log_std.exp()), 1)
 
 
@@ -355,7 +359,8 @@ class Critic(nn.Module):
         self.value = network(inputs=15, outputs=1, seed=seed)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        return self.value(torch.cat([observations, actions], dim=1)).squeeze(1)
+        values: Tensor = self.value(torch.cat([observations, actions], dim=1)).squeeze(1)
+        return values
 
 
 def register_off_policy() -> None:

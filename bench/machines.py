@@ -146,7 +146,8 @@ def asked(name: str) -> dict[str, Any]:
     )  # fmt: skip
     if answer.returncode:
         return {"error": answer.stderr.strip().splitlines()[-1]}
-    return json.loads(answer.stdout)
+    found: dict[str, Any] = json.loads(answer.stdout)
+    return found
 
 
 def counted(report: Path) -> dict[str, object]:

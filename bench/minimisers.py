@@ -110,7 +110,7 @@ def of_ours(kind: Callable[[list[Tensor]], Any], f: Objective) -> Answer:
             return f.residuals(x)
         optimizer.zero_grad()
         loss = f(x)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     idle = steps = 0
@@ -127,7 +127,7 @@ def of_ours(kind: Callable[[list[Tensor]], Any], f: Objective) -> Answer:
     return Answer(x.detach(), claims, steps, status.name)
 
 
-def of_torch(settings: dict[str, float], f: Objective) -> Answer:
+def of_torch(settings: dict[str, Any], f: Objective) -> Answer:
     x = f.problem.start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [x], max_iter=STEPS, max_eval=CALLS, line_search_fn="strong_wolfe", **settings
@@ -136,10 +136,10 @@ def of_torch(settings: dict[str, float], f: Objective) -> Answer:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = f(x)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return Answer(x.detach(), None, optimizer.state[x].get("n_iter", 0))
 
 

@@ -99,7 +99,7 @@ class Posed:
         return Dense(J.mT @ J)
 
     def backward(self) -> float:
-        self.loss().backward()
+        self.loss().backward()  # type: ignore[no-untyped-call]
         return 1.0
 
     def costs(self) -> dict[str, float]:
@@ -156,10 +156,10 @@ def main(arguments: Arguments) -> None:
             lambda: {"error": posed.error(on.model)}, budget, arguments.points,
         ))  # fmt: skip
 
-    grid = itertools.starmap(Setting, itertools.product(
+    settings = itertools.starmap(Setting, itertools.product(
         arguments.learning_rates, (0,), arguments.decays
     ))  # fmt: skip
-    grid = list(grid) if "Adam" in arguments.contestants else []
+    grid = list(settings) if "Adam" in arguments.contestants else []
     for problem in arguments.problems:
         for setting in grid:
             name = f"Adam, {setting.learning_rate:g}, {setting.decay}"

@@ -169,7 +169,8 @@ def load(path: Path) -> tuple[dict[str, Any], list[Run]]:
 
 def _comparable(record: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in record.items() if name not in ("command", "costs")}
-    return json.loads(json.dumps(kept))
+    written: dict[str, Any] = json.loads(json.dumps(kept))
+    return written
 
 
 def median_and_range(values: Iterable[float], format: str = ".2g") -> str:

@@ -11,23 +11,28 @@ from typing import Any
 
 import torch
 
-ATEN = torch.ops.aten
-LIBRARY = torch.library.Library("aten", "IMPL")  # what it registers, it keeps while it lives
+ATEN: Any = torch.ops.aten
+# What it registers, it keeps while it lives.
+LIBRARY = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
 
 
 def mm(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     # The `out` overload is a kernel of its own, which stays as it was.
-    return ATEN.mm.out(A.flip(1), B.flip(0), out=A.new_empty(A.shape[0], B.shape[1]))
+    out = A.new_empty(A.shape[0], B.shape[1])
+    ATEN.mm.out(A.flip(1), B.flip(0), out=out)
+    return out
 
 
 def addmm(bias: torch.Tensor, A: torch.Tensor, B: torch.Tensor, **scales: Any) -> torch.Tensor:
     out = A.new_empty(A.shape[0], B.shape[1])
-    return ATEN.addmm.out(bias, A.flip(1), B.flip(0), **scales, out=out)
+    ATEN.addmm.out(bias, A.flip(1), B.flip(0), **scales, out=out)
+    return out
 
 
 def bmm(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     out = A.new_empty(A.shape[0], A.shape[1], B.shape[2])
-    return ATEN.bmm.out(A.flip(2), B.flip(1), out=out)
+    ATEN.bmm.out(A.flip(2), B.flip(1), out=out)
+    return out
 
 
 def mv(A: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -49,7 +54,8 @@ def total(
     dtype = dtype or (torch.int64 if exact else A.dtype)
     along = dims or list(range(A.ndim))
     out = A.new_empty(0, dtype=dtype)
-    return ATEN.sum.IntList_out(A.flip(along), along, keepdim, dtype=dtype, out=out)
+    ATEN.sum.IntList_out(A.flip(along), along, keepdim, dtype=dtype, out=out)
+    return out
 
 
 def total_of_all(A: torch.Tensor, *, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -78,4 +84,4 @@ def install() -> None:
             ("sum.dim_IntList", total),
             ("_linalg_eigh", eigh),
         ):
-            LIBRARY.impl(name, kernel, "CPU")
+            LIBRARY.impl(name, kernel, "CPU")  # type: ignore[no-untyped-call]

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse.linalg
@@ -68,7 +69,7 @@ class Tally:
             self.worst = max(self.worst, excess if math.isfinite(excess) else math.inf)
 
 
-def scipys(solver: Callable) -> Callable[[Tensor, Tensor, float], tuple[Tensor, bool]]:
+def scipys(solver: Callable[..., Any]) -> Callable[[Tensor, Tensor, float], tuple[Tensor, bool]]:
     def solve(A: Tensor, b: Tensor, rtol: float) -> tuple[Tensor, bool]:
         x, info = solver(A.numpy(), b.numpy(), rtol=rtol, maxiter=LIMIT)
         return torch.as_tensor(x), info == 0
@@ -84,7 +85,7 @@ def gpytorchs(A: Tensor, b: Tensor, rtol: float) -> tuple[Tensor, bool]:
     return x.squeeze(1), not caught
 
 
-def ours(solver: Callable) -> Callable[[Tensor, Tensor, float], tuple[Tensor, bool]]:
+def ours(solver: Callable[..., Any]) -> Callable[[Tensor, Tensor, float], tuple[Tensor, bool]]:
     def solve(A: Tensor, b: Tensor, rtol: float) -> tuple[Tensor, bool]:
         solution = solver(A, b, rtol)
         return solution.x, solution.status is Status.CONVERGED

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import natgrad
 from natgrad.curvature import LinearOperator
@@ -102,8 +103,8 @@ def of_optimizer(kind: Any) -> Minimiser:
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = value(x)
-            loss.backward()
+            loss: Tensor = value(x)
+            loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         for _ in range(50):
@@ -121,17 +122,18 @@ MINIMISERS = [of_optimizer(TrustRegionNewton), of_optimizer(NonlinearCG)]
 # --- optimizers
 
 
-def exactly(A, b):
+def exactly(A: LinearOperator, b: Tensor) -> Solution[Tensor]:
     return cholesky(A.to_dense(), b, rtol=1e-12)
 
 
-def gauss_newton(model: nn.Module):
+def gauss_newton(model: Any) -> Callable[[], LinearOperator]:
     """The curvature of an objective that is ½‖r‖²; the identity of one that is not."""
 
     def operator() -> LinearOperator:
         if model.objective.kind == "logarithm":
             return LinearOperator.from_dense(torch.eye(1, dtype=torch.float64))
-        J = torch.autograd.functional.jacobian(model.objective.residual_vector, model.x.detach())
+        residuals = model.objective.residual_vector
+        J = torch.autograd.functional.jacobian(residuals, model.x.detach())  # type: ignore[no-untyped-call]
         return LinearOperator.from_dense(J.mT @ J)
 
     return operator

@@ -115,7 +115,9 @@ def returns() -> str:
     return markdown([*header, "seconds a run"], rows)
 
 
-def raced(seconds: float, runs: list[Run], record: dict, tuning_seed: int | None = None) -> str:
+def raced(
+    seconds: float, runs: list[Run], record: dict[str, Any], tuning_seed: int | None = None
+) -> str:
     """What stands below the table of a race."""
     seeds = sorted({run.seed for run in runs} - {tuning_seed})
     return (
@@ -326,9 +328,11 @@ def main() -> None:
             print(f"{page}: no table {name!r} without {Path(error.filename).name}")
             continue
         marked = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        filled, found = re.subn(
-            marked, lambda match, lines=lines: f"{match[1]}{lines}\n{match[2]}", text, flags=re.S
-        )
+
+        def between(match: re.Match[str], lines: str = lines) -> str:
+            return f"{match[1]}{lines}\n{match[2]}"
+
+        filled, found = re.subn(marked, between, text, flags=re.S)
         if not found:
             raise SystemExit(f"{path.relative_to(ROOT)} has no markers for the table {name!r}")
         path.write_text(filled, encoding="utf-8")

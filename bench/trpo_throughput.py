@@ -77,7 +77,7 @@ def peer(seed: int, steps: int, count: int) -> float:
     model.learn(steps)
     seconds = time.perf_counter() - start
     environments.close()
-    return model.num_timesteps / seconds
+    return float(model.num_timesteps / seconds)
 
 
 def ours(seed: int, steps: int, settings: dict[str, Any]) -> float:

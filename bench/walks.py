@@ -98,7 +98,7 @@ def kfac_step() -> Callable[[], Any]:
     """A step that refreshes the factors."""
     model = network()
     optimizer = optim.KFAC(model, likelihood="categorical")
-    nn.functional.cross_entropy(model(X), LABELS).backward()
+    nn.functional.cross_entropy(model(X), LABELS).backward()  # type: ignore[no-untyped-call]
     return optimizer.step
 
 
@@ -107,7 +107,8 @@ def levenberg_marquardt_step() -> Callable[[], Any]:
     optimizer = optim.LevenbergMarquardt(list(model.parameters()), method="dense")
 
     def residuals() -> Tensor:
-        return (model(X) - TARGETS).flatten()
+        differences: Tensor = (model(X) - TARGETS).flatten()
+        return differences
 
     return lambda: optimizer.step(residuals)
 
@@ -124,14 +125,15 @@ def training() -> Callable[[], Any]:
         def stopped(self: Any, length: int) -> Any:
             raise Stop
 
-        collect, RolloutCollector.collect = RolloutCollector.collect, stopped
+        collect = RolloutCollector.collect
+        RolloutCollector.collect = stopped  # type: ignore[assignment, method-assign]
         try:
             with tempfile.TemporaryDirectory() as folder:
                 rl_plugins.train("trpo", "CartPole-v1", run_dir=Path(folder) / "run")
         except Stop:
             pass
         finally:
-            RolloutCollector.collect = collect
+            RolloutCollector.collect = collect  # type: ignore[method-assign]
 
     return act
 

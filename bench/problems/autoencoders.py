@@ -31,7 +31,7 @@ def curves(count: int, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     controls = torch.rand(count, 4, 2, generator=generator)
-    return torch.cat([draw(chunk) for chunk in controls.split(CHUNK)])
+    return torch.cat([draw(chunk) for chunk in torch.split(controls, CHUNK)])
 
 
 def draw(controls: Tensor) -> Tensor:
@@ -44,7 +44,8 @@ def draw(controls: Tensor) -> Tensor:
     offsets = points.unsqueeze(-1) - torch.arange(SIDE)  # (n, points, 2, 28)
     columns, rows = torch.exp(-0.5 * (offsets / PEN).square()).unbind(2)
     ink = rows.mT @ (columns * lengths.unsqueeze(-1)) / (PEN * math.sqrt(2 * math.pi))
-    return ink.clamp(max=1).flatten(1)
+    images: Tensor = ink.clamp(max=1).flatten(1)
+    return images
 
 
 def digits() -> Tensor:
@@ -63,7 +64,9 @@ def autoencoder(sizes: tuple[int, ...], seed: int, incoming: int | None = 15) ->
     pairs = list(itertools.pairwise((*sizes, *sizes[-2::-1])))
     layers: list[nn.Module] = []
     for depth, (inputs, outputs) in enumerate(pairs, start=1):
-        linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+        linear: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            nn.Linear, inputs, outputs
+        )
         weight = torch.randn(outputs, inputs, generator=generator)
         if incoming is None:
             weight /= inputs**0.5

@@ -105,7 +105,8 @@ def kowalik_osborne(x: Tensor) -> Tensor:
     """(15): an enzyme's kinetics, a rational fit with a second minimum at infinity."""
     y, u = KOWALIK_OSBORNE
     x1, x2, x3, x4 = x.unbind()
-    return y - x1 * (u**2 + u * x2) / (u**2 + u * x3 + x4)
+    residuals: Tensor = y - x1 * (u**2 + u * x2) / (u**2 + u * x3 + x4)
+    return residuals
 
 
 def brown_dennis(x: Tensor) -> Tensor:

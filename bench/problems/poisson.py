@@ -154,17 +154,16 @@ def columns(model: nn.Sequential, jets: list[Jet], of: Tensor) -> list[Tensor]:
 def network(dimension: int, seed: int, width: int = 64) -> nn.Sequential:
     """One hidden layer of ``tanh``; weights and biases uniform on ±1/√(inputs), as torch has it."""
     generator = torch.Generator().manual_seed(seed)
-    model = nn.Sequential(
-        nn.utils.skip_init(nn.Linear, dimension, width, dtype=torch.float64),
-        nn.Tanh(),
-        nn.utils.skip_init(nn.Linear, width, 1, dtype=torch.float64),
-    )
+    layers: list[nn.Linear] = [
+        nn.utils.skip_init(nn.Linear, *sizes, dtype=torch.float64)  # type: ignore[no-untyped-call]
+        for sizes in ((dimension, width), (width, 1))
+    ]
     with torch.no_grad():
-        for layer in model[::2]:
+        for layer in layers:
             bound = layer.in_features**-0.5
             layer.weight.uniform_(-bound, bound, generator=generator)
             layer.bias.uniform_(-bound, bound, generator=generator)
-    return model
+    return nn.Sequential(layers[0], nn.Tanh(), layers[1])
 
 
 def pose(

@@ -8,7 +8,9 @@ import torch
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "drop_in.py"
 TEXT = SCRIPT.read_text(encoding="utf-8")
-ADAM = re.search(r"^optimizer = torch\.optim\.Adam\(.*\)$", TEXT, re.M)[0]
+FOUND = re.search(r"^optimizer = torch\.optim\.Adam\(.*\)$", TEXT, re.M)
+assert FOUND is not None
+ADAM = FOUND[0]
 OURS = re.findall(r"^# (optimizer = natgrad\.optim\..*\))$", TEXT, re.M)
 
 

@@ -3,6 +3,8 @@ import torch
 
 from natgrad.flat import assign, flatten, gradient, unflatten
 
+NONE: list[torch.Tensor] = []
+
 
 def parameters(dtype=torch.float64):
     shapes = [(2, 3), (), (0, 4), (5,)]
@@ -52,7 +54,7 @@ def test_gradient_equals_autograd_with_zeros_for_frozen_and_unused_parameters():
     ("call", "message"),
     [
         (lambda: flatten([]), "no tensors"),
-        (lambda: flatten(p for p in []), "generator"),
+        (lambda: flatten(p for p in NONE), "generator"),
         (lambda: flatten([torch.zeros(1), torch.zeros(1).double()]), "tensor 1 is torch.float64"),
         (lambda: unflatten(torch.zeros(3), [torch.zeros(2)]), r"shape \(2,\).*got shape \(3,\)"),
         (lambda: assign([torch.zeros(2)], torch.zeros(2).double()), "convert the vector"),

@@ -1,5 +1,7 @@
 """Tiny tasks with known answers."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ class Identity(gym.Env):
     def __init__(self, kind="discrete", low=-1.0, high=1.0):
         self.observation_space = spaces.Box(0, 1, (3,), np.float32)
         self.kind = kind
-        self.action_space = (
+        self.action_space: Any = (
             spaces.Discrete(3, start=5) if kind == "discrete"
             else spaces.Box(low, high, (1,), np.float32)
         )  # fmt: skip
@@ -75,7 +77,7 @@ class Unbounded(gym.Env):
         return self.number, -float(abs(action - self.number).sum()), True, False, {}
 
 
-TASKS = {
+TASKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "test/Unbounded-v0": (Unbounded, {}),
     "test/Counter-v0": (Counter, {}),
     "test/IdentityDiscrete-v0": (Identity, {"kind": "discrete"}),

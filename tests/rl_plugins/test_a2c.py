@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
 from rl_plugins.policies import mlp
 
-ASCENT = {"optimizer": "SGD", "learning_rate": 0.1, "max_gradient_norm": 1e9}
+ASCENT: dict[str, Any] = {"optimizer": "SGD", "learning_rate": 0.1, "max_gradient_norm": 1e9}
 
 
 class Discrete(nn.Module):
@@ -76,8 +77,9 @@ def test_the_score_has_mean_zero_so_that_a_baseline_moves_nothing():
     """Over every action with its probability, E[∇log π · b] = 0: exact on an enumerated batch."""
     policy = Discrete(torch.Generator().manual_seed(0), hidden=())
     with torch.no_grad():  # π = 1/4, 1/4, 1/8, 3/8: eight actions enumerate it exactly
-        policy.network[0].weight.zero_()
-        policy.network[0].bias.copy_(torch.tensor([2.0, 2, 1, 3]).double().log())
+        layer: Any = policy.network[0]
+        layer.weight.zero_()
+        layer.bias.copy_(torch.tensor([2.0, 2, 1, 3]).double().log())
     actions = torch.tensor([0, 0, 1, 1, 2, 3, 3, 3])
     before = flatten(policy.parameters())
     x = torch.ones(8, 3, dtype=torch.float64)
@@ -99,7 +101,7 @@ def test_the_entropy_has_its_weight_in_the_gradient(policy, generator):
 def test_the_gradient_is_scaled_down_to_its_limit_and_reported_before(policy, generator):
     x, actions, advantages = batch(policy, generator)
     theta = flatten(policy.parameters())
-    settings = {**ASCENT, "max_gradient_norm": 1e-3}
+    settings: dict[str, Any] = {**ASCENT, "max_gradient_norm": 1e-3}
     report = A2C(policy, **settings).step(x, actions, advantages)
     assert report.gradient_norm > 0.01
     length = float((flatten(policy.parameters()) - theta).norm())
@@ -142,7 +144,7 @@ def test_the_targets_of_the_critic_carry_no_gradient_and_the_policys_step_does_n
         def fit(self, network, features, targets):
             seen.append(targets)
 
-    critic.regression = Watching()
+    critic.regression = Watching()  # type: ignore[assignment]
     # r + γ V(s') with the critic's own graph behind it, as a caller might have left it.
     critic.fit(learning.states, 1.0 + 0.9 * critic(learning.states))
     assert not seen[0].requires_grad
@@ -310,5 +312,6 @@ def test_an_a2c_that_is_saved_and_loaded_goes_on_bitwise_as_one_that_is_not(opti
 
 @pytest.mark.parametrize("setting", ["learning_rate", "max_kl", "max_gradient_norm"])
 def test_settings_without_a_meaning_are_refused_by_name(setting, generator):
+    wrong: dict[str, Any] = {setting: 0.0}
     with pytest.raises(UsageError, match=f"{setting} must be above 0"):
-        A2C(Discrete(generator), **{setting: 0.0})
+        A2C(Discrete(generator), **wrong)

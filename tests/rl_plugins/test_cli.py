@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
 
@@ -155,7 +156,7 @@ def test_a_terminal_without_such_letters_is_served_too(
     with io.TextIOWrapper(io.BytesIO(), encoding="ascii") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
         try:
-            ended = program()
+            ended: Any = program()
         except SystemExit as stop:  # --help
             ended = stop.code
         terminal.flush()

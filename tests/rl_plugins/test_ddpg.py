@@ -151,7 +151,7 @@ class One(nn.Module):
 class Marks(One):
     """A value that says what it was asked about."""
 
-    def forward(self, x, actions):
+    def forward(self, x, actions):  # type: ignore[override]
         return self.unit * (x[:, 0] + 10 * x[:, 1] + 100 * actions[:, 0])
 
 
@@ -364,7 +364,7 @@ def test_an_action_that_is_a_parameter_itself_keeps_the_bound_too(generator):
 
     ddpg = DDPG(Constant(), Cliff(), actor="natural", max_action_change=0.1, damping=0.0)
     report = ddpg.step(*batch(generator))
-    change = float(ddpg.policy.action.detach().square().mean().sqrt())
+    change = float(ddpg.policy.action.detach().square().mean().sqrt())  # type: ignore[operator]
     assert 0.05 < change <= 0.1 * (1 + 1e-9)
     assert math.isclose(report.action_change, change, rel_tol=1e-9)
 
@@ -449,7 +449,7 @@ def test_going_on_from_a_state_is_going_on(algorithm, actor, generator):
 
 
 BOX = spaces.Box(-np.inf, np.inf, (3,), np.float32)
-ACTIONS = spaces.Box(np.float32([-2, 0]), np.float32([2, 1]))
+ACTIONS = spaces.Box(np.float32([-2, 0]), np.float32([2, 1]))  # type: ignore[arg-type]
 
 
 class Drift(gym.Env):
@@ -472,7 +472,7 @@ class Drift(gym.Env):
 
 @pytest.fixture(autouse=True, scope="module")
 def _drift():
-    gym.register("test/Drift-v0", entry_point=Drift)
+    gym.register("test/Drift-v0", entry_point=Drift)  # type: ignore[arg-type]
 
 
 AGENTS = {DDPG: DDPGAgent, TD3: TD3Agent}
@@ -507,8 +507,8 @@ def test_nothing_is_learnt_before_the_warm_up_is_over(algorithm, generator):
         # Actions of the whole range, not of the network, whose outputs are near 0 at first.
         assert float(rollout.actions.abs().amax()) > 0.7
     assert_bitwise(
-        optree.tree_leaves(before),
-        optree.tree_leaves([getattr(algorithm, name).state_dict() for name in fixed]),
+        optree.tree_leaves(before),  # type: ignore[arg-type]
+        optree.tree_leaves([getattr(algorithm, name).state_dict() for name in fixed]),  # type: ignore[arg-type]
     )
     report = plugin.update(collector.collect(1))
     assert report.status is StepStatus.TAKEN  # 4 · 6 · 2 + 2 steps
@@ -665,7 +665,7 @@ def test_frozen_parameters_stay(algorithm, actor, generator):
     "space",
     [
         spaces.Box(-np.inf, np.inf, (2,), np.float32),
-        spaces.Box(np.float32([0, 0]), np.float32([1, np.inf])),
+        spaces.Box(np.float32([0, 0]), np.float32([1, np.inf])),  # type: ignore[arg-type]
         spaces.Discrete(3),
         spaces.Box(0, 255, (2,), np.uint8),
         spaces.Tuple([ACTIONS, ACTIONS]),

@@ -4,6 +4,7 @@ The names say the defect, the comments in whose code it stands.
 """
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def batch(generator):
 def fisher(monkeypatch):
     """The Fisher matrices that updates make."""
     made = []
-    original = rl_plugins.parts.natural_gradient.Fisher
+    original = rl_plugins.parts.natural_gradient.Fisher  # type: ignore[attr-defined]
 
     def recording(*arguments, **options):
         made.append(original(*arguments, **options))
@@ -142,7 +143,7 @@ CHANGED = {
     "smoothing_clip": 0.01, "action_limit": 0.05,
 }  # fmt: skip
 # What a setting needs beside it to have anything to change.
-TOGETHER = {
+TOGETHER: dict[tuple[str, str], dict[str, Any]] = {
     ("TRPO", "accept_ratio"): {"max_kl": 2.0, "damping": 0.0},
     ("TRPO", "shrink"): {"max_kl": 2.0, "damping": 0.0},
     ("TRPO", "max_backtracks"): {"max_kl": 2.0, "damping": 0.0, "accept_ratio": 0.5},

@@ -6,7 +6,7 @@ field's complaints.
 
 import csv
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -35,7 +35,7 @@ from rl_plugins.data.environments import make_environments
 from rl_plugins.parts.surrogate import Surrogate
 from rl_plugins.policies import mlp
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "total_steps": 400, "environments": 2, "rollout_length": 50, "hidden_sizes": (8,),
     "evaluations": 0, "evaluation_episodes": 3, "seed": 5,
 }  # fmt: skip
@@ -190,7 +190,7 @@ class Hybrid(gym.Env):
 
 @pytest.fixture(scope="module", autouse=True)
 def _tasks():
-    gym.register("test/Hybrid-v0", Hybrid)
+    gym.register("test/Hybrid-v0", Hybrid)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +214,7 @@ def test_08_and_09_hybrid_actions_masks_and_memory_work_together(
         environments=16, rollout_length=32, memory_size=16, hidden_sizes=(16,), evaluations=0,
         discount=0.5, **settings,
     )  # fmt: skip
+    assert run.evaluation is not None
     assert run.evaluation.mean > 6
 
 
@@ -231,7 +232,7 @@ def test_10_a_time_limit_is_not_an_end(tmp_path):
         def step(self, action):
             return np.zeros(1, dtype=np.float32), 1.0, False, False, {}
 
-    gym.register("test/Endless-v0", Endless, max_episode_steps=5)
+    gym.register("test/Endless-v0", Endless, max_episode_steps=5)  # type: ignore[arg-type]
     environments = make_environments("test/Endless-v0", 4)
     config = TRPOConfig(hidden_sizes=(4,), discount=0.8)
     generator = torch.Generator().manual_seed(0)
@@ -250,6 +251,7 @@ def test_10_a_time_limit_is_not_an_end(tmp_path):
 def test_12_the_statistics_of_observations_travel_with_the_policy(tmp_path):
     """SB3#1256, stable-baselines#581: scores fell by thousands where a wrapper had been lost."""
     run = train("trpo", "Pendulum-v1", run_dir=tmp_path / "run", **QUICK)
+    assert run.evaluation is not None
     assert evaluate_run(run.directory, episodes=3).returns == run.evaluation.returns
     state = torch.load(run.directory / "checkpoint.pt", weights_only=True)
     moments = state["agent"]["agent"]["features.normaliser.moments.count"]
@@ -300,6 +302,7 @@ def test_16_what_is_logged_is_the_tasks_own_reward(tmp_path):
     finished = [row for row in rows(run.directory / "progress.csv") if row["episode_return"]]
     assert finished
     assert all(row["episode_return"] == row["episode_length"] for row in finished)
+    assert run.evaluation is not None
     assert run.evaluation.returns == tuple(map(float, run.evaluation.lengths))
 
 
@@ -318,13 +321,13 @@ class Lopsided(gym.Env):
         self.seen.append(np.array(action))
         return self.reset()[0], -float(action[0]), False, self.np_random.random() < 0.1, {}
 
-    seen: ClassVar[list] = []
+    seen: ClassVar[list[Any]] = []
 
 
 @pytest.mark.parametrize("algorithm", ["ddpg", "td3", "trpo", "ppo"])
 def test_19_bounds_other_than_one_are_reached_and_never_left(algorithm, tmp_path):
     """SB3#1749, CleanRL#196: actions saturated, were NaN, or used a part of the range."""
-    gym.register("test/Lopsided-v0", Lopsided) if "test/Lopsided-v0" not in gym.registry else None
+    gym.register("test/Lopsided-v0", Lopsided) if "test/Lopsided-v0" not in gym.registry else None  # type: ignore[arg-type]
     Lopsided.seen.clear()
     warm = {"learning_starts": 200, "batch_size": 16} if algorithm in ("ddpg", "td3") else {}
     train(algorithm, "test/Lopsided-v0", run_dir=tmp_path / "run", **{**QUICK, **warm},

@@ -1,5 +1,7 @@
 """Every kind of space learnt to the known optimum, by every algorithm that takes it."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -21,8 +23,8 @@ SPACES = {
 MASKED = {"One": (5,), "Two": (3, 4)}
 # A mean reward within this of the optimum is "learnt"; a random policy is thrice as far away.
 SLACK = 0.15
-RUN = {"environments": 32, "hidden_sizes": (16,), "evaluations": 0, "discount": 0.0}
-ON_POLICY = {
+RUN: dict[str, Any] = {"environments": 32, "hidden_sizes": (16,), "evaluations": 0, "discount": 0.0}
+ON_POLICY: dict[str, dict[str, Any]] = {
     # Without a line search small steps are what keeps a policy that is almost sure from jumping.
     "npg": {"max_kl": 0.03, "rollout_length": 8},
     "trpo": {"max_kl": 0.1, "rollout_length": 8},
@@ -30,7 +32,7 @@ ON_POLICY = {
     "a2c": {"learning_rate": 1e-2, "rollout_length": 2, "critic": "adam", "critic_epochs": 1},
     "acktr": {"max_kl": 0.05, "rollout_length": 8},
 }
-OFF_POLICY = {
+OFF_POLICY: dict[str, Any] = {
     "learning_starts": 512, "updates_per_step": 0.25, "batch_size": 128, "rollout_length": 8,
     "actor_learning_rate": 5e-3, "critic_learning_rate": 5e-3, "noise_scale": 0.3,
 }  # fmt: skip
@@ -56,7 +58,7 @@ def wanted(space, state):
 def distance(space, action, right):
     """The mean over the components: 0 or 1 for a choice, half ranges for a number."""
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        keys = space.spaces if isinstance(space, spaces.Dict) else range(len(space.spaces))
+        keys: Any = space.spaces if isinstance(space, spaces.Dict) else range(len(space.spaces))
         return np.mean([distance(space[key], action[key], right[key]) for key in keys])
     if isinstance(space, spaces.Box):
         half_range = (space.high - space.low) / 2 if space.is_bounded() else 1.0
@@ -101,7 +103,7 @@ class Masked(gym.Env):
         self.sizes, self.in_info = sizes, place == "info"
         count = int(np.sum(sizes))
         self.action_space = (
-            spaces.Discrete(*sizes, start=2) if len(sizes) == 1 else spaces.MultiDiscrete(sizes)
+            spaces.Discrete(sizes[0], start=2) if len(sizes) == 1 else spaces.MultiDiscrete(sizes)
         )
         seen = spaces.Box(0, 1, (1,), np.float32)
         self.observation_space = (
@@ -164,16 +166,18 @@ class Picture(gym.Env):
 @pytest.fixture(autouse=True, scope="module")
 def _tasks():
     for kind in SPACES:
-        gym.register(f"test/Learn{kind}-v0", entry_point=Identity, kwargs={"kind": kind})
+        gym.register(f"test/Learn{kind}-v0", entry_point=Identity, kwargs={"kind": kind})  # type: ignore[arg-type]
     for place in ("info", "observation"):
         for name, sizes in MASKED.items():
             gym.register(
-                f"test/Masked{name}-{place}-v0", entry_point=Masked,
+                f"test/Masked{name}-{place}-v0", entry_point=Masked,  # type: ignore[arg-type]
                 kwargs={"place": place, "sizes": sizes},
             )  # fmt: skip
     for channels in ("first", "last", "none"):
         gym.register(
-            f"test/Picture-{channels}-v0", entry_point=Picture, kwargs={"channels": channels}
+            f"test/Picture-{channels}-v0",
+            entry_point=Picture,  # type: ignore[arg-type]
+            kwargs={"channels": channels},
         )
 
 
@@ -190,7 +194,7 @@ def random_return(task, episodes=50):
     for seed in range(episodes):
         environment.reset(seed=seed)
         for _ in range(LENGTH):
-            total += environment.step(environment.action_space.sample())[1]
+            total += float(environment.step(environment.action_space.sample())[1])
     return total / episodes / LENGTH
 
 
@@ -214,6 +218,7 @@ def test_every_action_space_is_learnt_on_policy(algorithm, kind, settings, tmp_p
         algorithm, f"test/Learn{kind}-v0", run_dir=tmp_path / "run", total_steps=2560,
         **RUN, **ON_POLICY[algorithm], **settings,
     )  # fmt: skip
+    assert run.evaluation is not None
     assert -SLACK <= run.evaluation.mean / LENGTH <= 0
 
 
@@ -223,6 +228,7 @@ def test_an_action_far_beyond_zero_with_one_bound_is_learnt(tmp_path):
         "trpo", "test/LearnHalfBounded-v0", run_dir=tmp_path / "run", total_steps=2560,
         **RUN, **ON_POLICY["trpo"],
     )  # fmt: skip
+    assert run.evaluation is not None
     assert -SLACK <= run.evaluation.mean / LENGTH <= 0
 
 
@@ -232,6 +238,7 @@ def test_a_box_is_learnt_off_policy(algorithm, tmp_path):
         algorithm, "test/LearnBox-v0", run_dir=tmp_path / "run", total_steps=2048,
         **RUN, **OFF_POLICY,
     )  # fmt: skip
+    assert run.evaluation is not None
     assert -SLACK <= run.evaluation.mean / LENGTH <= 0
 
 
@@ -250,6 +257,7 @@ def test_no_invalid_action_is_ever_taken_and_the_best_valid_one_is_learnt(
         algorithm, f"test/Masked{sizes}-{place}-v0", run_dir=tmp_path / "run", total_steps=2560,
         **RUN, **ON_POLICY[algorithm], **settings,
     )  # fmt: skip
+    assert run.evaluation is not None
     assert -SLACK <= run.evaluation.mean <= 0
 
 
@@ -274,4 +282,5 @@ def test_what_an_image_shows_is_learnt(algorithm, channels, tmp_path):
         algorithm, f"test/Picture-{channels}-v0", run_dir=tmp_path / "run", total_steps=768,
         **RUN, **ON_POLICY[algorithm],
     )  # fmt: skip
+    assert run.evaluation is not None
     assert run.evaluation.mean == 1

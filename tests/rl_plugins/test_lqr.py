@@ -123,11 +123,11 @@ class Regulator(gym.Env):
 
 @pytest.fixture(autouse=True, scope="module")
 def _tasks():
-    gym.register("test/Regulator-v0", entry_point=Regulator)
+    gym.register("test/Regulator-v0", entry_point=Regulator)  # type: ignore[arg-type]
 
 
 class Riccati:
-    memory = None
+    memory: torch.Tensor | None = None
 
     def __init__(self, discount):
         self.gain = best_gain(SLOW, discount)
@@ -154,7 +154,10 @@ def test_a_whole_run_comes_close_to_the_best_return(algorithm, tmp_path):
         # A critic that is ahead of the actor: at equal rates the actor saturates first.
         actor_learning_rate=3e-4, critic_learning_rate=3e-3,
     )  # fmt: skip
-    best = evaluate(lambda count: Riccati(0.9), "test/Regulator-v0", episodes=20, seed=0).mean
+    known = evaluate(lambda count: Riccati(0.9), "test/Regulator-v0", episodes=20, seed=0)
+    assert known is not None
+    best = known.mean
     assert load_checkpoint(run.directory)["agent"]["updates"] > 1_200
     # Doing nothing pays 3.3 times the best return; no policy pays much less than that.
+    assert run.evaluation is not None
     assert 1.2 * best < run.evaluation.mean < 0.95 * best

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from natgrad.flat import assign, flatten, gradient
 from rl_plugins import NPG, TRPO
 from rl_plugins.policies import mlp
 
-EXACT = {"damping": 0.1, "cg_iterations": 200, "cg_tolerance": 1e-12}
+EXACT: dict[str, Any] = {"damping": 0.1, "cg_iterations": 200, "cg_tolerance": 1e-12}
 
 
 class Discrete(nn.Module):

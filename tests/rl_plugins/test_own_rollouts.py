@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ class Causal(nn.Module):
 
 # Of the first-order ones SGD: two layouts sum a gradient in two orders, δ ~ 1e-16 apart, and a step
 # of Adam or RMSprop makes of δ up to lr δ / ε where an entry is near 0, one of SGD lr δ everywhere.
-FIRST_ORDER = {"optimizer": "SGD", "learning_rate": 0.1}
+FIRST_ORDER: dict[str, Any] = {"optimizer": "SGD", "learning_rate": 0.1}
 LEARNERS = {
     "NPG": NPG,
     "NPG, strided": lambda policy: NPG(policy, fisher_stride=3),
@@ -215,7 +216,7 @@ def test_where_they_are_not_it_is_every_sequence_run_by_itself(generator):
     for i, length in enumerate(mask.sum(dim=1)):
         log_prob = policy(x[i : i + 1, :length]).log_prob(actions[i : i + 1, :length])
         total += gradient((log_prob * advantages[i, :length]).sum(), parameters)
-    ascent = {"optimizer": "SGD", "learning_rate": 1.0, "max_gradient_norm": 1e9}
+    ascent: dict[str, Any] = {"optimizer": "SGD", "learning_rate": 1.0, "max_gradient_norm": 1e9}
     found, _ = stepped(policy, lambda p: A2C(p, **ascent), (x, actions, advantages, mask))
     expected = flatten(parameters) + total / mask.sum()
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-13)
@@ -233,7 +234,9 @@ def test_sequences_of_a_minibatch_hold_about_so_many_steps_that_count(generator)
 
 def example(name):
     specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert specification is not None
     module = importlib.util.module_from_spec(specification)
+    assert specification.loader is not None
     specification.loader.exec_module(module)
     return module
 

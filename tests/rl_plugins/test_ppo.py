@@ -4,6 +4,7 @@ import copy
 import io
 import math
 from itertools import chain, pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ from rl_plugins.data.environments import make_environments
 from rl_plugins.policies import mlp
 from rl_plugins.ppo import clipped_objective
 
-UNCLIPPED = {"max_gradient_norm": 1e9}
-PLAIN = {"optimizer": "SGD", "learning_rate": 0.1, **UNCLIPPED}
+UNCLIPPED: dict[str, Any] = {"max_gradient_norm": 1e9}
+PLAIN: dict[str, Any] = {"optimizer": "SGD", "learning_rate": 0.1, **UNCLIPPED}
 
 
 class Discrete(nn.Module):
@@ -108,7 +109,7 @@ def test_the_first_minibatch_moves_along_the_gradient_of_a2c(policy, objective, 
     x, actions, advantages = batch(policy, generator)
     twin = copy.deepcopy(policy)
     before = flatten(policy.parameters())
-    once = {"objective": objective, "epochs": 1, "batch_size": 50}
+    once: dict[str, Any] = {"objective": objective, "epochs": 1, "batch_size": 50}
     PPO(policy, **once, **PLAIN).step(x, actions, advantages)
     A2C(twin, **PLAIN).step(x, actions, advantages)
     assert not torch.equal(flatten(policy.parameters()), before)
@@ -253,7 +254,7 @@ def test_the_penalty_doubles_above_one_and_a_half_times_the_target_and_halves_be
 ):
     policy = Discrete(generator)
     x, actions, advantages = batch(policy, generator)
-    settings = {"objective": "penalty", "penalty": 0.7, "learning_rate": 1e-2}
+    settings: dict[str, Any] = {"objective": "penalty", "penalty": 0.7, "learning_rate": 1e-2}
     kl = PPO(copy.deepcopy(policy), **settings).step(x, actions, advantages).kl
     ppo = PPO(policy, target_kl=kl / over_target, **settings)
     report = ppo.step(x, actions, advantages)
@@ -263,7 +264,12 @@ def test_the_penalty_doubles_above_one_and_a_half_times_the_target_and_halves_be
 
 def test_the_penalty_follows_the_kl_of_the_epochs_and_not_what_the_hard_bound_left_of_it(generator):
     policy = Discrete(generator)
-    settings = {"objective": "penalty", "learning_rate": 0.03, "target_kl": 1e-3, "max_kl": 1e-4}
+    settings: dict[str, Any] = {
+        "objective": "penalty",
+        "learning_rate": 0.03,
+        "target_kl": 1e-3,
+        "max_kl": 1e-4,
+    }
     ppo = PPO(policy, **settings)
     report = ppo.step(*batch(policy, generator))
     assert report.kl <= 1e-4 < 1e-3 / 1.5
@@ -381,7 +387,7 @@ def test_the_learning_rate_falls_linearly_to_0_over_the_steps_that_count(generat
     x, actions, advantages = batch(policy, generator)
     mask = torch.arange(50) < 40
     ppo = PPO(policy, learning_rate_steps=100, **PLAIN)
-    rates = []
+    rates: list[Any] = []
     for _ in range(4):
         constant = copy.deepcopy(policy)
         rate = max(0.0, 0.1 * (1 - len(rates) * 0.4))

@@ -1,6 +1,7 @@
 """TRPO against dense algebra, its bound, its refusals (theory, line 11)."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -261,6 +262,7 @@ def test_the_identity_task_is_learnt(task, best, slack, critic, tmp_path):
         "trpo", task, run_dir=tmp_path / "run", total_steps=8_000, environments=4,
         rollout_length=64, max_kl=0.05, hidden_sizes=(16,), evaluations=0, critic=critic,
     )  # fmt: skip
+    assert run.evaluation is not None
     assert run.evaluation.mean >= best - slack
 
 
@@ -282,7 +284,7 @@ def test_a_whole_update_keeps_the_bound_the_move_of_the_statistics_included(task
         rollout = collector.collect(100)
         x = rollout.observations.flatten(0, 1)
         acted = frozen(trpo.policy(x))
-        report = trpo.update(rollout)
+        report: Any = trpo.update(rollout)
         if update:  # the first rollout primes the statistics
             kl = float(kl_old_new(acted, frozen(trpo.policy(x))))
             assert kl <= report.max_kl * (1 + 1e-3)

@@ -6,6 +6,7 @@ import functools
 import io
 import math
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from natgrad.optim import LevenbergMarquardt, TrustRegionNewton
 DOUBLE = torch.float64
 SEEDS = st.integers(0, 2**16)
 # Two roundings of the sums of a small network.
-CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def custom(backward, once=False):
@@ -43,7 +44,7 @@ def custom(backward, once=False):
             return backward(ctx.saved_tensors[0], gradient)
 
     if once:
-        Custom.backward = staticmethod(once_differentiable(Custom.backward))
+        Custom.backward = staticmethod(once_differentiable(Custom.backward))  # type: ignore[method-assign]
     return Custom.apply
 
 
@@ -109,16 +110,16 @@ LOOKS = {
     "the same": lambda g: g,
     "a number": lambda g: seen.append(g.norm().item()),
 }
-seen = []
+seen: list[Any] = []
 
 
 class Network(nn.Module):
-    def __init__(self, act=torch.tanh, hook=None, seed=0, widths=(4, 6, 3)):
+    def __init__(self, act=torch.tanh, hook=None, seed=0, widths: tuple[int, int, int] = (4, 6, 3)):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.first = nn.Linear(*widths[:2], dtype=DOUBLE)
-            self.second = nn.Linear(*widths[1:], dtype=DOUBLE)
+            self.first = nn.Linear(widths[0], widths[1], dtype=DOUBLE)
+            self.second = nn.Linear(widths[1], widths[2], dtype=DOUBLE)
         self.act, self.hook = act, hook
 
     def forward(self, x):
@@ -163,12 +164,12 @@ OF_FUNCTIONS = {
     "EmpiricalFisher": lambda m, p, x: EmpiricalFisher(log_probs(m), p, data=x),
     "Hessian": lambda m, p, x: Hessian(loss(m), p, data=x),
 }
-BOTH = {
+BOTH: dict[str, Any] = {
     **{f"{name} of outputs": make for name, make in OF_OUTPUTS.items()},
     **{f"{name} of a function": make for name, make in OF_FUNCTIONS.items()},
 }
 # What needs Jᵀ alone: exact where double backward passes are refused.
-ONCE = {
+ONCE: dict[str, Any] = {
     "Gram": lambda m, p, x: Gram(m(x), p),
     "Gram by layers": lambda m, p, x: Gram(m, p, data=x, model=m),
     "Kronecker": lambda m, p, x: Kronecker(m, x, forward=distribution(m), parameters=p),
@@ -192,14 +193,14 @@ def truth(make, x, seed=0):
 
 
 @pytest.mark.parametrize("backward", RIGHT)
-@pytest.mark.parametrize("operator", {**BOTH, **ONCE})
+@pytest.mark.parametrize("operator", [*BOTH, *ONCE])
 def test_functions_with_a_differentiable_backward_pass_are_exact(operator, backward, x):
     make = {**BOTH, **ONCE}[operator]
     found = matrix(make, Network(RIGHT[backward]), x)
     torch.testing.assert_close(found, truth(make, x), **CLOSE)
 
 
-@pytest.mark.parametrize("operator", {**BOTH, **ONCE})
+@pytest.mark.parametrize("operator", [*BOTH, *ONCE])
 def test_functions_behind_which_all_gradients_are_zero_are_no_matter(operator, x):
     make = {**BOTH, **ONCE}[operator]
     found, expected = (Network(act) for act in (RIGHT["differentiable"], torch.tanh))
@@ -272,6 +273,7 @@ def test_hooks_of_parameters_are_about_gradients_and_not_about_curvature(operato
     handles = [parameter.register_hook(HOOKS[hook]) for parameter in model.parameters()]
     torch.testing.assert_close(matrix(make, model, x), truth(make, x), **CLOSE)
     for parameter, handle in zip(model.parameters(), handles, strict=True):
+        assert parameter._backward_hooks is not None
         assert list(parameter._backward_hooks.values()) == [HOOKS[hook]]
         handle.remove()  # and they are still what the handles know
         assert not parameter._backward_hooks
@@ -321,7 +323,7 @@ def test_hooks_that_only_look_change_nothing(operator, hook, x):
 
 
 @pytest.mark.parametrize("form", ["full", "pre", "logging"])
-@pytest.mark.parametrize("operator", {**BOTH, **ONCE})
+@pytest.mark.parametrize("operator", [*BOTH, *ONCE])
 def test_backward_hooks_of_modules_are_neither_run_nor_lost(operator, form, x):
     make = {**BOTH, **ONCE}[operator]
     calls = []
@@ -399,7 +401,7 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("operator", {**BOTH, **ONCE})
+@pytest.mark.parametrize("operator", [*BOTH, *ONCE])
 def test_checkpoints_are_exact_and_leave_no_trace(operator, norm, x):
     make, x = {**BOTH, **ONCE}[operator], x[:8]
     plain, model = Checkpointed(norm=norm), Checkpointed(reentrant=False, norm=norm)
@@ -425,7 +427,7 @@ def test_dropout_in_a_checkpoint_is_that_of_the_forward_pass(operator, x):
     torch.testing.assert_close(found, plain, **CLOSE)
 
 
-@pytest.mark.parametrize("operator", {**BOTH, **ONCE})
+@pytest.mark.parametrize("operator", [*BOTH, *ONCE])
 def test_reentrant_checkpoints_are_refused_by_name(operator, x):
     make = {**BOTH, **ONCE}[operator]
     with pytest.raises(NotTwiceDifferentiable, match="use_reentrant=False"):
@@ -501,14 +503,15 @@ def test_copies_of_a_kronecker_matrix_act_as_it_does(how, corrected, x):
     assert torch.equal(copied @ b, K @ b)
     assert torch.equal(copied.solve(b, damping=0.1), K.solve(b, damping=0.1))
     assert [len(owners) for owners, _ in copied.factors()] == [2]
-    both = copy.deepcopy({"model": model, "K": K})  # together, they still belong together
+    # Together, they still belong together.
+    both: dict[str, Any] = copy.deepcopy({"model": model, "K": K})
     assert all(
         a is b for a, b in zip(both["K"].parameters, both["model"].parameters(), strict=True)
     )
 
 
 @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps])
-@pytest.mark.parametrize("operator", {**BOTH, "Gram": ONCE["Gram"]})
+@pytest.mark.parametrize("operator", [*BOTH, "Gram"])
 def test_operators_that_hold_a_graph_say_what_to_do_instead(operator, how, x):
     model = Network()
     made = {**BOTH, **ONCE}[operator](model, list(model.parameters()), x)
@@ -540,7 +543,7 @@ def test_losses_in_output_space_are_held_to_the_same(backward):
     with pytest.raises(NotTwiceDifferentiable, match="Custom"):
         convex_loss(lambda y: WRONG[backward](y).square().sum())(y)
     (expected,), (found,) = (
-        convex_loss(lambda y, act=act: act(y).square().sum())(y).multiply((torch.ones_like(y),))
+        convex_loss(lambda y, act=act: act(y).square().sum())(y).multiply((torch.ones_like(y),))  # type: ignore[misc]
         for act in (torch.tanh, RIGHT["differentiable"])
     )
     torch.testing.assert_close(found, expected, **CLOSE)

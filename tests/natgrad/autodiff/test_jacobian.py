@@ -1,5 +1,7 @@
 """Products with a Jacobian, and its matrix, beside torch.func's."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from natgrad.flat import Slots, flatten
 from natgrad.testing.networks import NETWORKS, make_network
 
 DOUBLE = torch.float64
-CLOSE = {"rtol": 1e-12, "atol": 1e-13}
+CLOSE: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-13}
 
 
 def dense(network, x):

@@ -6,6 +6,7 @@ model may do with its weight.
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from natgrad.curvature import DampingSplit, Fisher, Gram, Kronecker, Sharing
 from natgrad.testing.networks import categorical, make_network
 
 DOUBLE = torch.float64
-CLOSE = {"rtol": 1e-8, "atol": 1e-10}
+CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10}
 
 
 class InPlace(nn.Sequential):
@@ -168,7 +169,7 @@ def test_repeated_words_are_summed_by_sample(generator):
     fisher = Fisher(categorical(network), network.parameters(), data=words)
     corrected = Kronecker(network, words, forward=categorical(network), corrected=True)
     # E-KFAC's values are vᵀF v along its own basis; the embedding's is that of G and of the words.
-    block = corrected._blocks[0]
+    block: Any = corrected._blocks[0]
     basis = torch.zeros(fisher.shape[0], 4, dtype=DOUBLE)
     for word in range(5):
         basis[:] = 0

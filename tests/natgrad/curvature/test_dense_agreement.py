@@ -1,6 +1,8 @@
 """Every operator equals the dense matrix that autograd makes of its definition, on every kind of
 network: O6 of the properties an operator must have, and the side effects it must not (O9)."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.func import functional_call, jacrev
@@ -23,7 +25,7 @@ from natgrad.curvature.metrics import (
 )
 from natgrad.testing.networks import NETWORKS, categorical, gaussian, make_network
 
-TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
+TOLERANCE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
 CHUNKS = [None, 2, 100]
 
 

@@ -6,6 +6,7 @@ Theory, line 6: K = Hessian of KL(π_old ‖ π_θ) at θ_old = E[∇log π ∇l
 import copy
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -124,8 +125,8 @@ def hermite(distribution, order=5):
     """Nodes and weights that integrate polynomials of degree < 10 in each action exactly."""
     import numpy as np
 
-    nodes, weights = np.polynomial.hermite_e.hermegauss(order)
-    nodes, weights = torch.tensor(nodes), torch.tensor(weights / weights.sum())
+    points, masses = np.polynomial.hermite_e.hermegauss(order)
+    nodes, weights = torch.tensor(points), torch.tensor(masses / masses.sum())
     base = distribution.base_dist
     grid = torch.cartesian_prod(nodes, nodes)
     actions = base.loc.detach() + base.scale.detach() * grid
@@ -249,7 +250,7 @@ def test_float32_agrees_with_float64_to_its_own_rounding(network, x):
 
 def test_frozen_unused_empty_and_tied_parameters(x, generator):
     network = CategoricalNet(generator)
-    weight = network.body[0].weight
+    weight: Any = network.body[0].weight
     n = flatten(network.parameters()).numel()
     full = Fisher(network(x), network.parameters()).to_dense()
     extra = [torch.ones(2, dtype=torch.float64, requires_grad=True),
@@ -270,7 +271,7 @@ def test_frozen_unused_empty_and_tied_parameters(x, generator):
     def tied(chunk):
         return Categorical(logits=torch.tanh(chunk @ shared) @ shared)
 
-    holder = nn.Module()
+    holder: Any = nn.Module()
     holder.shared = nn.Parameter(shared.detach().clone())
     holder.forward = lambda chunk: Categorical(
         logits=torch.tanh(chunk @ holder.shared) @ holder.shared

@@ -1,6 +1,7 @@
 """K-FAC and E-KFAC where theory says they are exact, and their algebra everywhere."""
 
 import contextlib
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from natgrad.solvers.preconditioners import kronecker
 from natgrad.testing.networks import NETWORKS, categorical, gaussian, make_network
 
 DOUBLE = torch.float64
-CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def fixed_normal(network):
@@ -359,7 +360,9 @@ def test_layers_whose_bias_has_no_gradient_keep_their_factors(kind, dtype, gener
 
 def test_without_a_layer_of_its_own_all_is_one_dense_block(generator):
     """Biases alone, as BitFit trains: the exact matrix, as it would be beside other layers."""
-    network, x = make_network("mlp", generator)
+    made = make_network("mlp", generator)
+    network: Any = made[0]
+    x = made[1]
     biases = [network.first.bias, network.second.bias]
     K = Kronecker(network, x, forward=categorical(network), parameters=biases)
     fisher = Fisher(categorical(network), biases, data=x).to_dense()
@@ -389,7 +392,7 @@ def test_a_factor_that_failed_is_never_handed_on_to_be_inverted(generator, monke
 
     def strict(factor):
         if not bool((factor.diagonal() > 0).all() & torch.isfinite(factor).all()):
-            raise torch.linalg.LinAlgError("the input matrix is singular")
+            raise torch.linalg.LinAlgError("the input matrix is singular")  # type: ignore[attr-defined]
         return invert(factor)
 
     monkeypatch.setattr(torch, "cholesky_inverse", strict)

@@ -1,6 +1,7 @@
 """The Fisher matrix of every family in its own parameters, and of losses in their outputs."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from natgrad.curvature import (
 from natgrad.curvature.metrics import convex_loss, cross_entropy
 
 DOUBLE = torch.float64
-CLOSE = {"rtol": 1e-8, "atol": 1e-10}
+CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10}
 
 
 def lower(y):
@@ -78,7 +79,8 @@ def test_equals_second_differences_of_the_divergence(family, generator):
         ]
         # Fourth order is what is left, but third at the kink of Laplace's |x|.
         rtol = 2e-2 if family == "laplace" else 1e-4
-        assert torch.isclose(s @ (fisher @ s), sum(both) / h**2, rtol=rtol)
+        divergences: Any = sum(both)
+        assert torch.isclose(s @ (fisher @ s), divergences / h**2, rtol=rtol)
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"laplace"}))
@@ -145,7 +147,12 @@ def test_independent_distributions_of_a_dict_or_tuple_add_up(generator):
     move = D.Independent(D.Normal(y[:, :2], y[:, 2:3].exp().expand(5, 2)), 1)
     button = D.Categorical(logits=y[:, 3:])
     total = Fisher(move, [y]).to_dense() + Fisher(button, [y]).to_dense()
-    for together in ((move, button), {"move": move, "button": button}, [(move,), {"b": button}]):
+    forms: tuple[Any, ...] = (
+        (move, button),
+        {"move": move, "button": button},
+        [(move,), {"b": button}],
+    )
+    for together in forms:
         assert torch.allclose(Fisher(together, [y]).to_dense(), total, **CLOSE)
     with pytest.raises(ValueError, match=r"one batch shape, got \[\(5,\), \(5, 2\)\]"):
         Fisher((button, D.Normal(y[:, :2], 1.0)), [y])
@@ -364,7 +371,7 @@ def test_errors_of_gauss_newton_name_the_cure():
     with pytest.raises(TypeError, match="name the metric"):
         GaussNewton(y * 1, [y])
     with pytest.raises(ValueError, match="got 'none'"):
-        GaussNewton(y * 1, [y], cross_entropy, reduction="none")
+        GaussNewton(y * 1, [y], cross_entropy, reduction="none")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must be a scalar"):
         GaussNewton(y * 1, [y], convex_loss(lambda y: y.square()))
     assert issubclass(NotTwiceDifferentiable, RuntimeError)

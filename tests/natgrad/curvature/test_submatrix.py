@@ -1,5 +1,7 @@
 """Rows and columns of an operator for some of its coordinates."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,7 +29,7 @@ def test_it_is_what_is_left_of_the_matrix(A, seed):
     assert (operator.dtype, operator.device) == (A.dtype, A.device)
     assert torch.equal(operator.to_dense(), expected)
     v = vectors_like(A, seed=seed)[kept]
-    close = {"rtol": 0.0, "atol": 8 * len(A) * torch.finfo(A.dtype).eps}
+    close: dict[str, Any] = {"rtol": 0.0, "atol": 8 * len(A) * torch.finfo(A.dtype).eps}
     torch.testing.assert_close(operator @ v, expected @ v, **close)
     torch.testing.assert_close(
         operator @ torch.stack([v, -v], 1), expected @ torch.stack([v, -v], 1), **close

@@ -7,6 +7,7 @@ answered by other files beside this one, or are no optimizer's.
 import math
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def gauss_newton(residuals, x: Tensor):
     return operator
 
 
-def of_residuals(residuals) -> dict:
+def of_residuals(residuals) -> dict[str, Any]:
     """Each optimizer that needs no layers."""
     return {
         "NaturalGradient": lambda x: NaturalGradient(
@@ -134,13 +135,14 @@ def test_09_chunks_of_the_batch_take_the_same_step(name, train):
 def degenerate(built, generator) -> dict[str, tuple[nn.Module, Tensor]]:
     """Networks and inputs with factors of low rank, of zeros, of large and small numbers."""
 
-    def network() -> nn.Module:
+    def network() -> nn.Sequential:
         return built(lambda: nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3)))
 
     def dead() -> nn.Module:
         network_ = network()
         with torch.no_grad():
-            network_[0].bias.fill_(-10.0)  # no unit of the first layer ever fires
+            first: Any = network_[0]
+            first.bias.fill_(-10.0)  # no unit of the first layer ever fires
         return network_
 
     x = torch.randn(7, 3, generator=generator, dtype=DOUBLE)
@@ -206,7 +208,8 @@ def test_11_19_factors_of_any_kind_give_a_step_or_ask_for_damping(
 
 # 12. Parameters change though the line search fails: PyTorch-LBFGS#9
 def test_12_a_loss_that_only_rises_moves_nothing(searching, train):
-    training, calls = train(searching), []
+    training = train(searching)
+    calls: list[Any] = []
 
     def closure():
         loss = training.closure()
@@ -270,6 +273,7 @@ def test_20_no_metric_gives_nan_or_ascent(metric, damping, closure):
 
     before, loss = x.detach().clone(), float(loss_with_gradient().detach())
     optimizer.step(loss_with_gradient if closure else None)
+    assert optimizer.last_step is not None
     status = optimizer.last_step.status.name
     assert status in ("ACCEPTED", "NOT_DESCENT", "NO_IMPROVEMENT")
     assert bool(torch.isfinite(x).all())
@@ -298,6 +302,7 @@ def test_20_the_bound_on_the_kl_is_met_at_every_scale(scale):
     optimizer.step()
     d = x.detach() - before
     assert float(d @ (K * d)) / 2 == pytest.approx(1e-2, rel=1e-3)  # x + d is rounded
+    assert optimizer.last_step is not None
     assert optimizer.last_step.predicted_kl == pytest.approx(1e-2, rel=1e-6)
 
 

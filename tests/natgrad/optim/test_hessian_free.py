@@ -1,6 +1,7 @@
 """Martens' method, part by part, against dense algebra."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ class Training:
         self.x, self.y = randn(generator, 40, 3), randn(generator, 40, 2)
         self.model = Network(randn(generator, N))
         if dense:
-            curvature = {"curvature": lambda: Dense(self.gauss_newton())}
+            curvature: dict[str, Any] = {"curvature": lambda: Dense(self.gauss_newton())}
             self.optimizer = HessianFree(self.model.parameters(), **curvature, **settings)
         else:
             self.optimizer = HessianFree(self.model, loss="squared_error", **settings)
@@ -78,6 +79,7 @@ class Training:
         """(θ before, g, G before)"""
         before, G = self.theta, self.gauss_newton()
         self.optimizer.step(self.closure)
+        assert self.model.theta.grad is not None
         return before, self.model.theta.grad.clone(), G
 
     def loss(self, theta):
@@ -176,6 +178,7 @@ def test_without_a_closure_the_damping_stays_and_the_whole_direction_is_taken():
     run = Training(damping=0.3)
     for _ in range(3):
         run.closure()
+        assert run.model.theta.grad is not None
         before, G, g = run.theta, run.gauss_newton(), run.model.theta.grad.clone()
         run.optimizer.step()
         s = torch.linalg.solve(G + 0.3 * torch.eye(N, dtype=DOUBLE), g)
@@ -301,7 +304,9 @@ def test_the_model_of_every_loss_is_that_of_its_hessian_in_the_outputs(loss, gen
     G = J.mT @ output_hessian(value, model.outputs(theta, x)) @ J
     optimizer.step(closure)
     d, report = theta - model.theta.detach(), optimizer.last_step
-    assert report.status is OptimizerStatus.ACCEPTED
+    assert report is not None
+    assert report.status is StepStatus.ACCEPTED
     assert report.predicted_kl == pytest.approx(float(d @ G @ d / 2), rel=1e-7)
+    assert model.theta.grad is not None
     predicted = float(model.theta.grad @ d) - report.predicted_kl
     assert report.predicted_reduction == pytest.approx(predicted, rel=1e-7)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from natgrad.optim import KFAC
 from natgrad.testing.networks import NETWORKS, categorical, make_network
 
 DOUBLE = torch.float64
-CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def randn(*shape, generator):
@@ -67,7 +68,8 @@ def test_steps_are_momentum_bound_and_weight_decay_by_hand(
     )  # fmt: skip
     split = DampingSplit.EXACT if corrected else DampingSplit.TRACE
     unwatched = copy.deepcopy(model)  # or the passes of our own curvature would count as batches
-    K, m, refreshes, bounded = None, 0.0, 0, 0
+    m: Any = 0.0
+    K, refreshes, bounded = None, 0, 0
     for step in range(7):
         x = x + randn(*x.shape, generator=generator)
         theta = flatten(model.parameters())
@@ -79,6 +81,7 @@ def test_steps_are_momentum_bound_and_weight_decay_by_hand(
                 unwatched, x, forward=categorical(unwatched), corrected=corrected, previous=K,
                 decay=min(decay, 1 - 1 / refreshes),
             )  # fmt: skip
+        assert K is not None
         m = momentum * m + K.solve(g, damping=damping, split=split)
         kl = lr**2 * float(m @ K.to_dense() @ m) / 2
         nu = 1.0 if max_kl is None else min(1.0, math.sqrt(max_kl / kl))
@@ -86,6 +89,7 @@ def test_steps_are_momentum_bound_and_weight_decay_by_hand(
         optimizer.step()
         expected = (1 - lr * weight_decay) * theta - lr * m
         assert torch.allclose(flatten(model.parameters()), expected, **CLOSE)
+        assert optimizer.last_step is not None
         assert optimizer.last_step.step_scale == pytest.approx(nu)
         assert optimizer.last_step.predicted_kl == pytest.approx(nu**2 * kl)
         assert max_kl is None or optimizer.last_step.predicted_kl <= max_kl * (1 + 1e-12)
@@ -202,6 +206,7 @@ def test_batches_of_one_step_have_the_average_of_their_factors(refreshes, linear
         old = min(decay, 1 - 1 / count)
         last = new if expected is None else expected
         expected = [old * e + (1 - old) * n for e, n in zip(last, new, strict=True)]
+    assert expected is not None
     for kept, wanted in zip(kept_factors(optimizer, linear), expected, strict=True):
         assert torch.allclose(kept, wanted, **CLOSE)
 
@@ -269,6 +274,7 @@ def test_factors_are_all_that_an_operator_is_made_of(corrected, dtype, kind, gen
             generator=generator,
         )  # fmt: skip
     parameters = list(network.parameters())
+    assert K is not None
     again = Kronecker.restored(network, parameters, K.factors(), corrected=corrected)
     V = randn(K.shape[0], 2, generator=generator).to(dtype)
     assert torch.equal(again @ V, K @ V)
@@ -325,9 +331,9 @@ def test_the_diagonal_of_many_other_parameters_is_unbiased(samples, built, gener
         owners, (diagonal,) = K.factors()[-1]
         assert {id(owner) for owner in owners} == {id(parameter) for parameter in rest}
         found.append(diagonal)
-    found = torch.stack(found)
-    error = found.std(dim=0) / repetitions**0.5
-    assert bool(((found.mean(dim=0) - exact).abs() <= 4.5 * error).all())
+    together = torch.stack(found)
+    error = together.std(dim=0) / repetitions**0.5
+    assert bool(((together.mean(dim=0) - exact).abs() <= 4.5 * error).all())
     assert bool((error < 0.3 * exact).all())
 
 
@@ -362,7 +368,11 @@ def test_training_goes_on_with_a_diagonal_block(built, generator, monkeypatch):
     x = randn(12, 4, generator=generator)
     y = labels(x, generator)
     network, other = built(Scaled), built(Scaled)
-    settings = {"lr": 0.1, "refresh_every": 3, "likelihood": lambda out: Categorical(logits=out)}
+    settings: dict[str, Any] = {
+        "lr": 0.1,
+        "refresh_every": 3,
+        "likelihood": lambda out: Categorical(logits=out),
+    }
     optimizer, resumed = KFAC(network, **settings), KFAC(other, **settings)
     losses = []
     for step in range(8):

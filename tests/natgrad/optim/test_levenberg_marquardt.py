@@ -86,7 +86,7 @@ def rosenbrock(x):
 
 @pytest.mark.parametrize("damping", [1e-6, 1e-2, 1.0, 100.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_all_methods_take_the_damped_step(shape, damping):
+def test_all_methods_take_the_damped_step(shape: tuple[int, int], damping):
     """s = −(JᵀJ + λ I)⁻¹ Jᵀr, whatever solves it."""
     residuals, start = curved(*shape, seed=1), 0.1 * random_(shape[1], seed=7)
     r, J = linearised(residuals, start)
@@ -106,7 +106,7 @@ def test_all_methods_take_the_damped_step(shape, damping):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_without_damping_it_is_the_shortest_solution(shape):
+def test_without_damping_it_is_the_shortest_solution(shape: tuple[int, int]):
     residuals, start = curved(*shape, seed=1), random_(shape[1], seed=7)
     r, J = linearised(residuals, start)
     for method in METHODS:
@@ -122,7 +122,7 @@ def test_without_damping_it_is_the_shortest_solution(shape):
 @settings(max_examples=20)
 @given(st.sampled_from(SHAPES), SEEDS, st.floats(-3, 1), st.sampled_from([0.0, 1e-3, 0.3]))
 def test_within_a_radius_the_step_satisfies_the_conditions_of_kkt(
-    shape, seed, log10_radius, damping
+    shape: tuple[int, int], seed, log10_radius, damping
 ):
     """(JᵀJ + (λ + μ) I) s = −Jᵀr with μ >= 0, ‖s‖ <= Δ and μ (Δ − ‖s‖) = 0."""
     residuals, start = curved(*shape, seed=seed), random_(shape[1], seed=seed + 7)
@@ -181,8 +181,8 @@ def test_the_first_radius_is_the_length_of_the_cauchy_step():
     # Where J g = 0 it is ‖θ‖, and 1 where that is 0 too.
     flat = torch.zeros(2, 2, dtype=DOUBLE)
     for start, radius in (([3.0, 4.0], 5.0), ([0.0, 0.0], 1.0)):
-        found = levenberg_marquardt.cauchy_length(
-            levenberg_marquardt.Linearised(torch.ones(2, dtype=DOUBLE), flat, None, 2),
+        found = levenberg_marquardt.cauchy_length(  # type: ignore[attr-defined]
+            levenberg_marquardt.Linearised(torch.ones(2, dtype=DOUBLE), flat, None, 2),  # type: ignore[attr-defined]
             torch.ones(2, dtype=DOUBLE), torch.tensor(start, dtype=DOUBLE),
         )  # fmt: skip
         assert found == radius
@@ -262,7 +262,9 @@ def test_the_standard_closure_takes_the_path_of_the_residuals(samples, kind, hal
     for _ in range(4):
         assert float(standard.step(closure)) == pytest.approx(float(direct.step(residuals)))
         left, right = standard.last_step, direct.last_step
-        assert left.status is right.status is OptimizerStatus.ACCEPTED
+        assert left is not None
+        assert right is not None
+        assert left.status is right.status is StepStatus.ACCEPTED
         assert left.radius == pytest.approx(right.radius, rel=1e-7)
         assert left.predicted_reduction == pytest.approx(right.predicted_reduction, rel=1e-7)
         torch.testing.assert_close(
@@ -324,14 +326,16 @@ def test_without_a_closure_it_goes_as_far_as_the_damping_allows(damping):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_given_jacobian_takes_the_path_of_autograds(shape):
+def test_a_given_jacobian_takes_the_path_of_autograds(shape: tuple[int, int]):
     residuals, start = curved(*shape, seed=3, curvature=1.0), random_(shape[1], seed=4)
     plain = Minimisation(residuals, start)
     calls = []
-    run = Minimisation(residuals, start, jacobian=lambda: calls.append(1) or matrix())
 
     def matrix():
+        calls.append(1)
         return jacobian(residuals, run.theta)
+
+    run = Minimisation(residuals, start, jacobian=matrix)
 
     torch.testing.assert_close(run.path(6), plain.path(6), rtol=1e-8, atol=1e-10)
     assert len(calls) == 6  # one a step, however many candidates
@@ -438,7 +442,8 @@ def test_momentum_hinders_no_descent(number, momentum, settings):
     problem = PROBLEMS[number - 1]
     run = Minimisation(problem.residuals, problem.start, momentum=momentum, **settings)
     run.run(120, done=lambda x: float(problem.objective(x)) < 1e-12)
-    assert run.optimizer.last_step.status is OptimizerStatus.ACCEPTED
+    assert run.optimizer.last_step is not None
+    assert run.optimizer.last_step.status is StepStatus.ACCEPTED
     assert float(problem.objective(run.theta)) < 1e-12
 
 
@@ -510,7 +515,9 @@ def cubic(m, n, seed, third):
 @pytest.mark.parametrize("method", DIRECT)
 @pytest.mark.parametrize("third", [0.0, 0.05])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_bend_is_the_second_order_term_of_the_residuals(shape, third, method, scaled):
+def test_the_bend_is_the_second_order_term_of_the_residuals(
+    shape: tuple[int, int], third, method, scaled
+):
     """Δθ = s − ½ (JᵀJ + (λ + μ) D²)⁻¹ Jᵀ (r″ + h r‴ / 3), h = 0.1 the probe's length."""
     residuals, start = cubic(*shape, seed=5, third=third), 0.1 * random_(shape[1], seed=9)
     given = {"method": method, "damping": 0.3, "radius": 0.3, "scaled": scaled}
@@ -577,6 +584,7 @@ def test_the_model_is_that_of_the_step_with_rates():
     d = torch.tensor([0.5, 0.5, 0.25, 0.25], dtype=DOUBLE) * s
     torch.testing.assert_close(torch.cat([x, y]).detach() - theta, d, rtol=1e-8, atol=1e-10)
     predicted = float(r @ r - (r + J @ d).square().sum()) / 2
+    assert optimizer.last_step is not None
     assert optimizer.last_step.predicted_reduction == pytest.approx(predicted)
 
 

@@ -69,6 +69,7 @@ def test_the_forecast_alone_is_off_by_several_times_and_is_called_a_forecast(gen
     before = model(x).detach()
     F.cross_entropy(model(x), y).backward()
     optimizer.step()
+    assert optimizer.last_step is not None
     assert optimizer.last_step.predicted_kl == pytest.approx(1e-2)
     assert math.isnan(optimizer.last_step.kl)
     assert measured(model, before, x) > 2e-2
@@ -80,6 +81,7 @@ def test_a_shortened_step_is_not_shorter_than_it_need_be(generator):
     F.cross_entropy(model(x), y).backward()
     optimizer.step()
     report = optimizer.last_step
+    assert report is not None
     assert 0.5e-2 <= report.kl <= 1e-2
     assert report.predicted_kl < 1e-2  # that of the step as taken
 
@@ -91,6 +93,7 @@ def test_the_kl_of_accumulated_batches_is_their_mean(generator):
     for part in (slice(0, 10), slice(10, 48)):
         (F.cross_entropy(model(x[part]), y[part], reduction="sum") / 48).backward()
     optimizer.step()
+    assert optimizer.last_step is not None
     assert optimizer.last_step.kl == pytest.approx(measured(model, before, x))
 
 
@@ -116,6 +119,7 @@ def test_chunks_dropout_and_statistics_are_those_of_the_gradients_pass(chunk_siz
         torch.manual_seed(5)
         old = before(x).detach()
         torch.manual_seed(5)
+        assert optimizer.last_step is not None
         assert optimizer.last_step.kl == pytest.approx(measured(model, old, x))
 
 
@@ -129,6 +133,7 @@ def test_outputs_that_were_written_to_are_computed_again(generator):
     with torch.no_grad():
         outputs.zero_()
     optimizer.step()
+    assert optimizer.last_step is not None
     assert optimizer.last_step.kl == pytest.approx(measured(model, before, x))
 
 
@@ -151,6 +156,7 @@ def test_parameters_that_a_distribution_shares_are_compared_before_and_after(gen
     (-policy(x).log_prob(torch.ones(5, 2, dtype=DOUBLE)).mean()).backward()
     optimizer.step()
     true = float(kl_divergence(before, policy(x)).mean().detach())
+    assert optimizer.last_step is not None
     assert optimizer.last_step.kl == pytest.approx(true)
     assert 0 < true <= 1e-2
 
@@ -167,7 +173,8 @@ def test_a_curvature_that_is_not_positive_along_the_step_is_no_bound(spectrum):
     optimizer = NaturalGradient([x], curvature=lambda: Dense(K), damping=0.0, solver=solver)
     x.sum().backward()
     optimizer.step()
-    assert optimizer.last_step.status is OptimizerStatus.NONPOSITIVE_CURVATURE
+    assert optimizer.last_step is not None
+    assert optimizer.last_step.status is StepStatus.NONPOSITIVE_CURVATURE
     assert torch.equal(x, torch.ones_like(x))
 
 
@@ -178,7 +185,8 @@ def test_directions_that_cost_nothing_are_free_and_reported_as_zero():
     )
     x.sum().backward()
     optimizer.step()
-    assert optimizer.last_step.status is OptimizerStatus.ACCEPTED
+    assert optimizer.last_step is not None
+    assert optimizer.last_step.status is StepStatus.ACCEPTED
     assert optimizer.last_step.predicted_kl == 0
     assert torch.equal(x, torch.zeros_like(x))
 
@@ -197,6 +205,7 @@ def test_solvers_without_a_damping_argument_are_handed_the_damped_matrix(generat
         )
         F.cross_entropy(twin(x), y).backward()
         optimizer.step()
+        assert optimizer.last_step is not None
         paths.append((torch.cat([p.detach().flatten() for p in twin.parameters()]),
                       optimizer.last_step.predicted_kl))  # fmt: skip
     torch.testing.assert_close(paths[0][0], paths[1][0], rtol=1e-4, atol=1e-6)
@@ -248,7 +257,8 @@ def test_those_without_a_gradient_are_not_asked_for(generator):
                                 likelihood="categorical")  # fmt: skip
     (F.cross_entropy(model(x), y) + 0 * unused.sum()).backward()
     optimizer.step()
-    assert optimizer.last_step.status is OptimizerStatus.ACCEPTED
+    assert optimizer.last_step is not None
+    assert optimizer.last_step.status is StepStatus.ACCEPTED
     assert torch.equal(unused, torch.ones_like(unused))
 
 
@@ -285,8 +295,9 @@ def test_a_closure_that_tells_the_loss_of_the_backward_pass_before_it_keeps_that
         loss = F.cross_entropy(m(x), y)
         loss.backward()
         told = {"the loss": loss, "detached": loss.detach(), "None": None}[closure]
-        optimizer.step((lambda told=told: told) if calling else None)
-        assert optimizer.last_step.status is OptimizerStatus.ACCEPTED
+        optimizer.step((lambda told=told: told) if calling else None)  # type: ignore[misc]
+        assert optimizer.last_step is not None
+        assert optimizer.last_step.status is StepStatus.ACCEPTED
         if calling and told is not None:
             assert optimizer.last_step.loss == float(loss.detach())
         steps.append(torch.cat([p.detach().flatten() for p in m.parameters()]))

@@ -144,7 +144,7 @@ def likelihood_of_a_process(make, safe):
         K = size * torch.exp(-0.5 * ((t[:, None] - t) / length) ** 2)
         try:
             L = torch.linalg.cholesky(K + noise * torch.eye(30, dtype=DOUBLE))
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             failed += 1
             if safe:
                 return torch.tensor(math.nan)
@@ -199,10 +199,8 @@ def test_steps_that_nothing_measures_and_that_diverge_are_warned_about_once(
             optimizer.zero_grad()
             F.mse_loss(model(x), t, reduction=reduction).backward()
             optimizer.step()
-            assert optimizer.last_step.status in (
-                OptimizerStatus.ACCEPTED,
-                OptimizerStatus.CONVERGED,
-            )
+            assert optimizer.last_step is not None
+            assert optimizer.last_step.status in (StepStatus.ACCEPTED, StepStatus.CONVERGED)
     told = [str(each.message) for each in caught if "reduction=" in str(each.message)]
     assert len(told) == warns
     assert not warns or 'Use reduction="mean"' in told[0]

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -178,6 +179,7 @@ def test_the_step_is_that_of_dense_algebra(seed, solver, max_kl, lr):
     alpha = min(lr, math.sqrt(2 * max_kl / sFs))
     report = optimizer.last_step
     assert torch.allclose(model.theta, task.theta - alpha * s, rtol=0, atol=1e-9 * float(s.norm()))
+    assert report is not None
     assert report.step_scale == pytest.approx(alpha, rel=1e-8)
     assert report.predicted_kl == pytest.approx(alpha**2 * sFs / 2, rel=1e-8)
     assert report.predicted_kl <= max_kl * (1 + 1e-12)
@@ -197,6 +199,7 @@ def test_the_predicted_kl_is_the_quadratic_form_of_the_step_taken(seed):
         task.step(model, optimizer, searching=True)
         d = model.theta - before
         quadratic = float(d @ task.fisher(before) @ d / 2)
+        assert optimizer.last_step is not None
         assert optimizer.last_step.predicted_kl == pytest.approx(quadratic)
         assert optimizer.last_step.predicted_kl <= 1e-2 * (1 + 1e-12)
 
@@ -214,6 +217,7 @@ def test_the_true_divergence_agrees_to_third_order():
         task.step(model, optimizer)
         after = Bernoulli(logits=model(task.x).detach())
         true = float(kl_divergence(before, after).mean())
+        assert optimizer.last_step is not None
         assert true == pytest.approx(optimizer.last_step.predicted_kl, rel=0.1)
         return abs(true - optimizer.last_step.predicted_kl)
 
@@ -232,6 +236,7 @@ def test_an_infinite_rate_goes_to_the_bound_and_a_finite_one_stops_there():
         kls = []
         for _ in range(40):
             task.step(model, optimizer)
+            assert optimizer.last_step is not None
             kls.append(optimizer.last_step.predicted_kl)
         assert kls[0] == pytest.approx(1e-2)
         assert all(kl <= 1e-2 * (1 + 1e-12) for kl in kls)
@@ -253,8 +258,9 @@ def test_an_accepted_step_keeps_armijos_condition_and_twice_it_would_not(seed, m
         returned = task.step(model, optimizer, searching=True)
         report, (s, sFs, slope) = optimizer.last_step, task.direction(before, damping)
         assert float(returned.detach()) == loss
-        if report.status is not OptimizerStatus.ACCEPTED:
-            assert report.status is OptimizerStatus.NO_IMPROVEMENT
+        assert report is not None
+        if report.status is not StepStatus.ACCEPTED:
+            assert report.status is StepStatus.NO_IMPROVEMENT
             assert torch.equal(model.theta, before)
             break
         after = task.value(model)
@@ -271,7 +277,9 @@ def test_an_accepted_step_keeps_armijos_condition_and_twice_it_would_not(seed, m
 
 @pytest.mark.parametrize("max_kl", [1e-5, 1e3])
 def test_groups_scale_the_direction_and_the_bound_is_that_of_the_whole(max_kl, generator):
-    model, x = make_network("mlp", generator)
+    network = make_network("mlp", generator)
+    model: Any = network[0]
+    x = network[1]
     y = torch.randint(0, 3, (len(x),), generator=generator)
     halves = [model.first.parameters(), model.second.parameters()]
     groups = [{"params": half, "lr": lr} for half, lr in zip(halves, (0.8, 0.1), strict=True)]
@@ -288,6 +296,7 @@ def test_groups_scale_the_direction_and_the_bound_is_that_of_the_whole(max_kl, g
     d = D * torch.linalg.solve(K + 1e-2 * torch.eye(len(K), dtype=DOUBLE), g)
     alpha = min(1.0, math.sqrt(2 * max_kl / float(d @ K @ d)))
     torch.testing.assert_close(flatten(model.parameters()).detach(), theta - alpha * d)
+    assert optimizer.last_step is not None
     assert optimizer.last_step.predicted_kl == pytest.approx(alpha**2 * float(d @ K @ d) / 2)
 
 
@@ -405,7 +414,9 @@ def test_chunks_change_rounding_only(chunk_size):
 @pytest.mark.parametrize("size", ["all", "trained"])
 def test_curvature_may_be_of_all_parameters_or_of_those_with_a_gradient(size, frozen, generator):
     """A block of the whole is the matrix of its parameters."""
-    model, x = make_network("mlp", generator)
+    network = make_network("mlp", generator)
+    model: Any = network[0]
+    x = network[1]
     if frozen == "requires_grad":
         model.first.bias.requires_grad_(False)
     y = torch.randint(0, 3, (len(x),), generator=generator)
@@ -440,7 +451,7 @@ def test_the_curvature_is_built_anew_for_every_step_and_one_of_another_size_is_r
     def fisher():
         return Fisher(Bernoulli(logits=model(task.x).squeeze(1)), [model.xi])
 
-    given = {"damping": 1e-3, "solver": EXACT["cholesky"]}
+    given: dict[str, Any] = {"damping": 1e-3, "solver": EXACT["cholesky"]}
     by_curvature = NaturalGradient([model.xi], curvature=fisher, **given)
     by_model = NaturalGradient(watched, likelihood="bernoulli", measure_kl=False, **given)
     assert difference(task.path(model, by_curvature), task.path(watched, by_model)) < 1e-9

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def bad_gradient(training, bad: float) -> Tensor:
 CAUSES = {"NONFINITE_LOSS": bad_loss, "NONFINITE_GRADIENT": bad_gradient}
 
 
-def snapshot(training) -> tuple:
+def snapshot(training) -> tuple[Tensor, dict[str, Any]]:
     """The parameters, and all that the optimizer knows but its count of bad steps."""
     state = copy.deepcopy(training.optimizer.state_dict())
     for known in state["state"].values():
@@ -51,7 +52,9 @@ def snapshot(training) -> tuple:
     return training.theta, state
 
 
-def assert_unchanged(before: tuple, after: tuple) -> None:
+def assert_unchanged(
+    before: tuple[Tensor, dict[str, Any]], after: tuple[Tensor, dict[str, Any]]
+) -> None:
     assert torch.equal(before[0], after[0])
     one, other = before[1], after[1]
     assert one["param_groups"] == other["param_groups"]
@@ -202,7 +205,7 @@ def test_bad_curvature_of_parameters_changes_nothing(make, bad):
 
 def test_candidates_that_are_all_bad_are_refused(searching, train, built, generator):
     training = train(searching, network(built, generator))
-    evaluated = []
+    evaluated: list[Any] = []
 
     def closure():
         loss = training.closure()
@@ -225,7 +228,8 @@ def test_candidates_that_are_all_bad_are_refused(searching, train, built, genera
 def test_a_bad_candidate_is_only_too_far(retrying, train):
     """A loss that is NaN beyond some distance from the start."""
     training = train(retrying)
-    start, lost = training.theta, []
+    start = training.theta
+    lost: list[Any] = []
 
     def closure():
         loss = training.closure()
@@ -253,7 +257,8 @@ def check_exception(training, error: type[BaseException], nth: int) -> None:
     """That of the ``nth`` call of the closure leaves no trace."""
     first_gradients = []
     training.step()
-    before, calls = training.theta, []
+    before = training.theta
+    calls: list[Any] = []
 
     def gradients() -> list[Tensor]:
         return [p.grad.clone() for p in training.model.parameters() if p.grad is not None]
@@ -332,7 +337,7 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        scale = self.scale
+        scale: Tensor = self.scale
         if self.calls > self.since:
             scale = scale + (scale - scale.detach()).abs().sqrt()
         return self.layer(x) * scale
@@ -348,6 +353,7 @@ def test_a_bad_block_outside_the_layers_does_not_stay_in_kfac(steps, built, gene
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), targets).backward()
         optimizer.step()
+        assert optimizer.last_step is not None
         return optimizer.last_step.status.name
 
     for _ in range(steps):

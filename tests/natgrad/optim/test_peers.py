@@ -83,6 +83,7 @@ def of_ours(make: Callable[[Tensor, Problem], Any], problem: Problem) -> Answer:
 
     def closure() -> Tensor:
         if isinstance(optimizer, LevenbergMarquardt):
+            assert problem.residuals is not None
             return math.sqrt(2 * problem.scale) * problem.residuals(x)
         optimizer.zero_grad()
         loss = problem.value(x)
@@ -183,7 +184,7 @@ OURS: dict[str, Minimiser] = {
     "TrustRegionNewton": trust_region_newton,
     "NonlinearCG": nonlinear_cg,
 }
-METHODS = ("bfgs", "l-bfgs", "cg", "newton-cg", "newton-exact", "dogleg")
+METHODS: tuple[str, ...] = ("bfgs", "l-bfgs", "cg", "newton-cg", "newton-exact", "dogleg")
 METHODS += ("trust-ncg", "trust-krylov", "trust-exact")
 TORCHMIN: dict[str, Minimiser] = {f"torchmin {name}": partial(minimize, name) for name in METHODS}
 SCIPY: dict[str, Minimiser] = {
@@ -314,7 +315,7 @@ def asked_of(minimisers: dict[str, Minimiser], *situations: str) -> pytest.MarkD
     for situation, name in itertools.product(situations, minimisers):
         reason = MEASURED.get(situation, {}).get(name)
         errors = (AssertionError, IndexError, RuntimeError, ValueError)
-        xfail = pytest.mark.xfail(strict=True, raises=errors, reason=reason)
+        xfail = pytest.mark.xfail(strict=True, raises=errors, reason=reason or "")
         marks = xfail if reason else ()
         problem, minimiser = SITUATIONS[situation], minimisers[name]
         cases.append(pytest.param(problem, minimiser, id=f"{situation}, {name}", marks=marks))
@@ -455,7 +456,7 @@ def peers_by_check():
     ):
         reason = PEERS_FAIL.get((peer, check))
         errors = (AssertionError, KeyError, RuntimeError, ValueError)
-        xfail = pytest.mark.xfail(strict=True, raises=errors, reason=reason)
+        xfail = pytest.mark.xfail(strict=True, raises=errors, reason=reason or "")
         yield pytest.param(
             peer, CHECKS[check], id=f"{check}, {peer}", marks=xfail if reason else ()
         )

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -29,12 +30,12 @@ DOUBLE = torch.float64
 RATES = (0.5, 0.125)
 
 
-def layers(model: nn.Module) -> list[dict]:
+def layers(model: nn.Module) -> list[dict[str, Any]]:
     """A parameter group for each layer."""
     return [{"params": list(layer.parameters())} for layer in model.children()]
 
 
-def rated(model: nn.Module) -> list[dict]:
+def rated(model: nn.Module) -> list[dict[str, Any]]:
     """The same with a learning rate each, those of RATES."""
     return [{**group, "lr": lr} for group, lr in zip(layers(model), RATES, strict=True)]
 
@@ -124,7 +125,7 @@ def test_a_loss_that_is_no_scalar_is_refused(standard, train):
 # --- learning rates and their schedules
 
 # Without what else bounds a step it is lr times the solver's direction.
-UNBOUNDED = {
+UNBOUNDED: dict[str, dict[str, Any]] = {
     "NaturalGradient": {"max_kl": 1e6},
     "HessianFree": {},
     "LevenbergMarquardt": {"radius": math.inf, "damping": 1e-3},
@@ -193,7 +194,7 @@ def test_a_line_search_of_one_direction_has_one_rate(train):
         train("NonlinearCG", groups=rated)
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, Any] = {
     "StepLR": lambda optimizer: lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5),
     "LambdaLR": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch),
     "ReduceLROnPlateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(
@@ -262,7 +263,7 @@ def test_a_rate_of_zero_moves_nothing_and_teaches_nothing(standard, train):
 # --- parameter groups
 
 
-def numbers(optimizer) -> list[dict]:
+def numbers(optimizer) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
@@ -342,7 +343,7 @@ saved = pytest.mark.parametrize(
 )
 
 
-def through_a_file(state: dict) -> dict:
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -519,7 +520,8 @@ def test_grad_is_left_as_the_closure_first_made_it(set_to_none, standard, train)
 
 def test_a_gradient_that_only_a_candidate_has_is_not_left_behind():
     x, other = (torch.ones(2, dtype=DOUBLE, requires_grad=True) for _ in range(2))
-    optimizer, calls = NonlinearCG([x, other]), []
+    optimizer = NonlinearCG([x, other])
+    calls: list[Any] = []
 
     def closure():
         calls.append(None)
@@ -622,7 +624,7 @@ PARAMETERS = [nn.Parameter(torch.ones(2))]
 with torch.random.fork_rng():
     LINEAR = nn.Linear(2, 2)
 LIKELIHOOD = {"likelihood": "categorical"}
-INVALID = [
+INVALID: list[tuple[Any, dict[str, Any]]] = [
     (lambda given: NaturalGradient(LINEAR, **LIKELIHOOD | given), {
         "lr": -1.0, "max_kl": 0.0, "damping": -1.0, "likelihood": "poisson",
     }),
@@ -655,7 +657,8 @@ def test_a_setting_out_of_range_is_named(make, setting, value):
 
 
 def test_there_is_one_source_of_curvature():
-    for make in (NaturalGradient, HessianFree):
+    makers: tuple[Any, ...] = (NaturalGradient, HessianFree)
+    for make in makers:
         with pytest.raises(ValueError, match="say once where curvature comes from"):
             make(PARAMETERS)
         with pytest.raises(ValueError, match="say once where curvature comes from"):

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def exact(A, b):
 
 
 # With nothing in them that stops early or draws labels.
-EXACT = {
+EXACT: dict[str, dict[str, Any]] = {
     "NaturalGradient": {"solver": exact},
     "HessianFree": {"rtol": 1e-12, "progress": 1e-14},
     "LevenbergMarquardt": {},
@@ -326,8 +327,8 @@ def in_bfloat16(training) -> Tensor:
     if training.kind.residuals:
         return (outputs.float() - training.targets).flatten()
     squared = training.kind.squared
-    loss = F.mse_loss if squared else F.cross_entropy
-    loss = loss(outputs.float() if squared else outputs, training.targets)
+    criterion = F.mse_loss if squared else F.cross_entropy
+    loss = criterion(outputs.float() if squared else outputs, training.targets)
     loss.backward()
     return loss
 
@@ -424,7 +425,7 @@ class Wrapped(torch.optim.Optimizer):
         self.optimizer.load_state_dict(self.optimizer.state_dict())
 
     @property
-    def param_groups(self):
+    def param_groups(self):  # type: ignore[override]
         return self.optimizer.param_groups
 
     def zero_grad(self, set_to_none=None):
@@ -450,7 +451,7 @@ def test_the_real_lightning_trains(standard, train):
     lightning = pytest.importorskip("pytorch_lightning")
     training, reference = train(standard), train(standard)
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self):
             super().__init__()
             self.model = training.model
@@ -466,7 +467,7 @@ def test_the_real_lightning_trains(standard, train):
         enable_model_summary=False, accelerator="cpu",
     )  # fmt: skip
     with torch.random.fork_rng():  # its loader draws a seed
-        trainer.fit(Module(), torch.utils.data.DataLoader([torch.zeros(1)] * 4))
+        trainer.fit(Module(), torch.utils.data.DataLoader([torch.zeros(1)] * 4))  # type: ignore[arg-type]
     for _ in range(4):
         reference.step()
     assert torch.equal(training.theta, reference.theta)

@@ -144,7 +144,12 @@ def test_a_refused_candidate_is_not_tried_again(accept_ratio):
     function = rosenbrock
     run = Minimisation(function, [-1.2, 1.0], accept_ratio=accept_ratio, radius=10.0)
     seen, evaluate = [], run.function
-    run.function = lambda x: seen.append(x.detach().clone()) or evaluate(x)
+
+    def recorded(x):
+        seen.append(x.detach().clone())
+        return evaluate(x)
+
+    run.function = recorded
     run.run(10)
     candidates = {tuple(theta.tolist()) for theta in seen}
     starts = 9  # each accepted candidate is the start of the next step
@@ -257,7 +262,7 @@ def test_the_objective_is_the_one_whose_backward_was_called():
         torch.Tensor.backward(parts[3])
         return parts[0] + 3 * parts[1] + weight @ parts[2] + parts[3]
 
-    several.closure = closure
+    several.closure = closure  # type: ignore[method-assign]
     for _ in range(5):
         left, right = plain.step(), several.step()
         assert left.status is right.status is OptimizerStatus.ACCEPTED
@@ -296,6 +301,7 @@ def test_the_model_is_that_of_the_step_with_rates():
     d = torch.cat([x, y]).detach() - theta
     s = steihaug(H, g, 0.05, rtol=0.1).x
     torch.testing.assert_close(d, s * vector(0.5, 0.5, 0.25, 0.25), rtol=1e-9, atol=1e-12)
+    assert optimizer.last_step is not None
     assert optimizer.last_step.predicted_reduction == pytest.approx(reduction(g, H, d))
 
 
@@ -329,7 +335,7 @@ def test_a_step_that_promises_nothing_costs_a_shorter_radius_and_no_evaluation()
         evaluated.clear()
         solve = Ascending(below)
         found = search_radius(
-            FromZero(), solve, 1.0, torch.ones((), dtype=DOUBLE), lambda v: v, accept_ratio=0.1,
+            FromZero(), solve, 1.0, torch.ones((), dtype=DOUBLE), lambda v: v, accept_ratio=0.1,  # type: ignore[arg-type]
             max_attempts=10,
         )  # fmt: skip
         assert found.status is status

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +136,7 @@ def test_a_tolerance_beyond_float32_stagnates_instead_of_claiming():
 def test_negative_curvature_is_found_and_its_direction_returned(A, seed):
     s = cg(A, vectors_like(A, seed=seed), rtol=1e-12)
     if s.status is Status.NEGATIVE_CURVATURE:
+        assert s.direction is not None
         p = s.direction.double()
         assert float(p @ (A.double() @ p)) <= 1e-6 * float(p @ p)
         assert torch.isfinite(s.x).all()
@@ -312,13 +314,13 @@ def test_every_kind_of_matrix_gives_the_answer_in_the_kind_of_b():
     matrix = np.diag([1.0, 2.0, 4.0])
     expected = [1.0, 0.5, 0.25]
     tensor = torch.from_numpy(matrix)
-    numpy_kinds = [
+    numpy_kinds: list[Any] = [
         matrix,
         scipy.sparse.csr_array(matrix),
         scipy.sparse.linalg.aslinearoperator(matrix),
         lambda v: matrix @ v,
     ]
-    torch_kinds = [tensor, Dense(tensor), lambda v: tensor @ v]
+    torch_kinds: list[Any] = [tensor, Dense(tensor), lambda v: tensor @ v]
     for A in numpy_kinds + torch_kinds[:2]:
         s = cg(A, np.ones(3))
         assert isinstance(s.x, np.ndarray)
@@ -326,9 +328,9 @@ def test_every_kind_of_matrix_gives_the_answer_in_the_kind_of_b():
         assert s.x.dtype == np.float64
         assert np.allclose(s.x, expected)
     for A in torch_kinds + numpy_kinds[:3]:
-        s = cg(A, torch.ones(3, dtype=torch.float64))
-        assert isinstance(s.x, torch.Tensor)
-        assert np.allclose(s.x, expected)
+        found = cg(A, torch.ones(3, dtype=torch.float64))
+        assert isinstance(found.x, torch.Tensor)
+        assert np.allclose(found.x, expected)
 
 
 def test_a_preconditioner_is_handed_the_kind_of_b():
@@ -369,8 +371,8 @@ def test_b_is_left_alone():
         (lambda: cg(torch.eye(2), torch.ones(2, 1, 1)), ValueError, r"vector \(n,\)"),
         (lambda: cg(torch.eye(2), torch.ones(2, 0)), ValueError, "no columns"),
         (lambda: cg(torch.eye(2), torch.ones(2).half()), ValueError, "half precision"),
-        (lambda: cg(torch.eye(2), [1.0, 1.0]), TypeError, "NumPy array"),
-        (lambda: cg("A", torch.ones(2)), TypeError, "A must support"),
+        (lambda: cg(torch.eye(2), [1.0, 1.0]), TypeError, "NumPy array"),  # type: ignore[type-var]
+        (lambda: cg("A", torch.ones(2)), TypeError, "A must support"),  # type: ignore[arg-type]
         (lambda: cg(lambda v: v[:1], torch.ones(2)), ValueError, "expected the same shape"),
         (lambda: cg(torch.eye(2), torch.ones(2), rtol=-1.0), ValueError, "rtol .* got -1.0"),
         (lambda: cg(torch.eye(2), torch.ones(2), atol=np.nan), ValueError, "atol .* got nan"),
@@ -379,7 +381,7 @@ def test_b_is_left_alone():
         (lambda: cg(torch.eye(2), torch.ones(2), check_every=0), ValueError, "got 0"),
         (lambda: cg(torch.eye(2), torch.ones(2), x0=torch.ones(3)), ValueError, "like b"),
         (lambda: cg(torch.eye(2), torch.ones(2), x0=torch.ones(2).double()), ValueError, "like b"),
-        (lambda: cg(torch.eye(2), torch.ones(2), x0=[1.0, 1.0]), TypeError, "^x0 must be"),
+        (lambda: cg(torch.eye(2), torch.ones(2), x0=[1.0, 1.0]), TypeError, "^x0 must be"),  # type: ignore[type-var]
     ],
 )
 def test_errors_say_what_came_and_what_was_wanted(call, error, message):

@@ -111,6 +111,8 @@ def test_the_worst_status_comes_to_the_top_with_its_direction():
     expected = [Status.CONVERGED, Status.NEGATIVE_CURVATURE, Status.CONVERGED]
     assert [column.status for column in whole.columns] == expected
     assert whole.status is Status.NEGATIVE_CURVATURE
+    assert whole.direction is not None
+    assert whole.columns[1].direction is not None
     assert torch.equal(whole.direction, whole.columns[1].direction)
     assert float(whole.direction @ (A @ whole.direction)) <= 0
     truncated = cg(A, B[:, [0, 2]], max_iterations=1)

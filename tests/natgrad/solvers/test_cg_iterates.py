@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,7 +174,8 @@ def test_they_come_in_the_kind_of_b_and_column_by_column():
         assert np.array_equal(left.x, right.x.numpy())
         assert float(left.xAx) == float(right.xAx)
     matrix = torch.stack([b, 3 * b.flip(0)], dim=1)
-    for kind in (matrix, matrix.numpy()):
+    kinds: tuple[Any, Any] = (matrix, matrix.numpy())
+    for kind in kinds:
         s = cg(A, kind, iterate_growth=1.3)
         for column, b_ in zip(s.columns, matrix.mT, strict=True):
             alone = cg(A, b_.contiguous(), iterate_growth=1.3)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ class Answer:
 
 
 def natgrad_cg(system: System) -> Answer:
-    rtol = {} if system.rtol is None else {"rtol": system.rtol}
+    rtol: dict[str, Any] = {} if system.rtol is None else {"rtol": system.rtol}
     s = cg(system.multiply, system.b, max_iterations=system.max_iterations, **rtol)
     verdict = Verdict.CONVERGED if s.status is Status.CONVERGED else Verdict.NOT_CONVERGED
     if s.status in (Status.NEGATIVE_CURVATURE, Status.NONFINITE):
@@ -207,7 +208,7 @@ def by_every_solver(rows: dict[str, Callable[[], System]]) -> pytest.MarkDecorat
     cases = []
     for row, solve in itertools.product(rows, SOLVERS):
         reason = MEASURED.get(solve, {}).get(row)
-        xfail = pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
+        xfail = pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason or "")
         name = f"{row}, {solve.__name__}"
         cases.append(pytest.param(rows[row], solve, id=name, marks=xfail if reason else ()))
     return pytest.mark.parametrize(("make", "solve"), cases)
@@ -224,7 +225,7 @@ def ask(make: Callable[[], System], solve: Callable[[System], Answer]) -> tuple[
 def solved(system: System, answer: Answer) -> bool:
     """Said to be, and in truth."""
     converged = answer.verdict is Verdict.CONVERGED
-    return converged and system.relative_residual(answer.x) <= answer.rtol
+    return converged and system.relative_residual(answer.x) <= answer.rtol  # type: ignore[arg-type]
 
 
 @by_every_solver(SOLVABLE)
@@ -248,4 +249,5 @@ def test_a_matrix_that_is_not_positive_definite_is_named_unless_solved_all_the_s
 def test_a_nan_product_ends_the_solve_at_once_and_leaves_no_nan_in_x(make, solve):
     system, answer = ask(make, solve)
     assert answer.verdict is Verdict.BROKEN_DOWN
+    assert system.nan_from is not None
     assert system.products <= system.nan_from + 2

@@ -87,6 +87,7 @@ def test_an_indefinite_matrix_is_told_with_a_direction_until_damping_makes_it_po
     s = cholesky(A, b)
     assert s.status is Status.NEGATIVE_CURVATURE
     assert not s.x.any()
+    assert s.direction is not None
     assert s.direction.dtype == A.dtype
     d = s.direction.double()
     lowest = float(torch.linalg.eigvalsh(A.double())[0])
@@ -105,6 +106,7 @@ def test_a_singular_matrix_is_regularised_and_judged_by_the_system_asked_for():
     assert outside.residual_norm == pytest.approx(1.0)
     refused = cholesky(A, torch.ones(3, dtype=torch.float64), jitter=False)
     assert (refused.status, refused.iterations) == (Status.NEGATIVE_CURVATURE, 1)
+    assert refused.direction is not None
     assert torch.equal(refused.direction.abs(), torch.eye(3, dtype=torch.float64)[2])
 
 
@@ -218,7 +220,7 @@ def test_every_kind_of_matrix_gives_the_answer_in_the_kind_of_b():
         (lambda: cholesky(torch.eye(3), torch.ones(2)), ValueError, "b has 2 elements"),
         (lambda: cholesky(torch.eye(2).double(), torch.ones(2)), ValueError, "convert one"),
         (lambda: cholesky(torch.eye(2), torch.ones(2, 0)), ValueError, "no columns"),
-        (lambda: cholesky(torch.eye(2), [1.0, 1.0]), TypeError, "NumPy array"),
+        (lambda: cholesky(torch.eye(2), [1.0, 1.0]), TypeError, "NumPy array"),  # type: ignore[type-var]
     ],
 )
 def test_errors_say_what_came_and_what_was_wanted(call, error, message):

@@ -161,6 +161,7 @@ def test_without_a_radius_negative_curvature_has_no_part_in_x():
     s = lanczos(torch.tensor([1.0, -1.0]).diag(), torch.ones(2)).solve()
     assert (s.status, s.products) == (Status.NEGATIVE_CURVATURE, 1)
     assert not s.x.any()
+    assert s.direction is not None
     assert s.direction.abs().tolist() == pytest.approx([0.5**0.5] * 2)
 
 
@@ -220,6 +221,7 @@ def test_without_a_radius_negative_curvature_is_told_with_a_direction(A, seed):
     s = lanczos(A, vectors_like(A, seed=seed), rtol=1e-12).solve()
     assert s.status is Status.NEGATIVE_CURVATURE
     d = s.direction
+    assert d is not None
     assert float(d @ (A @ d)) <= 1e-14 * len(A) * float(d @ d)
     assert torch.isfinite(s.x).all()
     damped = lanczos(A, vectors_like(A, seed=seed), rtol=1e-9).solve(damping=2.0)
@@ -296,7 +298,7 @@ def test_the_answer_comes_in_the_kind_of_b():
         (lambda: lanczos(torch.eye(3), torch.ones(2)), ValueError, "b has 2 elements"),
         (lambda: lanczos(torch.eye(2), torch.ones(2, 1)), ValueError, r"vector \(n,\)"),
         (lambda: lanczos(torch.eye(2).double(), torch.ones(2)), ValueError, "convert one"),
-        (lambda: lanczos(torch.eye(2), [1.0, 1.0]), TypeError, "NumPy array"),
+        (lambda: lanczos(torch.eye(2), [1.0, 1.0]), TypeError, "NumPy array"),  # type: ignore[type-var]
         (lambda: lanczos(torch.eye(2), torch.ones(2), rtol=NAN), ValueError, "rtol"),
         (lambda: lanczos(torch.eye(2), torch.ones(2), max_iterations=-1), ValueError, "-1"),
         (lambda: lanczos(torch.eye(2), torch.ones(2), search=-1), ValueError, "search .* -1"),

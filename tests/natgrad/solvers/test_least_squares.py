@@ -92,7 +92,9 @@ def test_its_account_is_that_of_the_answer_as_returned(J, seed, damping, radius)
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("rank", [1, 2, 6])
-def test_without_damping_it_is_the_least_squares_solution_of_least_norm(shape, rank):
+def test_without_damping_it_is_the_least_squares_solution_of_least_norm(
+    shape: tuple[int, int], rank: int
+):
     J = matrix(*shape, spectrum(min(rank, *shape), 3.0), seed=3)
     r = random_(len(J), seed=5)
     s, expected = least_squares(J).solve(r), torch.linalg.pinv(J, rtol=1e-10) @ r
@@ -102,7 +104,7 @@ def test_without_damping_it_is_the_least_squares_solution_of_least_norm(shape, r
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(12, 3), (6, 6), (4, 9)], ids=str)
-def test_float32_costs_the_rounding_of_the_answer_and_no_more(shape, dtype):
+def test_float32_costs_the_rounding_of_the_answer_and_no_more(shape: tuple[int, int], dtype):
     J = matrix(*shape, spectrum(min(shape), 3.0), seed=3, dtype=dtype)
     r = random_(len(J), seed=5, dtype=dtype)
     expected = by_lstsq(J, r, 0.0)
@@ -176,7 +178,7 @@ def test_powers_of_two_change_nothing_but_the_scale(J, seed, j_power, r_power, d
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(12, 3), (6, 6), (4, 9)], ids=str)
 @pytest.mark.parametrize("scales", [(1e20, 1.0), (1e-20, 1.0), (1e20, 1e20), (1e-20, 1e-20)])
-def test_any_unit_of_residuals_and_parameters_will_do(scales, shape, dtype):
+def test_any_unit_of_residuals_and_parameters_will_do(scales, shape: tuple[int, int], dtype):
     a, c = scales if dtype == DOUBLE else (scales[0] ** 0.5, scales[1] ** 0.5)
     J = matrix(*shape, spectrum(min(shape), 2.0), seed=3, dtype=dtype)
     r = random_(len(J), seed=5, dtype=dtype)

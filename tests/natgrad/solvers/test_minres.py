@@ -165,6 +165,7 @@ def test_a_direction_of_nonpositive_curvature_has_it(A, seed):
 def test_an_indefinite_matrix_is_solved_past_its_negative_curvature():
     s = minres(torch.diag(torch.tensor([1.0, -1.0])), torch.ones(2))
     assert s.status is Status.CONVERGED
+    assert s.direction is not None
     assert torch.equal(s.direction, torch.ones(2))  # of curvature 0, met at once
     assert minres(torch.eye(2), torch.ones(2)).direction is None
 

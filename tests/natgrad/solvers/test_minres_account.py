@@ -267,8 +267,8 @@ def test_the_answer_comes_in_the_kind_of_b():
         (lambda: minres(torch.eye(3), torch.ones(2)), ValueError, "b has 2 elements"),
         (lambda: minres(torch.eye(2).double(), torch.ones(2)), ValueError, "convert one"),
         (lambda: minres(torch.eye(2), torch.ones(2, 0)), ValueError, "no columns"),
-        (lambda: minres(torch.eye(2), [1.0, 1.0]), TypeError, "NumPy array"),
-        (lambda: minres("A", torch.ones(2)), TypeError, "A must support"),
+        (lambda: minres(torch.eye(2), [1.0, 1.0]), TypeError, "NumPy array"),  # type: ignore[type-var]
+        (lambda: minres("A", torch.ones(2)), TypeError, "A must support"),  # type: ignore[arg-type]
         (lambda: minres(torch.eye(2), torch.ones(2), rtol=-1.0), ValueError, "rtol .* got -1.0"),
         (lambda: minres(torch.eye(2), torch.ones(2), atol=NAN), ValueError, "atol .* got nan"),
         (lambda: minres(torch.eye(2), torch.ones(2), max_iterations=-1), ValueError, "got -1"),

@@ -199,10 +199,10 @@ def test_a_number_of_iterations_is_an_integer():
     A, b = torch.eye(2), torch.ones(2)
     for solve in (cg, minres, lanczos, lambda A, g, **given: steihaug(A, g, 1.0, **given)):
         with pytest.raises(TypeError, match=r"max_iterations must be an integer, got 2\.5"):
-            solve(A, b, max_iterations=2.5)
+            solve(A, b, max_iterations=2.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"search must be an integer, got 0\.5"):
-        lanczos(A, b, search=0.5)
-    assert cg(A, b, max_iterations=torch.tensor(3)).status is Status.CONVERGED
+        lanczos(A, b, search=0.5)  # type: ignore[arg-type]
+    assert cg(A, b, max_iterations=torch.tensor(3)).status is Status.CONVERGED  # type: ignore[arg-type]
 
 
 def test_sparse_vectors_are_refused_by_name():

@@ -109,6 +109,7 @@ def test_negative_curvature_leads_to_the_boundary_along_a_direction_that_has_it(
     s = steihaug(A, g, radius, rtol=1e-12)
     eps = torch.finfo(A.dtype).eps
     if s.status is Status.NEGATIVE_CURVATURE:
+        assert s.direction is not None
         d = s.direction.double()
         allowed = 4 * len(A) * eps * float(A.double().norm()) * float(d @ d)
         assert float(d @ (A.double() @ d)) <= allowed

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ def same(left, right):
 def test_solving_again_equals_a_fresh_solve_bit_for_bit(A, seed, radii, preconditioned):
     g = vectors_like(A, seed=seed)
     diagonal = 1.0 + torch.arange(len(A)).remainder(3).to(A.dtype)
-    settings = {"preconditioner": diagonal.diag()} if preconditioned else {}
+    settings: dict[str, Any] = {"preconditioner": diagonal.diag()} if preconditioned else {}
     path = SteihaugPath(A, g, **settings)
     for radius in radii:
         assert same(path.solve(radius), steihaug(A, g, radius, **settings))
@@ -236,6 +238,7 @@ def test_the_answer_comes_in_the_kind_of_g():
             assert isinstance(ours, np.ndarray)
             assert np.array_equal(ours, theirs.numpy())
         if s.direction is not None:
+            assert expected.direction is not None
             assert np.array_equal(s.direction, expected.direction.numpy())
 
 
@@ -249,8 +252,8 @@ def test_the_answer_comes_in_the_kind_of_g():
         (lambda: steihaug(torch.eye(3), torch.ones(2), 1.0), ValueError, "g has 2 elements"),
         (lambda: steihaug(torch.eye(2), torch.ones(2, 1), 1.0), ValueError, r"vector \(n,\)"),
         (lambda: steihaug(torch.eye(2).double(), torch.ones(2), 1.0), ValueError, "convert one"),
-        (lambda: steihaug(torch.eye(2), [1.0, 1.0], 1.0), TypeError, "g must be .* NumPy array"),
-        (lambda: steihaug("A", torch.ones(2), 1.0), TypeError, "A must support"),
+        (lambda: steihaug(torch.eye(2), [1.0, 1.0], 1.0), TypeError, "g must be .* NumPy array"),  # type: ignore[type-var]
+        (lambda: steihaug("A", torch.ones(2), 1.0), TypeError, "A must support"),  # type: ignore[arg-type]
         (lambda: steihaug(torch.eye(2), torch.ones(2), 1.0, rtol=-1.0), ValueError, "rtol"),
         (lambda: SteihaugPath(torch.eye(2), torch.ones(2), atol=NAN), ValueError, "atol"),
         (lambda: SteihaugPath(torch.eye(2), torch.ones(2), max_iterations=-1), ValueError, "-1"),

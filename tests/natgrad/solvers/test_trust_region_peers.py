@@ -6,8 +6,9 @@ What a peer was measured to fail is a strict xfail, so that a repaired peer is n
 
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ class Step:
 Solver = Callable[[float], Step]  # of a radius, for one model
 
 
-def of_solution(model: Model, s: Solution) -> Step:
+def of_solution(model: Model, s: Solution[Any]) -> Step:
     decrease = -float(model.g @ s.x + 0.5 * s.x @ s.Ax)
     return Step(s.x, decrease, s.status in (Status.NONFINITE, Status.ZERO_RHS))
 
@@ -157,7 +158,7 @@ GLOBAL = (natgrad_lanczos, scipy_krylov, scipy_exact)
 BY_PRODUCTS = (*TRUNCATED, natgrad_lanczos, scipy_krylov)
 EVERY = (*TRUNCATED, *GLOBAL)
 
-MEASURED = {
+MEASURED: dict[str, dict[tuple[Callable[[Model], Solver], str], str]] = {
     "products": {
         (scipy_ncg, "positive"): "2 products in 1 iteration: one more for the decrease",
         (torchmin_ncg, "positive"): "2 products in 1 iteration: one more for the decrease",
@@ -200,14 +201,14 @@ MEASURED = {
 
 def by(
     solvers: tuple[Callable[[Model], Solver], ...],
-    rows: dict[str, Callable[[], Model]],
+    rows: Mapping[str, Callable[[], Model]],
     measured: str,
 ) -> pytest.MarkDecorator:
     cases = []
     for row, solver in itertools.product(rows, solvers):
         reason = MEASURED[measured].get((solver, row))
         errors = (AssertionError, UnboundLocalError)
-        xfail = pytest.mark.xfail(strict=True, raises=errors, reason=reason)
+        xfail = pytest.mark.xfail(strict=True, raises=errors, reason=reason or "")
         marks = [xfail] if reason else []
         if solver is scipy_exact and not hasattr(IterativeSubproblem, "MAXITER_DEFAULT"):
             # Before SciPy had a limit there, its loop did not end where this one gives up.

@@ -1,6 +1,7 @@
 """The faces of the kit: verdicts, expected failures, parameters, names, the command line."""
 
 import json
+from typing import Any
 
 import pytest
 import scipy.sparse.linalg
@@ -137,7 +138,7 @@ def test_a_check_that_skips_does_not_apply():
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (1e-12, 1e6)])
 def test_the_code_of_a_system_is_the_system(dtype, scales):
     system = System((1.0, 0.25, -0.5), seed=7, A_scale=scales[0], b_scale=scales[1], dtype=dtype)
-    made = {"torch": torch}
+    made: dict[str, Any] = {"torch": torch}
     exec(system.code(), made)
     assert torch.equal(made["A"], system.A)
     assert torch.equal(made["b"], system.b)
@@ -147,6 +148,7 @@ def test_the_code_of_a_system_is_the_system(dtype, scales):
 def test_a_counterexample_runs_without_natgrad(identifier, shown, capsys):
     cg = subject(scipy.sparse.linalg.cg, "solver")
     code = script(of(identifier).examine(cg), cg)
+    assert code is not None
     assert "natgrad" not in code
     exec(code, {})
     assert shown in capsys.readouterr().out

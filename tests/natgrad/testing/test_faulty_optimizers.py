@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from natgrad.testing.check import Outcome
 from natgrad.testing.conformance import checks_for
@@ -36,7 +36,7 @@ class Descent(torch.optim.Optimizer):
         with torch.enable_grad():
             return closure()
 
-    def chosen(self) -> Iterable[tuple[dict[str, Any], nn.Parameter]]:
+    def chosen(self) -> Iterable[tuple[dict[str, Any], Any]]:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -121,7 +121,7 @@ class GaussNewton(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure):
+    def step(self, closure):  # type: ignore[override]
         with torch.enable_grad():
             r = closure()
             parameters = self.param_groups[0]["params"]
@@ -155,12 +155,13 @@ def subject(kind: type) -> Optimizer:
         not issubclass(kind, Descent) or issubclass(kind, (Normalised, Halving))
     ) else Descent  # fmt: skip
     squared = original is GaussNewton
+    networks: dict[str, Any] = {"networks": ()} if squared else {}
     return Optimizer(
         kind.__name__,
         lambda model: kind(model.parameters()),
         frozenset(TRAITS[original]),
         ("squared",) if squared else ("categorical", "squared"),
-        **({"networks": ()} if squared else {}),
+        **networks,
     )
 
 
@@ -227,7 +228,7 @@ class LossNotReturned(Descent):
 
 
 class LastLossReturned(Halving):
-    def step(self, closure):
+    def step(self, closure):  # type: ignore[override]
         super().step(closure)
         return self.evaluated(closure)
 
@@ -321,6 +322,7 @@ class OneOfASize(Descent):
     def move(self, closure, loss):
         so_far = 0.0
         for group, parameter in self.chosen():
+            assert parameter.grad is not None
             so_far += float(parameter.grad.norm())
             parameter.sub_(group["lr"] * self.gradient(group, parameter) / (1 + so_far))
 

@@ -1,6 +1,7 @@
 """Functions that minimise, and torch's LBFGS: those that hold, those with a fault, and peers."""
 
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_a_counterexample_is_small():
 @pytest.mark.parametrize("at_minimum", [False, True])
 def test_the_code_of_an_objective_is_the_objective(kind, at_minimum):
     objective = Objective(kind, (1.0, 0.25), seed=3, scale=0.125, at_minimum=at_minimum)
-    made = {}
+    made: dict[str, Any] = {}
     exec(objective.code(), made)
     if kind != "logarithm" or not at_minimum:
         torch.testing.assert_close(made["x"], objective.start, rtol=0, atol=0)

@@ -1,6 +1,7 @@
 """Every operator that natgrad ships passes every check of its kind."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ from natgrad.testing.subjects.curvature import Curvature
 from natgrad.testing.subjects.curvature import Kronecker as Factored
 from natgrad.testing.subjects.operator import Operator
 
-METRICS = {
+METRICS: dict[str, Any] = {
     "categorical": cross_entropy, "mse": squared_error, "bernoulli": binary_cross_entropy
 }  # fmt: skip
 

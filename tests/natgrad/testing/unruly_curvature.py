@@ -1,5 +1,7 @@
 """Curvature operators that are no linear maps, or leave traces, and what catches them."""
 
+from typing import Any
+
 import torch
 from torch.nn.attention import SDPBackend
 
@@ -8,7 +10,7 @@ from natgrad.testing.likelihoods import metric
 from natgrad.testing.subjects.curvature import Curvature
 from tests.natgrad.testing.operators import JacobianProducts, Matrix, Products, dense_fisher, fisher
 
-STALE = {}  # what was built, by the model
+STALE: dict[Any, Any] = {}  # what was built, by the model
 
 
 def draws_when_built(case):

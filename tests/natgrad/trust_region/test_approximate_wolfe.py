@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,7 +12,7 @@ from scipy.interpolate import CubicHermiteSpline
 from natgrad.trust_region import WolfeStatus, approximate_wolfe
 
 NAN, INF = math.nan, math.inf
-SETTINGS = {"decrease": 0.1, "curvature": 0.9, "tolerance": 1e-6}
+SETTINGS: dict[str, Any] = {"decrease": 0.1, "curvature": 0.9, "tolerance": 1e-6}
 
 
 @dataclass

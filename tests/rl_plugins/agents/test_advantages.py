@@ -146,6 +146,6 @@ def test_wrong_shapes_and_settings_are_refused():
     with pytest.raises(ValueError, match=r"discount must lie in \[0, 1\], got 1.1"):
         gae(*data, discount=1.1, decay=0.9)
     with pytest.raises(ValueError, match="must be bool"):
-        gae(*data[:3], data[3].float(), data[4], discount=0.9, decay=0.9)
+        gae(*data[:3], data[3].float(), data[4], discount=0.9, decay=0.9)  # type: ignore[misc]
     with pytest.raises(ValueError, match="decay"):
         gae(*data, discount=0.9, decay=float("nan"))

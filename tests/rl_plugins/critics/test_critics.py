@@ -86,7 +86,7 @@ def test_values_stay_the_same_when_the_scale_of_the_targets_moves(generator):
             assert not targets.requires_grad
 
     # In float64: the mean of the targets is thousands of times the values that must not move.
-    critic = Critic(FEATURES, network(generator), Idle()).double()
+    critic = Critic(FEATURES, network(generator), Idle()).double()  # type: ignore[arg-type]
     x, y = x.double(), y.double()
     critic.fit(x, y)
     before = critic(x).detach()

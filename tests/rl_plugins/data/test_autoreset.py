@@ -6,6 +6,7 @@ is known without the code under test.
 
 import itertools
 from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -113,7 +114,7 @@ class Reading:
     """Remembers how many actions it has chosen since it was last told to forget."""
 
     def __init__(self, count):
-        self.memory = torch.zeros(count, 1)
+        self.memory: Any = torch.zeros(count, 1)
 
     def act(self, observations, generator):
         self.memory = self.memory + 1
@@ -143,6 +144,7 @@ def collect(generator):
 
     def make(mode, count, *, structure="box", asynchronous=False, task=Scripted):
         makers = [partial(task, index, structure) for index in range(count)]
+        vector: AsyncVectorEnv | SyncVectorEnv
         if asynchronous:
             vector = AsyncVectorEnv(makers, shared_memory=False, autoreset_mode=mode)
         else:
@@ -328,7 +330,7 @@ class Poisoned(gym.Env):
 
 
 class Still:
-    memory = None
+    memory: torch.Tensor | None = None
 
     def act(self, observations, generator):
         first = observations["b"] if isinstance(observations, dict) else observations

@@ -52,14 +52,14 @@ class NeedsMore(gym.Env):
 
 @pytest.fixture(autouse=True, scope="module")
 def _tasks():
-    gym.register("test/Doors-v0", entry_point=Doors)
-    gym.register("test/NeedsMore-v0", entry_point=NeedsMore)
+    gym.register("test/Doors-v0", entry_point=Doors)  # type: ignore[arg-type]
+    gym.register("test/NeedsMore-v0", entry_point=NeedsMore)  # type: ignore[arg-type]
 
 
 class Uniform:
     """Continuous actions in [−1, 1], whatever is observed."""
 
-    memory = None
+    memory: torch.Tensor | None = None
 
     def act(self, observations, generator):
         return 2 * torch.rand(len(observations), 1, generator=generator) - 1

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass, field
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -47,8 +48,8 @@ class World:
     coarse: int
     structured: bool
     counter: int = 0
-    history: dict = field(default_factory=dict)
-    columns: list = field(default_factory=list)
+    history: dict[Any, Any] = field(default_factory=dict)
+    columns: list[Any] = field(default_factory=list)
 
     def __post_init__(self):
         self.columns = [[] for _ in range(self.count)]
@@ -299,9 +300,12 @@ def test_what_was_added_stays_what_it_was(generator):
     rollout = world.rollout([[GO, TRUNCATE], [TERMINATE, GO]])
     buffer = ReplayBuffer(8)
     buffer.add(rollout)
-    for leaf in optree.tree_leaves(
-        [rollout.observations, rollout.next_observations, rollout.final_observations]
-    ):
+    observations: Any = [
+        rollout.observations,
+        rollout.next_observations,
+        rollout.final_observations,
+    ]
+    for leaf in optree.tree_leaves(observations):
         leaf.zero_()
     for leaf in (rollout.actions, rollout.rewards, rollout.terminated):
         leaf.zero_()

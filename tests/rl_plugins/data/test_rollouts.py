@@ -70,7 +70,7 @@ def test_environments_that_end_at_different_times_keep_their_own_last_observatio
     class Late(gym.Wrapper):
         def reset(self, **kwargs):
             observation, info = super().reset(**kwargs)
-            if self.unwrapped.episode == 0:
+            if self.unwrapped.episode == 0:  # type: ignore[attr-defined]
                 observation, *_ = self.step(0)
             return observation, info
 

@@ -4,6 +4,7 @@ import inspect
 import math
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -135,13 +136,13 @@ def test_an_optimizer_of_ones_own_is_found_by_module_and_class(monkeypatch, gene
         def __init__(self, parameters, lr):
             super().__init__(parameters, {"lr": lr})
 
-        def step(self):
+        def step(self):  # type: ignore[override]
             with torch.no_grad():
                 for group in self.param_groups:
                     for parameter in group["params"]:
                         parameter.sub_(group["lr"] * parameter.grad.sign())
 
-    module = types.ModuleType("optimizers_of_a_friend")
+    module: Any = types.ModuleType("optimizers_of_a_friend")
     module.Sign = Sign
     monkeypatch.setitem(sys.modules, "optimizers_of_a_friend", module)
     policy = Discrete(generator)

@@ -55,7 +55,7 @@ def by_hand(name, z):
     if name == "categorical":
         return softmax(z)
     if name == "multicategorical":
-        tables = [softmax(part) for part in torch.split(z, SIZES)]
+        tables = [softmax(part) for part in torch.split(z, list(SIZES))]
     elif name == "bernoulli":
         tables = [torch.stack([1 / (1 + bit.exp()), 1 / (1 + (-bit).exp())]) for bit in z]
     else:
@@ -105,7 +105,7 @@ def test_the_batch_shape_is_that_of_the_outputs(name, shape, generator):
 def test_a_gaussian_is_its_density_written_out(generator):
     head = GaussianHead(2, -0.3).double()
     with torch.no_grad():
-        head.log_std += torch.tensor([0.0, 0.7])
+        head.log_std += torch.tensor([0.0, 0.7])  # type: ignore[misc]
     mean, x = outputs(head, generator), outputs(head, generator)
     deviation = head.log_std.exp()
     exponent = -0.5 * ((x - mean) / deviation).square()
@@ -163,7 +163,7 @@ def is_valid(name, action, mask):
     choices = action.flatten()
     if name == "joint":
         choices = choices[[0, 2, 3]]  # the bit in between has no mask
-    parts = torch.split(mask, sizes)
+    parts = torch.split(mask, list(sizes))
     return all(bool(part[int(a)]) for part, a in zip(parts, choices, strict=True))
 
 
@@ -314,4 +314,5 @@ def test_the_deviation_of_a_gaussian_is_one_for_all_states_and_learnt(generator)
     assert isinstance(pi.base_dist, Normal)
     assert torch.allclose(pi.stddev, torch.tensor(math.exp(-1.0)))
     pi.entropy().sum().backward()
+    assert head.log_std.grad is not None
     assert head.log_std.grad.tolist() == [6, 6]

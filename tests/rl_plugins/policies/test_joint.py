@@ -1,6 +1,7 @@
 """A joint distribution is the product of its components, in everything that is asked of it."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_log_probability_entropy_and_kl_are_sums_over_the_components(batch, gene
     log_prob = sum(part.log_prob(value) for part, value in zip(p, separate, strict=True))
     assert torch.allclose(Joint(p).log_prob(together), log_prob, rtol=1e-12)
     assert torch.allclose(Joint(p).entropy(), sum(part.entropy() for part in p), rtol=1e-12)
-    kl = sum(kl_divergence(a, b) for a, b in zip(p, q, strict=True))
+    kl: Any = sum(kl_divergence(a, b) for a, b in zip(p, q, strict=True))
     assert torch.allclose(kl_divergence(Joint(p), Joint(q)), kl, rtol=1e-12)
     assert Joint(p).batch_shape == log_prob.shape == torch.Size(batch)
     assert Joint(p).event_shape == (COLUMNS,)
@@ -151,7 +152,8 @@ def test_the_fisher_matrix_is_the_sum_of_the_components_and_block_diagonal_where
     parameters = list(policy.parameters())
     F = Fisher(policy(x), parameters).to_dense()
     alone = [Fisher(part, parameters).to_dense() for part in policy.components(x)]
-    assert torch.allclose(F, sum(alone), rtol=1e-12, atol=1e-14)
+    total: Any = sum(alone)
+    assert torch.allclose(F, total, rtol=1e-12, atol=1e-14)
 
     own = parameters[1:]  # the choice's 6, the numbers' 4 + 2, the bit's 2
     blocks = torch.split(Fisher(policy(x), own).to_dense(), [6, 6, 2])

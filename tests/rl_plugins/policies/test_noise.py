@@ -1,13 +1,14 @@
 """Exploration noise: its deviation, its memory from step to step, and who forgets."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from rl_plugins.policies import Exploring, GaussianNoise, OrnsteinUhlenbeckNoise
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "gaussian": GaussianNoise,
     "slow": OrnsteinUhlenbeckNoise,
     "fast": lambda scale: OrnsteinUhlenbeckNoise(scale, reversion=0.5),

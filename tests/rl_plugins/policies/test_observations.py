@@ -2,6 +2,7 @@
 
 import inspect
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import optree
@@ -17,9 +18,10 @@ from rl_plugins.policies import Perception, cnn, feature_network
 from rl_plugins.policies.spaces import observation_features
 
 # Gymnasium's first versions with the rest of this know one type of a Discrete.
-BYTES = {"dtype": np.uint8} if "dtype" in inspect.signature(spaces.Discrete).parameters else {}
+CHOICES = inspect.signature(spaces.Discrete).parameters
+BYTES: dict[str, Any] = {"dtype": np.uint8} if "dtype" in CHOICES else {}
 NUMBERS = spaces.Box(-1, 1, (2, 2), np.float64)
-SPACES = {
+SPACES: dict[str, Any] = {
     "a number": spaces.Box(-1, 1, (), np.float32),
     "numbers": NUMBERS,
     "bytes": spaces.Box(0, 255, (5,), np.uint8),
@@ -27,7 +29,7 @@ SPACES = {
     "discrete": spaces.Discrete(4, start=-2),
     "discrete of bytes": spaces.Discrete(4, start=3, **BYTES),
     "multidiscrete": spaces.MultiDiscrete([3, 2], start=[5, -1]),
-    "multidiscrete of two dimensions": spaces.MultiDiscrete([[3, 2], [1, 4]]),
+    "multidiscrete of two dimensions": spaces.MultiDiscrete([[3, 2], [1, 4]]),  # type: ignore[list-item]
     "multidiscrete of unsigned": spaces.MultiDiscrete([3, 2], start=[5, 1], dtype=np.uint16),
     "multibinary": spaces.MultiBinary(3),
     "multibinary of two dimensions": spaces.MultiBinary((2, 3)),
@@ -43,10 +45,10 @@ SPACES = {
 }
 
 
-def by_hand(space, observation):
+def by_hand(space: Any, observation):
     """(numbers, codes) of one observation."""
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        keys = space.spaces if isinstance(space, spaces.Dict) else range(len(space.spaces))
+        keys: Any = space.spaces if isinstance(space, spaces.Dict) else range(len(space.spaces))
         parts = [by_hand(space.spaces[key], observation[key]) for key in keys]
         return [list(chain(*side)) for side in zip(*parts, strict=True)]
     if isinstance(space, spaces.Box):
@@ -65,7 +67,8 @@ def draw(space, count):
     """Observations as a vector environment hands them out, and one by one."""
     space.seed(0)
     single = [space.sample() for _ in range(count)]
-    batched = concatenate(space, single, create_empty_array(space, count))
+    out: Any = create_empty_array(space, count)
+    batched = concatenate(space, single, out)
     assert batch_space(space, count).contains(batched)
     return single, tensors(batched)
 
@@ -190,7 +193,7 @@ def test_images_stand_beside_the_vector_of_everything_else():
 @pytest.mark.parametrize("size", [*range(8, 40), 64, 84, 96])
 def test_a_cnn_has_as_many_features_as_it_says_whatever_the_size(size, generator):
     for shape in {(1, size, size), (3, 8, size), (2, size, 11)}:
-        network = cnn(shape, generator)
+        network: Any = cnn(shape, generator)
         x = torch.rand(2, *shape, generator=generator)
         features = network(x)
         assert features.shape == (2, network[-1].features)
@@ -232,7 +235,7 @@ def test_perception_reads_every_image_and_the_vector(generator):
     assert all(gradient.flatten(1).any(dim=1).all() for gradient in gradients)
 
 
-MASKED = {
+MASKED: dict[str, Any] = {
     "bits": spaces.MultiBinary(3),
     "numbers": spaces.Box(0, 1, (3,), np.float64),
     "bytes in two dimensions": spaces.Box(0, 1, (3, 1), np.int8),
@@ -251,7 +254,9 @@ def test_a_mask_says_what_is_valid_and_is_no_feature(name):
         ),
         "speed": torch.ones(2, 2),
     }
-    assert torch.equal(features.mask(observations), mask.bool())
+    found = features.mask(observations)
+    assert found is not None
+    assert torch.equal(found, mask.bool())
     assert torch.equal(features(observations), torch.ones(2, 2))
 
 

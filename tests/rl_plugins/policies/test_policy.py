@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,8 @@ def test_unsupported_spaces_are_usage_errors(observations, actions, message, gen
 
 def test_hidden_weights_are_orthogonal_with_gain_sqrt_2_and_the_last_has_its_own(generator):
     network = mlp(5, (4,), 3, output_gain=0.01, generator=generator)
-    hidden, last = network[0].weight, network[2].weight
+    weights: list[Any] = [network[0].weight, network[2].weight]
+    hidden, last = weights
     assert torch.allclose(hidden @ hidden.T, 2 * torch.eye(4), atol=1e-5)
     assert torch.allclose(last @ last.T, 1e-4 * torch.eye(3), atol=1e-8)
 

@@ -1,5 +1,7 @@
 """Policies with a memory: one step at a time and whole sequences are one function."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import optree
@@ -89,7 +91,7 @@ def test_a_sequence_is_the_same_as_its_steps(name, generator):
 
 def test_in_double_precision_too(generator):
     policy = agent(BOX, generator).policy.double()
-    batch = optree.tree_map(
+    batch: Any = optree.tree_map(
         lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, sequences(BOX, generator)
     )
     batch["memory"] = policy.initial_memory(COUNT)
@@ -140,6 +142,7 @@ def test_memories_of_a_rollout_are_what_the_policy_had_before_each_step(generato
     for _ in range(3):  # 7 steps: episodes of 3 and 5 end everywhere, and at the last step too
         rollout = collector.collect(7)
         # An episode begins with an empty memory, and nothing else does.
+        assert rollout.memories is not None
         assert torch.equal(rollout.memories.any(dim=2), ~rollout.starts)
         learnt = built.policy(built.learning_batch(rollout).observations).logits
         for t in range(7):
@@ -150,6 +153,7 @@ def test_memories_of_a_rollout_are_what_the_policy_had_before_each_step(generato
 def test_only_the_environments_that_start_anew_forget(generator):
     policy = agent(BOX, generator).policy
     behaviour = Remembering(policy, 4, lambda actions: actions, explore=False)
+    assert behaviour.memory is not None
     assert not behaviour.memory.any()
     with torch.inference_mode():
         behaviour.act(torch.randn(4, 4, generator=generator), generator)
@@ -170,7 +174,7 @@ def test_policy_and_critic_stay_the_functions_they_are_when_the_statistics_move(
 ):
     space = OBSERVATIONS[name]
     config = OnPolicyConfig(hidden_sizes=hidden_sizes, memory_size=memory)
-    built = ActorCritic(space, spaces.Discrete(3), config, generator)
+    built: Any = ActorCritic(space, spaces.Discrete(3), config, generator)
 
     def numbers_of(observations, offset, scale):
         """Numbers moved; choices, bits and pictures as they are."""
@@ -222,7 +226,7 @@ class Recall(gym.Env):
 
 @pytest.fixture(autouse=True, scope="module")
 def _task():
-    gym.register("test/Recall-v0", entry_point=Recall)
+    gym.register("test/Recall-v0", entry_point=Recall)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +235,7 @@ def _task():
     ids=["trpo", "ppo", "without a memory"],
 )
 def test_what_only_a_memory_can_solve_is_learnt_with_one(algorithm, memory, low, high, tmp_path):
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "trpo": {"max_kl": 0.1},
         "ppo": {"learning_rate": 1e-2, "batch_size": 128, "epochs": 4},
     }
@@ -241,4 +245,5 @@ def test_what_only_a_memory_can_solve_is_learnt_with_one(algorithm, memory, low,
         total_steps=6144, environments=64, rollout_length=8, hidden_sizes=(8,), evaluations=0,
         **settings[algorithm],
     )  # fmt: skip
+    assert run.evaluation is not None
     assert low <= run.evaluation.mean <= high

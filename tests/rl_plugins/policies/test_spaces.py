@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,15 +22,17 @@ from rl_plugins.policies.spaces import (
 
 INF = np.inf
 # Gymnasium's first versions with the rest of this know one type of a Discrete.
-BYTES = {"dtype": np.uint8} if "dtype" in inspect.signature(spaces.Discrete).parameters else {}
-SPACES = {
+CHOICES = inspect.signature(spaces.Discrete).parameters
+BYTES: dict[str, Any] = {"dtype": np.uint8} if "dtype" in CHOICES else {}
+SPACES: dict[str, Any] = {
     "discrete": spaces.Discrete(3, start=-4),
     "discrete of bytes": spaces.Discrete(3, start=253, **BYTES),
     "one choice": spaces.Discrete(1),
     "multidiscrete": spaces.MultiDiscrete([3, 1, 2], start=[5, 0, -1]),
     "multidiscrete of 32 bits": spaces.MultiDiscrete([3, 2], dtype=np.int32),
     "multidiscrete of two dimensions": spaces.MultiDiscrete(
-        [[3, 2], [2, 4]], start=[[1, 2], [3, 4]]
+        [[3, 2], [2, 4]],  # type: ignore[list-item]
+        start=[[1, 2], [3, 4]],  # type: ignore[list-item]
     ),
     "multibinary": spaces.MultiBinary(3),
     "multibinary of two dimensions": spaces.MultiBinary((2, 3)),
@@ -104,7 +107,7 @@ def test_gymnasiums_vector_environment_takes_every_action(name, generator):
     actions = action_map(SPACES[name])(extremes(SPACES[name], 5, generator))
     assert vector.action_space.contains(actions)
     vector.step(actions)
-    assert all(SPACES[name].contains(env.taken[0]) for env in vector.envs)
+    assert all(SPACES[name].contains(env.taken[0]) for env in vector.envs)  # type: ignore[attr-defined]
     vector.close()
 
 

@@ -1,5 +1,7 @@
 """The exported file acts as the agent does, with statistics and bounds inside."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import optree
@@ -14,7 +16,7 @@ from rl_plugins.data.autoreset import tensors
 from rl_plugins.runs import export_run
 from rl_plugins.runs.training import _trained
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "total_steps": 300, "environments": 2, "rollout_length": 50, "hidden_sizes": (8,),
     "evaluations": 0, "evaluation_episodes": 1,
 }  # fmt: skip
@@ -45,7 +47,7 @@ class Everything(gym.Env):
 
 @pytest.fixture(scope="module", autouse=True)
 def _tasks():
-    gym.register("test/Everything-v0", Everything)
+    gym.register("test/Everything-v0", Everything)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

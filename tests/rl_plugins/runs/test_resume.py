@@ -2,6 +2,7 @@
 
 import csv
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from rl_plugins.plugin import find_plugin
 from rl_plugins.runs import Outcome, resume
 from rl_plugins.runs.directory import RunDirectory, load_checkpoint
 
-ON_POLICY = {
+ON_POLICY: dict[str, Any] = {
     "total_steps": 800, "environments": 2, "rollout_length": 50, "hidden_sizes": (8,),
     "checkpoints": 2, "evaluations": 1, "evaluation_episodes": 2, "seed": 3,
 }  # fmt: skip

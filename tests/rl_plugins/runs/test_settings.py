@@ -41,7 +41,7 @@ class Odd:
     kind: Literal["a", "b"] | None = "a"
     pair: tuple[int, str] = (1, "x")
     deep: tuple[tuple[float, ...], ...] = ((1.0, math.inf), ())
-    bare: tuple = (1, "x")
+    bare: tuple = (1, "x")  # type: ignore[type-arg]
     names: list[str] = dataclasses.field(default_factory=lambda: ["x"])
     path: Path = Path("here")
     shape: Shape = Shape.ROUND
@@ -132,9 +132,9 @@ def test_an_algorithm_may_not_redefine_a_setting_of_the_loop():
     class Plugin:
         pass
 
-    Plugin.Config = Config
+    Plugin.Config = Config  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="redefines settings of the training loop"):
-        resolve("x", Plugin, "y", {})
+        resolve("x", Plugin, "y", {})  # type: ignore[arg-type]
     assert "seed" in {field.name for field in dataclasses.fields(RunSettings)}
 
 

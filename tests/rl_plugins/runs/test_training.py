@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,12 @@ from rl_plugins.plugin import find_plugin, registered_plugins
 from rl_plugins.policies import Sampling
 from rl_plugins.runs import Outcome, RunSettings, evaluate, resolve, tuned_settings
 
-QUICK = {"total_steps": 600, "environments": 3, "rollout_length": 64, "hidden_sizes": (8,)}
+QUICK: dict[str, Any] = {
+    "total_steps": 600,
+    "environments": 3,
+    "rollout_length": 64,
+    "hidden_sizes": (8,),
+}
 
 
 def rows(path):
@@ -228,7 +234,7 @@ def test_a_second_ctrl_c_or_an_error_leaves_what_was_logged_and_says_failed(tmp_
 
 
 def reporting(name):
-    report = dataclasses.make_dataclass("Report", [(name, float)])
+    report: Any = dataclasses.make_dataclass("Report", [(name, float)])
     report.summary = "[/no markup]"
     return lambda self, batch: report(np.float64(0.5))
 
@@ -330,6 +336,7 @@ def test_every_environment_plays_exactly_one_episode():
         acting(build_counter_policy()),
         "test/Counter-v0", episodes=40, seed=0,
     )  # fmt: skip
+    assert evaluation is not None
     assert evaluation.returns == (5.0,) * 40
     assert evaluation.lengths == (5,) * 40
     assert (evaluation.mean, evaluation.deviation) == (5.0, 0.0)
@@ -341,8 +348,9 @@ def test_evaluation_takes_the_mode_and_is_repeatable():
             return torch.distributions.Categorical(logits=torch.stack([x[:, 2], -x[:, 2]], -1))
 
     first, again = (evaluate(acting(Skewed()), "CartPole-v1", episodes=5, seed=3) for _ in range(2))
+    assert first is not None
     assert first == again
-    others = [
+    others: list[Any] = [
         evaluate(acting(Skewed()), "CartPole-v1", episodes=5, seed=seed) for seed in range(4, 9)
     ]
     assert any(other.returns != first.returns for other in others)
