@@ -514,7 +514,7 @@ def main(
         except Exception as error:  # another revision may refuse what this one takes
             record[name] = ([f"{type(error).__name__}: {error}"], float("nan"))
             continue
-        seconds = []
+        seconds: list[float] = []
         while len(seconds) < repeats - 1 and (len(seconds) < 2 or sum(seconds) < BUDGET):
             began = time.perf_counter()
             act()

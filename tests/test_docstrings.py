@@ -5,6 +5,7 @@ import dataclasses
 import enum
 import importlib
 import inspect
+import itertools
 import re
 import textwrap
 
@@ -55,7 +56,7 @@ def callables():
 
 def described(docstring):
     """The names in the sections Parameters and Attributes."""
-    names = set()
+    names: set[str] = set()
     sections = re.split(r"^(\w[\w ]*)\n-+\n", docstring, flags=re.MULTILINE)
     for title, text in zip(sections[1::2], sections[2::2], strict=True):
         if title in ("Parameters", "Attributes", "Other Parameters"):
@@ -72,9 +73,10 @@ def fields_with_docstrings(kind):
             (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         except (OSError, TypeError):
             continue
-        for field, text in zip(tree.body, tree.body[1:], strict=False):
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in itertools.pairwise(tree.body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                names.add(field.target.id)
+                names.add(ast.unparse(field.target))
     return names
 
 
@@ -100,7 +102,7 @@ def test_every_argument_is_described(name, value):
 
 
 def test_no_two_public_things_share_a_name():
-    meanings = {}
+    meanings: dict[str, dict[int, str]] = {}
     for package in PACKAGES:
         for name, value in exported(package).items():
             if not inspect.ismodule(value):

@@ -61,7 +61,9 @@ def test_no_function_is_over_80_lines_without_its_docstring():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 body = node.body[1:] if ast.get_docstring(node) else node.body
-                lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                if not body:
+                    continue
+                lines = (body[-1].end_lineno or 0) - body[0].lineno + 1
                 if lines > 80:
                     found.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name} {lines}")
     assert found == []

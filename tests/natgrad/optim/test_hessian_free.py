@@ -305,7 +305,7 @@ def test_the_model_of_every_loss_is_that_of_its_hessian_in_the_outputs(loss, gen
     optimizer.step(closure)
     d, report = theta - model.theta.detach(), optimizer.last_step
     assert report is not None
-    assert report.status is StepStatus.ACCEPTED
+    assert report.status is OptimizerStatus.ACCEPTED
     assert report.predicted_kl == pytest.approx(float(d @ G @ d / 2), rel=1e-7)
     assert model.theta.grad is not None
     predicted = float(model.theta.grad @ d) - report.predicted_kl

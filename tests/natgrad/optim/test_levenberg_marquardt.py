@@ -264,7 +264,7 @@ def test_the_standard_closure_takes_the_path_of_the_residuals(samples, kind, hal
         left, right = standard.last_step, direct.last_step
         assert left is not None
         assert right is not None
-        assert left.status is right.status is StepStatus.ACCEPTED
+        assert left.status is right.status is OptimizerStatus.ACCEPTED
         assert left.radius == pytest.approx(right.radius, rel=1e-7)
         assert left.predicted_reduction == pytest.approx(right.predicted_reduction, rel=1e-7)
         torch.testing.assert_close(
@@ -443,7 +443,7 @@ def test_momentum_hinders_no_descent(number, momentum, settings):
     run = Minimisation(problem.residuals, problem.start, momentum=momentum, **settings)
     run.run(120, done=lambda x: float(problem.objective(x)) < 1e-12)
     assert run.optimizer.last_step is not None
-    assert run.optimizer.last_step.status is StepStatus.ACCEPTED
+    assert run.optimizer.last_step.status is OptimizerStatus.ACCEPTED
     assert float(problem.objective(run.theta)) < 1e-12
 
 
@@ -786,9 +786,13 @@ def test_at_the_optimum_of_a_model_the_rounding_of_a_zero_gradient_is_no_other_l
 def test_the_former_name_of_solver_is_taken_and_may_not_contradict_it():
     x = torch.ones(2, dtype=torch.float64, requires_grad=True)
     steps = []
-    for named in ({"solver": "cg"}, {"method": "cg"}, {"solver": "cg", "method": "cg"}):
-        optimizer = LevenbergMarquardt([x], **named)
+    for optimizer in (
+        LevenbergMarquardt([x], solver="cg"),
+        LevenbergMarquardt([x], method="cg"),
+        LevenbergMarquardt([x], solver="cg", method="cg"),
+    ):
         optimizer.step(lambda: x**2 - 2)
+        assert optimizer.last_step is not None
         steps.append(optimizer.last_step.solver)
     assert steps == ["cg"] * 3
     with pytest.raises(ValueError, match="former name"):

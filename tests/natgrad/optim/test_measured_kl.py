@@ -174,7 +174,7 @@ def test_a_curvature_that_is_not_positive_along_the_step_is_no_bound(spectrum):
     x.sum().backward()
     optimizer.step()
     assert optimizer.last_step is not None
-    assert optimizer.last_step.status is StepStatus.NONPOSITIVE_CURVATURE
+    assert optimizer.last_step.status is OptimizerStatus.NONPOSITIVE_CURVATURE
     assert torch.equal(x, torch.ones_like(x))
 
 
@@ -186,7 +186,7 @@ def test_directions_that_cost_nothing_are_free_and_reported_as_zero():
     x.sum().backward()
     optimizer.step()
     assert optimizer.last_step is not None
-    assert optimizer.last_step.status is StepStatus.ACCEPTED
+    assert optimizer.last_step.status is OptimizerStatus.ACCEPTED
     assert optimizer.last_step.predicted_kl == 0
     assert torch.equal(x, torch.zeros_like(x))
 
@@ -258,7 +258,7 @@ def test_those_without_a_gradient_are_not_asked_for(generator):
     (F.cross_entropy(model(x), y) + 0 * unused.sum()).backward()
     optimizer.step()
     assert optimizer.last_step is not None
-    assert optimizer.last_step.status is StepStatus.ACCEPTED
+    assert optimizer.last_step.status is OptimizerStatus.ACCEPTED
     assert torch.equal(unused, torch.ones_like(unused))
 
 
@@ -297,7 +297,7 @@ def test_a_closure_that_tells_the_loss_of_the_backward_pass_before_it_keeps_that
         told = {"the loss": loss, "detached": loss.detach(), "None": None}[closure]
         optimizer.step((lambda told=told: told) if calling else None)  # type: ignore[misc]
         assert optimizer.last_step is not None
-        assert optimizer.last_step.status is StepStatus.ACCEPTED
+        assert optimizer.last_step.status is OptimizerStatus.ACCEPTED
         if calling and told is not None:
             assert optimizer.last_step.loss == float(loss.detach())
         steps.append(torch.cat([p.detach().flatten() for p in m.parameters()]))

@@ -200,7 +200,10 @@ def test_steps_that_nothing_measures_and_that_diverge_are_warned_about_once(
             F.mse_loss(model(x), t, reduction=reduction).backward()
             optimizer.step()
             assert optimizer.last_step is not None
-            assert optimizer.last_step.status in (StepStatus.ACCEPTED, StepStatus.CONVERGED)
+            assert optimizer.last_step.status in (
+                OptimizerStatus.ACCEPTED,
+                OptimizerStatus.CONVERGED,
+            )
     told = [str(each.message) for each in caught if "reduction=" in str(each.message)]
     assert len(told) == warns
     assert not warns or 'Use reduction="mean"' in told[0]

@@ -259,8 +259,8 @@ def test_an_accepted_step_keeps_armijos_condition_and_twice_it_would_not(seed, m
         report, (s, sFs, slope) = optimizer.last_step, task.direction(before, damping)
         assert float(returned.detach()) == loss
         assert report is not None
-        if report.status is not StepStatus.ACCEPTED:
-            assert report.status is StepStatus.NO_IMPROVEMENT
+        if report.status is not OptimizerStatus.ACCEPTED:
+            assert report.status is OptimizerStatus.NO_IMPROVEMENT
             assert torch.equal(model.theta, before)
             break
         after = task.value(model)

@@ -44,7 +44,7 @@ class Minimisation:
     def step(self):
         before = self.theta
         self.optimizer.step(self.closure)
-        if self.report.status is StepStatus.ACCEPTED:
+        if self.report.status is OptimizerStatus.ACCEPTED:
             assert self.x.grad is not None
             self.path.append((before, self.x.grad.clone(), self.report))
         return self.report.status

@@ -14,7 +14,7 @@ from rl_plugins.policies.spaces import action_head, action_map, observation_feat
 
 
 @dataclass(frozen=True)
-class Settings:
+class Config:
     """Settings, which become options of the command line."""
 
     learning_rate: float = 0.01
@@ -38,9 +38,9 @@ class Report:
 
 class VanillaPolicyGradient:
     collects: ClassVar[Literal["rollouts", "transitions"]] = "rollouts"
-    Config: ClassVar[type[Settings]] = Settings
+    Config: ClassVar[type[Config]] = Config
 
-    def __init__(self, policy: StochasticPolicy, to_environment: Any, config: Settings) -> None:
+    def __init__(self, policy: StochasticPolicy, to_environment: Any, config: Config) -> None:
         self.policy, self.to_environment, self.config = policy, to_environment, config
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
 
@@ -49,7 +49,7 @@ class VanillaPolicyGradient:
         cls,
         observation_space: Any,
         action_space: Any,
-        config: Settings,
+        config: Config,
         generator: torch.Generator,
     ) -> VanillaPolicyGradient:
         features = observation_features(observation_space, normalise=False)
