@@ -46,7 +46,7 @@ def exported(package):
 
 
 def callables():
-    found = {}
+    found: dict[int, tuple[str, object]] = {}
     for package in PACKAGES:
         for name, value in exported(package).items():
             if inspect.isfunction(value) or inspect.isclass(value):
