@@ -7,6 +7,7 @@ from torch.autograd.functional import hessian, jacobian
 
 from bench.problems.more_garbow_hillstrom import PROBLEMS
 
+pytestmark = pytest.mark.slow
 each_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.number} {p.name}")
 
 DIMENSIONS = {

@@ -275,7 +275,7 @@ def test_valid_but_random_choices_are_far_from_the_optimum(sizes):
     assert np.mean(returns) < -3 * SLACK
 
 
-@pytest.mark.parametrize("algorithm", ["trpo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["trpo", pytest.param("ppo", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("channels", ["first", "last", "none"])
 def test_what_an_image_shows_is_learnt(algorithm, channels, tmp_path):
     run = train(

@@ -31,6 +31,7 @@ from natgrad.optim import (
     TrustRegionNewton,
 )
 
+pytestmark = pytest.mark.slow
 SHORT, LONG = 2_000, 12_000  # of a peer; the longest way to Rosenbrock's minimum takes 9,600
 EVALUATIONS = 100
 
