@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, Kronecker, LinearOperator, Sharing
-from natgrad.optim.curvature_source import require_reached
+from natgrad.optim.arguments import require_least
 from natgrad.optim.kronecker_optimizer import KroneckerOptimizer, mixed_seed
 from natgrad.optim.likelihoods import Likelihood
-from natgrad.optim.optimizer import Parameters, Proposal, Start
+from natgrad.optim.objective import Start
+from natgrad.optim.optimizer import Parameters, Proposal
 from natgrad.optim.report import OptimizerReport, OptimizerStatus
-from natgrad.optim.settings import require_least
 from natgrad.solvers.scaling import inner_products
 from natgrad.trust_region import reduction_ratio, update_damping
 
@@ -131,7 +131,7 @@ class AdaptiveKFAC(KroneckerOptimizer):
             torch.Generator().manual_seed(mixed_seed(self._seed, steps)),
         )
         d, Fd = self._combined(start, K, F, damping)
-        require_reached(F, start, self._observed)
+        start.require_reached(F, self._observed)
         rates = self._per_parameter("lr", start.parameters)
         d, Fd = rates * d, rates * Fd
         slope, dFd = inner_products(start.gradient, d), inner_products(d, Fd)

@@ -11,21 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.curvature import GaussNewton, LinearOperator
-from natgrad.optim.curvature_source import (
-    Curvature,
-    operator_of,
-    require_one_source,
-    require_reached,
-)
+from natgrad.optim.arguments import require_least, require_one_source
+from natgrad.optim.curvature_source import Curvature, operator_of
 from natgrad.optim.likelihoods import Metric, metric_of
-from natgrad.optim.optimizer import (
-    Parameters,
-    Proposal,
-    SecondOrderOptimizer,
-    Start,
-)
+from natgrad.optim.objective import Start
+from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer
 from natgrad.optim.report import OptimizerReport, OptimizerStatus
-from natgrad.optim.settings import require_least
 from natgrad.solvers import Iterate, Solution, Status, cg, relative_progress
 from natgrad.solvers.linear_map import LinearMap
 from natgrad.solvers.scaling import inner_products
@@ -136,7 +127,7 @@ class HessianFree(SecondOrderOptimizer):
             stop=relative_progress(self._progress),
             iterate_growth=None if start.loss is None else 1.3,
         )
-        require_reached(G, start, self._observed)
+        start.require_reached(G, self._observed)
         report = OptimizerReport(
             OptimizerStatus.ACCEPTED,
             iterations=s.iterations,

@@ -11,13 +11,13 @@ from torch import nn
 
 from natgrad import flat
 from natgrad.curvature import Sharing
-from natgrad.optim.curvature_source import require_reached
+from natgrad.optim.arguments import require_least
 from natgrad.optim.kronecker_optimizer import KroneckerOptimizer
 from natgrad.optim.likelihoods import Likelihood
 from natgrad.optim.measured_kl import MeasuredKL
-from natgrad.optim.optimizer import Parameters, Proposal, Start
+from natgrad.optim.objective import Start
+from natgrad.optim.optimizer import Parameters, Proposal
 from natgrad.optim.report import OptimizerReport, OptimizerStatus
-from natgrad.optim.settings import require_least
 from natgrad.solvers.scaling import inner_products
 
 
@@ -117,7 +117,7 @@ class KFAC(KroneckerOptimizer):
         K = self._factors_at(trained)
         if K is None:
             return Proposal(None, replace(report, status=OptimizerStatus.NONFINITE_CURVATURE))
-        require_reached(K, start, self._observed)
+        start.require_reached(K, self._observed)
         # Parameters without a gradient take no part, but have their rows in K.
         active = set(start.parameters)
         pieces = iter(flat.unflatten(start.gradient, start.parameters))

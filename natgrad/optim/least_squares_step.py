@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from natgrad.optim.linearised import Linearised, SampleGram
+from natgrad.optim.linearised import Linearised, Method
 from natgrad.solvers import SampleSpace, Solution, Status, SteihaugPath, cg, least_squares
 from natgrad.solvers.scaling import as_float, dot, length, norm, power_of_two, quotient
 
-Method = Literal["dense", "sample_space", "cg"]
-# More backward passes than this for J cost more than conjugate gradients.
-MAX_PASSES = 256
-# Of a J that the caller hands over, a decomposition is all that it costs.
-MAX_GIVEN = 4000
+CHUNK = 2**20  # elements of J that are converted to float64 at a time
 MOST = sys.float_info.max
-
-
-def cheapest(linear: Linearised) -> Method:
-    """The method for these sizes: see :class:`natgrad.optim.LevenbergMarquardt`."""
-    m, n = len(linear.r), linear.n
-    if min(m, n) > (MAX_GIVEN if linear.given else MAX_PASSES):
-        return "cg"
-    return "dense" if n <= m else "sample_space"
 
 
 class LeastSquaresStep:
@@ -56,10 +43,12 @@ class LeastSquaresStep:
         self._first_product: tuple[Tensor, Tensor] | None = None
         self._seen: tuple[Tensor, Tensor] | None = None  # the last s and J s
         if method == "cg":
-            self._image, self._pullback = _in_double(linear.forward), linear.transpose
+            self._image: Callable[[Tensor], Tensor] = lambda v: linear.forward(v).double()
+            self._pullback = linear.transpose
         else:
             self._direct = _decomposed(linear if scale is None else linear.scaled(scale), method)
-            self._image, self._pullback = linear.image, linear.pullback
+            products = _Float64Products(linear)
+            self._image, self._pullback = products.forward, products.transpose
         self._r = linear.r
         self._of_prior: tuple[Tensor, Tensor] | None = None  # J s₀ and JᵀJ s₀
         if prior is not None:
@@ -209,12 +198,49 @@ class LeastSquaresStep:
         return v.double() * (sign / length(v)), image.double() * (sign / length(v))
 
 
+class _Float64Products:
+    """Products with a J that is formed, summed in float64; :func:`natgrad.sample_space` asks for
+    ``to_dense()`` = J Jᵀ and ``transpose``."""
+
+    def __init__(self, linear: Linearised) -> None:
+        self._linear = linear
+
+    def forward(self, v: Tensor) -> Tensor:
+        """J v."""
+        self._linear.products += 1
+        pieces = zip(self._columns(), torch.split(v, self._width), strict=True)
+        return torch.stack([J @ piece.double() for J, piece in pieces]).sum(dim=0)
+
+    def transpose(self, u: Tensor) -> Tensor:
+        """Jᵀu."""
+        self._linear.products += 1
+        return torch.cat([J.mT @ u.double() for J in self._columns()])
+
+    def to_dense(self) -> Tensor:
+        """J Jᵀ (m, m) in float64: float32 cannot hold the squares."""
+        r = self._linear.r
+        total = r.new_zeros(len(r), len(r), dtype=torch.float64)
+        for J in self._columns():
+            total.addmm_(J, J.mT)
+        return total
+
+    @property
+    def _width(self) -> int:
+        if self._linear.dense().dtype == torch.float64:
+            return self._linear.n
+        return max(CHUNK // len(self._linear.r), 1)
+
+    def _columns(self) -> Iterator[Tensor]:
+        """J in float64, some columns at a time: a copy of a wide J is more memory than J."""
+        return (piece.double() for piece in torch.split(self._linear.dense(), self._width, dim=1))
+
+
 def _decomposed(J: Linearised, method: Method) -> Callable[..., Solution[Tensor]]:
     if method == "dense":
         return least_squares(J.dense()).solve
-    # Of J, rounded by eps, J Jᵀ tells squares of singular values down to eps².
+    # If J has the rounding error eps, J Jᵀ resolves squares of singular values down to eps².
     eps = torch.finfo(J.r.dtype).eps
-    space = SampleSpace(SampleGram(J), rounding=max(eps**2, torch.finfo(torch.float64).eps))
+    space = SampleSpace(_Float64Products(J), rounding=max(eps**2, torch.finfo(torch.float64).eps))
     if space.lost:
         return least_squares(J.dense()).solve
 
@@ -227,24 +253,3 @@ def _decomposed(J: Linearised, method: Method) -> Callable[..., Solution[Tensor]
         return replace(found, x=nothing, Ax=nothing, status=Status.NONFINITE)
 
     return solve
-
-
-def _in_double(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda v: product(v).double()
-
-
-def cauchy_length(
-    linear: Linearised, g: Tensor, theta: Tensor, scale: Tensor | None = None
-) -> float:
-    """‖g‖³ / ‖J g‖², how far the model falls along −g; ‖θ‖, or 1, where J g = 0. In the coordinates
-    D θ where there is a ``scale``."""
-    g, theta = g.double(), theta.double()
-    if scale is not None:
-        g, theta = g / scale, scale * theta
-    g_norm = length(g)
-    unit = (g / power_of_two(g)) / norm(g / power_of_two(g))
-    image = length(linear.forward((unit if scale is None else unit / scale).to(linear.r)))
-    found = g_norm / image / image  # the square may leave the range
-    if not bool((found > 0) & torch.isfinite(found)):
-        found = length(theta)
-    return float(found) or 1.0

@@ -18,9 +18,8 @@ from natgrad.autodiff.data import length, take
 from natgrad.autodiff.side_effects import Forward
 from natgrad.curvature.metrics import Distributions, mean_kl
 from natgrad.optim.likelihoods import Likelihood
-from natgrad.optim.objective import moved
+from natgrad.optim.objective import Start, moved
 from natgrad.optim.observed_model import Batch, ObservedModel
-from natgrad.optim.optimizer import Start
 
 ATTEMPTS, REFINEMENTS = 30, 2
 # Of the length at which the forecast, corrected by what was measured, meets the bound.

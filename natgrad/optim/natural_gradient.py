@@ -13,22 +13,13 @@ from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, LinearOperator
 from natgrad.natural_step import Solver, natural_step
-from natgrad.optim.curvature_source import (
-    Curvature,
-    operator_of,
-    require_one_source,
-    require_reached,
-)
+from natgrad.optim.arguments import require_least, require_one_source
+from natgrad.optim.curvature_source import Curvature, operator_of
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.measured_kl import MeasuredKL
-from natgrad.optim.optimizer import (
-    Parameters,
-    Proposal,
-    SecondOrderOptimizer,
-    Start,
-)
+from natgrad.optim.objective import Start
+from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer
 from natgrad.optim.report import OptimizerReport, OptimizerStatus
-from natgrad.optim.settings import require_least
 from natgrad.solvers import cg
 from natgrad.trust_region import LineSearchResult, LineSearchStatus, StepSizeStatus, backtracking
 
@@ -148,7 +139,7 @@ class NaturalGradient(SecondOrderOptimizer):
             longest=self._per_parameter("lr", start.parameters),
             solver=self._solver,
         )
-        require_reached(K, start, self._observed)
+        start.require_reached(K, self._observed)
         report = OptimizerReport(
             _STATUS[found.status],
             iterations=found.solution.iterations,

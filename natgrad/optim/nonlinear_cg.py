@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer, Start
+from natgrad.optim.objective import Start
+from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer
 from natgrad.optim.report import OptimizerReport, OptimizerStatus
 from natgrad.solvers.scaling import power_of_two
 from natgrad.trust_region import WolfeResult, WolfeStatus, approximate_wolfe

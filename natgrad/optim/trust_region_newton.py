@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from natgrad.curvature import Hessian, LinearOperator
-from natgrad.optim.objective import Closure, Objective
-from natgrad.optim.optimizer import (
-    Parameters,
-    Proposal,
-    SecondOrderOptimizer,
-    Start,
-)
-from natgrad.optim.report import OptimizerReport, OptimizerStatus
-from natgrad.optim.settings import require_least
+from natgrad.optim.arguments import require_least
+from natgrad.optim.objective import Start
+from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer
+from natgrad.optim.report import OptimizerStatus
 from natgrad.optim.trust_region_search import search_radius
 from natgrad.solvers import Solution, SteihaugPath
 from natgrad.solvers.scaling import length, norm, power_of_two
@@ -72,6 +67,7 @@ class TrustRegionNewton(SecondOrderOptimizer):
     """
 
     whole = ("radius", "largest_gradient", "maximize")
+    _closure_form: ClassVar = {"keeps_graph": True}
 
     def __init__(
         self,
@@ -100,16 +96,6 @@ class TrustRegionNewton(SecondOrderOptimizer):
         if group["radius"] is not None:
             require_least(group, 0, "radius", exclusive=True)
 
-    def _objective(self, closure: Closure, sign: float) -> Objective:
-        return Objective(closure, self._parameters()[0].device, sign, uncompiled=True)
-
-    def _evaluate_first(self, objective: Objective) -> Any:
-        return objective.first(keep_graph=True)
-
-    def _return_value(self, returned: Any) -> Any:
-        # Its graph was kept: losses that the caller keeps would each hold theirs.
-        return returned.detach() if isinstance(returned, Tensor) else returned
-
     def _compute_step(self, start: Start) -> Proposal:
         objective = start.objective
         if objective is None:
@@ -125,7 +111,6 @@ class TrustRegionNewton(SecondOrderOptimizer):
         radius = self._setting("radius")
         if radius is None:
             radius = _cauchy_length(H, g, start.theta)
-        report = OptimizerReport(OptimizerStatus.ACCEPTED, radius=radius, solver="steihaug")
         path = self._solver(H, g, min(self._rtol, (g_norm / largest) ** 0.5))
         found = search_radius(
             start,
@@ -136,9 +121,10 @@ class TrustRegionNewton(SecondOrderOptimizer):
             accept_ratio=self._accept_ratio,
             max_attempts=self._max_attempts,
         )
-        if found.status is not OptimizerStatus.NONFINITE_CURVATURE:
+        if found.report.status is not OptimizerStatus.NONFINITE_CURVATURE:
             self._set_for_all_groups("radius", found.radius)
-        return Proposal(found.theta, replace(found.account(report), products=H.products))
+        report = replace(found.report, solver="steihaug", products=H.products)
+        return Proposal(found.theta, report)
 
 
 def _cauchy_length(H: LinearOperator, given: Tensor, theta: Tensor) -> float:
