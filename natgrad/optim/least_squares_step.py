@@ -56,7 +56,7 @@ class LeastSquaresStep:
             self._of_prior = image, linear.transpose(image)
             self._r = linear.r + image
         self._gradient = self._pullback(self._r)
-        # In coordinates D (s − s₀), in which the radius is a ball's.
+        # In coordinates D (s − s₀), in which the radius bounds a ball.
         self._g = self._gradient if scale is None else self._gradient / scale
         if method == "cg":
             self._path = SteihaugPath(
@@ -66,12 +66,12 @@ class LeastSquaresStep:
     def __call__(self, *, radius: float) -> Solution[Tensor]:
         found = self._from_prior(radius)
         if self._prior is None or self._of_prior is None:
-            found, image = self._at_least_cauchys(found, self._image(found.x), radius)
+            found, image = self._at_least_cauchy(found, self._image(found.x), radius)
         else:
-            # J of the sum as its dtype holds it: rounding s₀ + s may cost more than s brings.
+            # J of the rounded sum: rounding s₀ + s may lose more of the decrease than s gains.
             prior_image, Ax = self._of_prior
             image = self._image(self._prior + found.x) - prior_image
-            found, image = self._at_least_cauchys(found, image, radius)
+            found, image = self._at_least_cauchy(found, image, radius)
             found = replace(found, x=self._prior + found.x, Ax=Ax + found.Ax)
             image = prior_image + image
         self._seen = found.x, image
@@ -80,7 +80,7 @@ class LeastSquaresStep:
     def decrease(self, s: Tensor) -> float:
         """½‖r‖² − ½‖r + J s‖², by J s: at no product where s is the last answer.
 
-        −(gᵀs + ½ sᵀJᵀJ s) would lose it in the rounding of long steps.
+        For long steps −(gᵀs + ½ sᵀJᵀJ s) would lose the decrease to rounding.
         """
         if self._seen is not None and torch.equal(s, self._seen[0]):
             image = self._seen[1]
@@ -96,7 +96,7 @@ class LeastSquaresStep:
         """½ a of the path θ + s t + ½ a t² (geodesic acceleration): (JᵀJ + (λ + μ) D²) a = −Jᵀr″,
         r″ (m,) the ``second`` derivative of r along s and μ the multiplier of s.
 
-        Zero where ‖D a‖ > ``limit`` ‖D s‖: the series is not to be trusted there.
+        Zero where ‖D a‖ > ``limit`` ‖D s‖: the series is not reliable there.
         """
         a = -self._direct(second, damping=self._damping + s.multiplier).x
         a = a if self._scale is None else a / self._scale
@@ -126,11 +126,11 @@ class LeastSquaresStep:
             self._first_product = v, image
         return self._linear.transpose(image) + self._damping * v
 
-    def _at_least_cauchys(
+    def _at_least_cauchy(
         self, found: Solution[Tensor], image: Tensor, radius: float
     ) -> tuple[Solution[Tensor], Tensor]:
         """``found``, whose J s is the ``image``, or the Cauchy step where ``found`` lowers the
-        damped model by less than half as much, with its J s: what a solver truncates or rounds must
+        damped model by less than half as much, with its J s: a solver's truncation or rounding must
         not end the descent.
 
         The Cauchy step is −α g / ‖g‖, α at most the radius, in coordinates D (s − s₀). It lowers
@@ -141,7 +141,7 @@ class LeastSquaresStep:
             return found, image
         scale = power_of_two(self._r).double()
         hat, r = image / scale, self._r.double() / scale
-        lower = -(dot(r, hat) + hat.square().sum() / 2) - self._doubt(found.x, scale, r + hat)
+        lower = -(dot(r, hat) + hat.square().sum() / 2) - self._rounding(found.x, scale, r + hat)
         e, e_image = self._steepest
         beta, g, curvature, lowered, size = torch.stack(
             [scale, length(self._g), length(e_image), lower, self.norm(found.x)]
@@ -172,10 +172,10 @@ class LeastSquaresStep:
             multiplier=multiplier,
         ), image
 
-    def _doubt(self, s: Tensor, scale: Tensor, rest: Tensor) -> Tensor:
-        """What rounding may do to the decrease along s, where it sums J s of parts that cancel."""
+    def _rounding(self, s: Tensor, scale: Tensor, rest: Tensor) -> Tensor:
+        """A bound on the rounding error of the decrease along s, where parts of J s cancel."""
         if self._path is not None or s.dtype != torch.float64:
-            return scale.new_zeros(())  # that of s, in float32, is in J s; CG's steps cancel less
+            return scale.new_zeros(())  # J s contains the float32 rounding of s; CG cancels less
         error = torch.finfo(s.dtype).eps * dot(self._column_norms / scale, s.abs())
         return error * (norm(rest) + error)
 

@@ -63,10 +63,11 @@ class LevenbergMarquardt(SecondOrderOptimizer):
         "cg" if min(m, n) > 256 (4,000 with ``jacobian``), else "dense" for m >= n and
         "sample_space" for m < n; ``last_step.solver`` says which.
     accept_ratio
-        The share of the predicted reduction that an accepted step achieves at least.
+        The share of the predicted reduction that an accepted step achieves at least. Raise it to
+        refuse steps of little use.
     max_attempts
-        Candidates of a step; each refused one is solved again at a smaller radius from the same
-        decomposition.
+        Candidates of a step at most; after a refused one the next, at a smaller radius, comes from
+        the same decomposition. Lower it where the closure costs more than J.
     scaled
         Whether lengths are those of D s, D the largest norm that each column of J has had, so that
         rescaled parameters change nothing. Needs J itself ("dense" or "sample_space").
@@ -202,7 +203,7 @@ class LevenbergMarquardt(SecondOrderOptimizer):
         return Proposal(found.theta, report)
 
     def _scale(self, linear: Linearised, solver: Method, start: Start) -> Tensor:
-        """D: the largest norm that each column of J has had (Moré 1978, equation 6.2)."""
+        """Return D, the largest norm that each column of J has had (Moré 1978, equation 6.2)."""
         if solver == "cg":
             raise ValueError(
                 "scaled=True needs J itself, but the method is 'cg' for these sizes: give "

@@ -1,4 +1,4 @@
-"""What a model's outputs mean: the distributions and losses that have a name."""
+"""The named likelihoods and losses: functions of a model's outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Likelihood = Callable[[Any], Distributions]
 Metric = Callable[[Any], OutputMetric]
 
 
-# Not validated: NaN is for the step's report to name, and validation waits for the device.
+# Without validation: the step's report names NaN, and validation waits for the device.
 def _categorical(logits: Tensor) -> Distributions:
     if logits.ndim > 2:
         raise ValueError(
@@ -41,7 +41,7 @@ def _normal(mean: Tensor) -> Distributions:
 
 
 def _one_event(elements: Distribution) -> Distributions:
-    """All but dimension 0 as one event."""
+    """Each element along dimension 0 as one event."""
     inner = max(len(elements.batch_shape) - 1, 0)
     return Independent(elements, inner, validate_args=False)
 
@@ -56,7 +56,7 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "bernoulli": _bernoulli,
     "normal": _normal,
 }
-# What to write for a part of the outputs.
+# Code that an error message shows for a part of the outputs.
 EXAMPLES = {
     "categorical": "torch.distributions.Categorical(logits={})",
     "bernoulli": "torch.distributions.Bernoulli(logits={})",
@@ -97,7 +97,7 @@ def metric_of(loss: str | Metric) -> Metric:
 
 @dataclass(frozen=True)
 class _OfTensors:
-    """``act`` on outputs that are one tensor; for others an error that names the cure."""
+    """``act`` for outputs that are one tensor; an error that names the cure for others."""
 
     what: str
     name: str
@@ -116,7 +116,7 @@ class _OfTensors:
 
 
 def _part(outputs: Any) -> str:
-    """How to write the part of a model's outputs that is most likely meant."""
+    """The code for the part of a model's outputs that is most likely meant."""
     if isinstance(outputs, Mapping):
         tensors = [str(key) for key, value in outputs.items() if isinstance(value, Tensor)]
         return f"outputs[{'logits' if 'logits' in outputs else (tensors or ['logits'])[0]!r}]"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
@@ -147,9 +146,8 @@ def _of_model(observed: ObservedModel | None, start: Start) -> Linearised:
         )
     slots, outputs, gradients = Slots(start.parameters), [], []
     for batch in observed.batches:
-        data, join = batch.split()
-        with batch.random.replayed():
-            forward = Forward(partial(observed.call, join=join), start.theta.device)
+        with observed.replayed(batch) as (call, data):
+            forward = Forward(call, start.theta.device)
         with forward.replayed():
             output = forward(data)
         u = batch.output_gradient

@@ -73,9 +73,7 @@ def search_radius(
             break
         step = rates * s.x
         if decrease is None:
-            image = multiply(step) if rates.ndim else rates * s.Ax
-            slope = inner_products(start.gradient, step)
-            predicted = -float(slope + inner_products(step, image) / 2)
+            predicted = _model_decrease(start.gradient, s, rates, multiply)
         else:
             predicted = decrease(step)
         if not math.isfinite(predicted):
@@ -105,11 +103,7 @@ def search_radius(
         # The ratio's guard against rounding must not take a rise of the loss for a fall.
         risen = actual < -16 * eps * abs(loss) and predicted > 1e3 * eps * abs(loss)
         if ratio > accept_ratio and not (risen and accept_ratio >= 0):
-            inside = s.status in (Status.CONVERGED, Status.STAGNATED) and not s.multiplier
-            # A first radius that is the Cauchy length is met up to rounding, by a solve inside.
-            met = not inside or float(norm(s.x)) >= (1 - math.sqrt(eps)) * radius
-            if math.isfinite(radius):
-                radius = max(update_radius(radius, ratio, at_boundary=met), SMALLEST)
+            radius = _after_acceptance(radius, ratio, s, norm, eps)
             status, accepted = OptimizerStatus.ACCEPTED, theta
             break
         radius = _cut(radius, norm(s.x), attempt if seen_finite else 0)
@@ -130,6 +124,31 @@ def search_radius(
         solver_status=s.status,
     )
     return RadiusSearch(accepted, radius, report)
+
+
+def _model_decrease(
+    g: Tensor, s: Solution[Tensor], rates: Tensor, multiply: Callable[[Tensor], Tensor]
+) -> float:
+    """−(gᵀd + ½ dᵀA d) of d = lr s."""
+    d = rates * s.x
+    image = multiply(d) if rates.ndim else rates * s.Ax
+    return -float(inner_products(g, d) + inner_products(d, image) / 2)
+
+
+def _after_acceptance(
+    radius: float,
+    ratio: float,
+    s: Solution[Tensor],
+    norm: Callable[[Tensor], Tensor],
+    eps: float,
+) -> float:
+    """The radius for the next step; an infinite one stays."""
+    inside = s.status in (Status.CONVERGED, Status.STAGNATED) and not s.multiplier
+    # A first radius that is the Cauchy length is met up to rounding, by a solve inside.
+    met = not inside or float(norm(s.x)) >= (1 - math.sqrt(eps)) * radius
+    if not math.isfinite(radius):
+        return radius
+    return max(update_radius(radius, ratio, at_boundary=met), SMALLEST)
 
 
 def unmeasured_step(start: Start, solve: SolveRadius, radius: float, rates: Tensor) -> RadiusSearch:
