@@ -99,7 +99,7 @@ def metric_of(loss: str | Metric) -> Metric:
 class _OfTensors:
     """``act`` for outputs that are one tensor; an error that names the cure for others."""
 
-    what: str
+    argument: str
     name: str
     act: Callable[[Tensor], Any]
 
@@ -110,8 +110,8 @@ class _OfTensors:
         if isinstance(outputs, Mapping):
             kind = f"{kind} of {sorted(map(str, outputs))}"
         raise TypeError(
-            f"{self.what}={self.name!r} takes outputs that are one tensor, but the model returned "
-            f"a {kind}; say which part is meant: {self.what}=lambda outputs: {example}"
+            f"{self.argument}={self.name!r} takes outputs that are one tensor, but the model returned "
+            f"a {kind}; say which part is meant: {self.argument}=lambda outputs: {example}"
         )
 
 
@@ -123,10 +123,10 @@ def _part(outputs: Any) -> str:
     return "outputs[0]" if isinstance(outputs, (tuple, list)) else "outputs.logits"
 
 
-def _named(name: str, known: dict[str, Any], what: str) -> Any:
+def _named(name: str, known: dict[str, Any], argument: str) -> Any:
     if name not in known:
         names = ", ".join(map(repr, known))
         raise ValueError(
-            f"{what} must be one of {names}, or a function of the outputs; got {name!r}"
+            f"{argument} must be one of {names}, or a function of the outputs; got {name!r}"
         )
     return known[name]

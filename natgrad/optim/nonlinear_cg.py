@@ -22,7 +22,7 @@ class NonlinearCG(SecondOrderOptimizer):
     """Minimise by θ ← θ + α d, d ← −g + β d, with α from an approximate Wolfe line search.
 
     Takes any standard closure, and nothing but gradients. β = (y − 2 d ‖y‖²/dᵀy)ᵀg / dᵀy, y the
-    change of the gradient, not below η dᵀg₋ / ‖d‖²: d descends whatever the line search found.
+    change of the gradient, not below η dᵀg₋ / ‖d‖²: d descends after any line search.
     Where the search along d fails it is made along −g in the same step.
 
     Parameters

@@ -137,7 +137,7 @@ class ObservedModel:
         return isinstance(next(self.model.parameters(), None), nn.Parameter)
 
     def begins(self, args: tuple[Any, ...]) -> None:
-        self.called = True  # only written: torch.compile would guard what is read
+        self.called = True  # only written: torch.compile would guard a value that is read
         if not self._watches():
             return
         # A model in a checkpoint is called again by the backward pass that its batch comes from.

@@ -195,8 +195,8 @@ class SecondOrderOptimizer(Optimizer):
         proposal = self._step_or_restore(start)
         seconds = time.perf_counter() - began
         loss = start.loss
-        if loss is None and returned is not None:  # of a closure that measures no other θ
-            loss = sign * as_loss(returned)
+        if loss is None and objective is not None and objective.returned is not None:
+            loss = sign * as_loss(objective.returned)
         report = replace(
             proposal.report,
             loss=math.nan if loss is None else sign * float(loss),
