@@ -110,8 +110,8 @@ class _OfTensors:
         if isinstance(outputs, Mapping):
             kind = f"{kind} of {sorted(map(str, outputs))}"
         raise TypeError(
-            f"{self.argument}={self.name!r} takes outputs that are one tensor, but the model returned "
-            f"a {kind}; say which part is meant: {self.argument}=lambda outputs: {example}"
+            f"{self.argument}={self.name!r} takes outputs that are one tensor, but the model "
+            f"returned a {kind}; say which part is meant: {self.argument}=lambda outputs: {example}"
         )
 
 
