@@ -11,41 +11,88 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, Kronecker, LinearOperator, Sharing
-from natgrad.optim.curvature_source import require_reached
+from natgrad.optim.arguments import require_least
 from natgrad.optim.kronecker_optimizer import KroneckerOptimizer, mixed_seed
 from natgrad.optim.likelihoods import Likelihood
-from natgrad.optim.optimizer import Parameters, Proposal, Start
+from natgrad.optim.objective import Start
+from natgrad.optim.optimizer import Parameters, Proposal
 from natgrad.optim.report import OptimizerReport, OptimizerStatus
-from natgrad.optim.settings import require_least
 from natgrad.solvers.scaling import inner_products
 from natgrad.trust_region import reduction_ratio, update_damping
 
 
 class AdaptiveKFAC(KroneckerOptimizer):
-    """θ ← θ + lr d, d = α Δ + μ d₋ with Δ = −(K + λI)⁻¹ g, d₋ the last d; (α, μ) minimise
-    gᵀd + ½ dᵀ(F + λI) d.
+    """Train by θ ← θ + lr d, d = α Δ + μ d₋, with α and μ found at each step.
 
-    K are Kronecker factors as in :class:`natgrad.optim.KFAC`, F the exact Fisher matrix, of whose
-    products with Δ and d₋ the two coefficients are made: there is no learning rate to tune. Both
-    are taken on a ``fraction`` of the batch behind the gradient, drawn by generators of the
-    optimizer's own. A refresh keeps ``decay`` of the older factors: 0.6 at every tenth step forgets
-    as fast as the source's 0.95 at each. For losses −log p of the ``likelihood``: another scale of
-    the loss is another step.
+    Δ = −(K + λI)⁻¹ g is K-FAC's direction and d₋ the last d; (α, μ) minimise gᵀd + ½ dᵀ(F + λI) d.
+    K are Kronecker factors as in :class:`natgrad.optim.KFAC`, F the exact Fisher matrix, whose
+    products with Δ and d₋ give the two coefficients: there is no learning rate to tune. For losses
+    −log p of the ``likelihood``: another scale of the loss gives another step.
 
     ``step(closure)`` measures the loss after the step, and takes back one that raised it; every
-    ``adapt_every`` steps, and after one taken back, λ goes by ρ as in
-    :func:`natgrad.update_damping` with ``factor``, not below ``minimum_damping``. Without a closure
-    λ stays and nothing measures a step: give it a λ of 1e-2 and more.
+    ``adapt_every`` steps, and after one taken back, λ follows ρ as in
+    :func:`natgrad.update_damping`. Without a closure λ stays and nothing measures a step: give it a
+    λ of 1e-2 and more.
 
+    Parameters
+    ----------
+    params
+        A model, or parameters, named parameters or groups, as torch.optim takes them.
+    likelihood
+        The distribution that the outputs mean, as in :class:`natgrad.optim.NaturalGradient`.
+    model
+        The model, required where ``params`` are parameters or groups.
+    lr
+        The factor on d, a setting of each group. Leave it at 1 except for fine-tuning of groups.
+    damping
+        λ >= 0 of the first step, in units of the Fisher matrix. Lower it if the first steps with a
+        closure are too short.
+    factor
+        The factor > 1 by which λ changes. Nearer to 1 for a noisy ρ.
+    adapt_every
+        Steps between two changes of λ.
+    minimum_damping
+        The smallest λ >= 0 that adaptation reaches. Raise it for small batches.
+    fraction
+        The share of each batch, in (0, 1], on which K and F are taken. Lower it for large batches
+        whose curvature costs too much.
+    refresh_every
+        Steps between two computations of the factors. Lower it if the curvature changes fast.
+    decay
+        The share of the older factors in the moving average at each refresh, in [0, 1); the first
+        refreshes count equally. Raise it for noisy batches. 0.6 at every
+        tenth step forgets as fast as the source's 0.95 at each.
+    samples
+        Labels a batch element that are drawn from the model for the output factors. None: these
+        factors exactly, from one backward pass a class. Raise it for factors with less noise.
+    sharing
+        How positions of one sample (pixels, time steps) enter the factors, EXPAND or REDUCE: see
+        :class:`natgrad.Kronecker`. REDUCE where a layer's outputs are averaged over positions.
+    corrected
+        Whether second moments in the factors' eigenbasis are exact (E-KFAC), for a more accurate K
+        at eigendecompositions in place of inversions.
+    seed
+        The seed of the optimizer's own generators, which draw labels and fractions.
+    maximize
+        Whether to ascend.
+
+    Raises
+    ------
+    ValueError
+        For settings out of range.
+
+    Notes
+    -----
     Cost, beyond the gradient: on the fraction, a forward and a backward pass of set-up and two
     products, 4 gradients in all; two products with the inverse factors, which a new λ computes
-    anew; a forward pass of the closure; a refresh as in ``KFAC``. Raises ``ValueError`` for
-    settings out of range.
+    anew; a forward pass of the closure; a refresh as in ``KFAC``.
 
     Source: Martens & Grosse, "Optimizing neural networks with Kronecker-factored approximate
     curvature", 2015, sections 6.4, 6.5 and 7. How it differs: λ alone damps, K and F alike; λ is
     not bounded by one of its own for the factors; steps that raise the loss are refused.
 
+    Examples
+    --------
     >>> model, x, y = nn.Linear(2, 3), torch.eye(2), torch.tensor([0, 2])
     >>> optimizer = AdaptiveKFAC(model, likelihood="categorical", damping=1e-2)
     >>> def closure():
@@ -131,7 +178,7 @@ class AdaptiveKFAC(KroneckerOptimizer):
             torch.Generator().manual_seed(mixed_seed(self._seed, steps)),
         )
         d, Fd = self._combined(start, K, F, damping)
-        require_reached(F, start, self._observed)
+        start.require_reached(F, self._observed)
         rates = self._per_parameter("lr", start.parameters)
         d, Fd = rates * d, rates * Fd
         slope, dFd = inner_products(start.gradient, d), inner_products(d, Fd)
@@ -165,7 +212,7 @@ class AdaptiveKFAC(KroneckerOptimizer):
         V, FV = torch.stack(directions), torch.stack([F @ v for v in directions])
         A = inner_products(V, FV) + damping * inner_products(V, V)
         b = -inner_products(V, g)
-        # By least squares of the unit-diagonal system: Δ and d₋ may be parallel, to rounding.
+        # Least squares of the system with a unit diagonal: Δ and d₋ may be parallel, to rounding.
         unit = torch.where(A.diagonal() > 0, A.diagonal().rsqrt(), 0.0)
         scaled = unit.unsqueeze(1) * A * unit
         coefficients = torch.full_like(b, math.nan)
@@ -177,7 +224,7 @@ class AdaptiveKFAC(KroneckerOptimizer):
         return coefficients.to(g) @ V, coefficients.to(g) @ FV
 
     def _judged(self, start: Start, theta: Tensor, report: OptimizerReport) -> OptimizerReport:
-        """The account with what the closure measured at θ; λ for the next step."""
+        """The report with the closure's loss at θ; sets λ for the next step."""
         assert start.loss is not None
         loss = float(start.evaluate(theta)[0])
         before, eps = float(start.loss), torch.finfo(theta.dtype).eps

@@ -1,4 +1,4 @@
-"""Hessian-free optimization: Gauss-Newton steps by conjugate gradients, damped as they fare."""
+"""Hessian-free optimization: Gauss-Newton steps by conjugate gradients, with adaptive damping."""
 
 from __future__ import annotations
 
@@ -11,21 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.curvature import GaussNewton, LinearOperator
-from natgrad.optim.curvature_source import (
-    Curvature,
-    operator_of,
-    require_one_source,
-    require_reached,
-)
+from natgrad.optim.arguments import require_least, require_one_source
+from natgrad.optim.curvature_source import Curvature, operator_of
 from natgrad.optim.likelihoods import Metric, metric_of
-from natgrad.optim.optimizer import (
-    Parameters,
-    Proposal,
-    SecondOrderOptimizer,
-    Start,
-)
+from natgrad.optim.objective import Start
+from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer
 from natgrad.optim.report import OptimizerReport, OptimizerStatus
-from natgrad.optim.settings import require_least
 from natgrad.solvers import Iterate, Solution, Status, cg, relative_progress
 from natgrad.solvers.linear_map import LinearMap
 from natgrad.solvers.scaling import inner_products
@@ -35,30 +26,71 @@ Preconditioner = Callable[[LinearOperator], LinearMap]
 
 
 class HessianFree(SecondOrderOptimizer):
-    """θ ← θ − s, (G + λI) s ≈ g by truncated conjugate gradients; λ follows the reduction ratio.
+    """Train by θ ← θ − s, (G + λI) s ≈ g by truncated conjugate gradients; λ follows the ratio ρ.
 
     Two forms: ``HessianFree(model, loss="cross_entropy")`` with the Gauss-Newton matrix G of the
-    model on the batches behind the gradient, ``loss`` being "cross_entropy",
-    "binary_cross_entropy" (with logits), "squared_error" or a function from outputs to an
-    :class:`natgrad.curvature.OutputMetric`; and ``HessianFree(parameters, curvature=f)`` with any
-    operator ``f()``. Both take parameter groups.
+    model on the batches behind the gradient; and ``HessianFree(parameters, curvature=f)`` with any
+    operator G = ``f()``. Both take parameter groups.
 
-    With ``step(closure)``, Martens' method whole: CG starts from ``warm_start`` times the last
+    ``step(closure)`` is Martens' whole method: CG starts from ``warm_start`` times the last
     solution and ends by relative progress; of its iterates, kept at a ratio of 1.3, the search goes
     back from the last while the loss falls; from there it backtracks until the loss is below the
     start; λ falls by a third after ρ > ¾ and rises by half after ρ < ¼. Without a closure the loss
     is not measured: the whole of s is taken, times ``lr``, and λ stays.
 
-    ``preconditioner`` is called with G + λI at every step and returns what ``cg`` takes.
+    Parameters
+    ----------
+    params
+        A model, whose batches a forward hook sees, or parameters, named parameters or groups, as
+        torch.optim takes them; then give ``curvature`` or ``model``.
+    loss
+        The loss of the outputs, whose Hessian G contains: "cross_entropy", "binary_cross_entropy"
+        (with logits), "squared_error" or a function from outputs to an
+        :class:`natgrad.curvature.OutputMetric`.
+    curvature
+        ``() -> G``, called at every step: any operator (n, n) over all the parameters in their
+        order.
+    model
+        The model, where ``params`` are parameters or groups.
+    lr
+        The factor on s, a setting of each group. Below 1 for steps that no closure measures.
+    damping
+        λ >= 0 of the first step, in units of G. Raise it if the first steps are refused.
+    max_iterations
+        Iterations of conjugate gradients at most; each costs about one gradient.
+    rtol
+        The relative residual at which conjugate gradients end at the latest.
+    progress
+        The relative progress of the quadratic model, per iteration, below which conjugate gradients
+        end. Lower it for longer solves.
+    warm_start
+        The factor >= 0 on the last solution, from which the next solve starts. 0: from zero.
+    chunk_size
+        Samples that the model sees at a time; memory is independent of the batch then. None: all.
+    maximize
+        Whether to ascend.
+    preconditioner
+        ``(G + λI) -> M``, called at every step; M is a preconditioner as :func:`natgrad.cg` takes
+        it. Give one if the solves take many iterations.
 
+    Raises
+    ------
+    ValueError
+        For settings out of range.
+    RuntimeError
+        From ``step``, if no batch is known.
+
+    Notes
+    -----
     Cost, beyond the gradient: one forward and one backward pass of set-up, about one gradient an
     iteration, a forward pass a candidate; memory of the kept iterates, ln k / ln 1.3 vectors.
-    Raises ``ValueError`` for settings out of range, ``RuntimeError`` where no batch is known.
 
     Source: Martens, "Deep learning via Hessian-free optimization", 2010, sections 4.1 to 4.6. How
     it differs: ρ is that of the candidate chosen, with the model at that candidate; CG's own claims
     are verified, so that a solve may also end because it converged.
 
+    Examples
+    --------
     >>> model, x, y = nn.Linear(2, 1), torch.eye(2), torch.ones(2, 1)
     >>> optimizer = HessianFree(model, loss="squared_error", damping=1e-6)
     >>> def closure():
@@ -136,7 +168,7 @@ class HessianFree(SecondOrderOptimizer):
             stop=relative_progress(self._progress),
             iterate_growth=None if start.loss is None else 1.3,
         )
-        require_reached(G, start, self._observed)
+        start.require_reached(G, self._observed)
         report = OptimizerReport(
             OptimizerStatus.ACCEPTED,
             iterations=s.iterations,
@@ -153,7 +185,7 @@ class HessianFree(SecondOrderOptimizer):
         if start.loss is not None:
             chosen, loss = self._best_iterate(start, s, rates)
         d = rates * chosen.x
-        # G D x, with D the rates, is no multiple of G x.
+        # With rates D that differ, G D x is no multiple of G x.
         dGd = inner_products(d, G @ d) if rates.ndim else rates.double().square() * chosen.xAx
         slope = inner_products(start.gradient, d)
         report = replace(
@@ -237,7 +269,7 @@ class HessianFree(SecondOrderOptimizer):
         return Proposal(found.theta, report)
 
     def _adapt(self, damping: float, ratio: float, d: Tensor, slope: Tensor) -> None:
-        """λ for the next step, not below the curvature's rounding, from where it could not rise."""
+        """Set the next λ, not below the curvature's rounding, from where it could not rise."""
         curvature = float(slope.abs() / inner_products(d, d))
         minimum = torch.finfo(d.dtype).eps * curvature if math.isfinite(curvature) else 0.0
         self._set_for_all_groups("damping", max(update_damping(damping, ratio), minimum))

@@ -1,4 +1,4 @@
-"""K-FAC: layers' natural gradients from Kronecker factors, refreshed now and then."""
+"""K-FAC: layers' natural gradients from Kronecker factors, refreshed every few steps."""
 
 from __future__ import annotations
 
@@ -11,45 +11,88 @@ from torch import nn
 
 from natgrad import flat
 from natgrad.curvature import Sharing
-from natgrad.optim.curvature_source import require_reached
+from natgrad.optim.arguments import require_least
 from natgrad.optim.kronecker_optimizer import KroneckerOptimizer
 from natgrad.optim.likelihoods import Likelihood
 from natgrad.optim.measured_kl import MeasuredKL
-from natgrad.optim.optimizer import Parameters, Proposal, Start
+from natgrad.optim.objective import Start
+from natgrad.optim.optimizer import Parameters, Proposal
 from natgrad.optim.report import OptimizerReport, OptimizerStatus
-from natgrad.optim.settings import require_least
 from natgrad.solvers.scaling import inner_products
 
 
 class KFAC(KroneckerOptimizer):
-    """m ← ν (μ m + s) with (K + λI) s = g, θ ← (1 − lr w) θ − lr m; K ≈ F, the Fisher matrix.
+    """Train by θ ← (1 − lr w) θ − lr m, m ← ν (μ m + s), (K + λI) s = g, K ≈ the Fisher matrix.
 
-    ν <= min(1, √(2δ / (lr² mᵀK m))) bounds the KL of the whole step, momentum and weight decay
-    included, by δ, the ``max_kl`` (None: no bound): the square root by the forecast of K, and what
-    is below it by E[KL(p_old ‖ p_new)] on the batch, which a forward pass measures
-    (``last_step.kl``; ``measure_kl=False`` trusts the forecast, ``last_step.predicted_kl``). μ is
-    ``momentum``, w the decoupled ``weight_decay``, weaker where the bound leaves no room for it.
-    Plain ``loss.backward()`` and ``optimizer.step()``; a closure is called once, as Adam would.
+    ν <= min(1, √(2δ / (lr² mᵀK m))) bounds the KL divergence of the whole step, momentum and weight
+    decay included, by δ: the square root by the forecast of K, a smaller ν by a forward pass that
+    measures E[KL(p_old ‖ p_new)] on the batch. K is :class:`natgrad.Kronecker` on the batch behind
+    the gradient. Plain ``loss.backward()`` and ``optimizer.step()``; a closure is called once, as
+    Adam calls it.
 
-    K is :class:`natgrad.Kronecker` on the batch behind the gradient, computed at the first step and
-    every ``refresh_every`` steps after it, as a moving average: an equal share for each refresh at
-    first, ``decay`` of the old later on. ``samples`` labels a batch element are drawn from the
-    model by generators of the optimizer's own, seeded by ``seed`` and the step; None takes the
-    output factors exactly, from one backward pass a class. ``corrected`` makes it E-KFAC.
-    ``sharing`` says what positions of one sample (pixels, time steps) are. For ``likelihood`` see
-    :class:`natgrad.optim.NaturalGradient`.
+    Parameters
+    ----------
+    params
+        A model, or parameters, named parameters or groups, as torch.optim takes them.
+    likelihood
+        The distribution that the outputs mean, as in :class:`natgrad.optim.NaturalGradient`.
+    model
+        The model, required where ``params`` are parameters or groups.
+    lr
+        The learning rate, a setting of each group. Larger is possible than for SGD: ``max_kl``
+        shortens a step that is too long.
+    damping
+        λ >= 0, in units of the Fisher matrix. Raise it for few samples or unstable steps.
+    max_kl
+        δ > 0, in nats, per step. Lower it for smaller changes of the outputs. None: no bound.
+    momentum
+        μ >= 0, a setting of each group. Lower it for few, long steps.
+    weight_decay
+        w >= 0, decoupled from the gradient, a setting of each group; weaker in steps whose bound
+        leaves no room for it.
+    refresh_every
+        Steps between two computations of the factors. Lower it if the curvature changes fast.
+    decay
+        The share of the older factors in the moving average at each refresh, in [0, 1); the first
+        refreshes count equally. Raise it for noisy batches.
+    samples
+        Labels a batch element that are drawn from the model for the output factors. None: these
+        factors exactly, from one backward pass a class. Raise it for factors with less noise.
+    sharing
+        How positions of one sample (pixels, time steps) enter the factors, EXPAND or REDUCE: see
+        :class:`natgrad.Kronecker`. REDUCE where a layer's outputs are averaged over positions.
+    corrected
+        Whether second moments in the factors' eigenbasis are exact (E-KFAC), for a more accurate K
+        at eigendecompositions in place of inversions.
+    seed
+        The seed of the optimizer's own generators, which draw the labels.
+    measure_kl
+        Whether the KL divergence is measured (``last_step.kl``). False trusts the forecast,
+        ``last_step.predicted_kl``, and saves a forward pass a step.
+    maximize
+        Whether to ascend.
 
+    Raises
+    ------
+    ValueError
+        For settings out of range, layers of an unknown kind (:class:`natgrad.Kronecker`), factors
+        singular for want of damping.
+    RuntimeError
+        From ``step``, if a refresh is due and no batch is known.
+
+    Notes
+    -----
     Cost: a step, two products with inverse factors a layer, and a forward pass for each KL that is
-    measured, mostly one; a refresh, one forward pass, some 3
-    backward passes and two inversions a layer, as for a new damping. Raises ``ValueError`` for
-    settings out of range, layers that it does not know (:class:`natgrad.Kronecker`), factors
-    singular for want of damping; ``RuntimeError`` where a refresh is due and no batch is known.
+    measured, mostly one; a refresh, one forward pass, some 3 backward passes and two inversions a
+    layer, as for a new damping.
 
     Source: Martens & Grosse 2015; George et al. 2018 (E-KFAC); the bound after Ba, Grosse &
     Martens 2017, section 3.4, who leave momentum out of it; weight decay after Zhang, Wang, Xu &
     Grosse, "Three mechanisms of weight decay regularization", 2019. Different from the first:
     learning rate and momentum are given, not found; :class:`natgrad.optim.AdaptiveKFAC` finds them.
 
+    Examples
+    --------
     >>> model, x = nn.Linear(2, 3), torch.eye(2)
     >>> optimizer = KFAC(model, likelihood="categorical", lr=0.1)
     >>> torch.nn.functional.cross_entropy(model(x), torch.tensor([0, 2])).backward()
@@ -110,26 +153,25 @@ class KFAC(KroneckerOptimizer):
             require_least(group, 0, "max_kl", exclusive=True)
 
     def _compute_step(self, start: Start) -> Proposal:
-        report = OptimizerReport(
-            OptimizerStatus.ACCEPTED, damping=float(self._setting("damping")), solver="kronecker"
-        )
+        damping, max_kl = float(self._setting("damping")), self._setting("max_kl")
         trained = [parameter for parameter in self._parameters() if parameter.requires_grad]
+        momentum = self._per_parameter("momentum", trained)
+        before = self._remembered("momentum_buffer", trained)
+        report = OptimizerReport(OptimizerStatus.ACCEPTED, damping=damping, solver="kronecker")
         K = self._factors_at(trained)
         if K is None:
             return Proposal(None, replace(report, status=OptimizerStatus.NONFINITE_CURVATURE))
-        require_reached(K, start, self._observed)
+        start.require_reached(K, self._observed)
         # Parameters without a gradient take no part, but have their rows in K.
         active = set(start.parameters)
         pieces = iter(flat.unflatten(start.gradient, start.parameters))
         g = flat.flatten(next(pieces) if p in active else torch.zeros_like(p) for p in trained)
         kept = torch.cat([torch.full((p.numel(),), p in active) for p in trained]).to(g.device)
-        s = K.solve(g, damping=report.damping, split=self._factors.split)
-        before = self._remembered("momentum_buffer", trained)
-        move = s if before is None else s + self._per_parameter("momentum", trained) * before
+        s = K.solve(g, damping=damping, split=self._factors.split)
+        move = s if before is None else s + momentum * before
         move = torch.where(kept, move, 0.0)
         d = self._per_parameter("lr", trained) * move
         predicted = float(inner_products(d, K @ d) / 2)
-        max_kl = self._setting("max_kl")
         if not math.isfinite(predicted):
             return Proposal(None, replace(report, status=OptimizerStatus.NONFINITE_CURVATURE))
         nu = 1.0 if max_kl is None or predicted <= max_kl else math.sqrt(max_kl / predicted)
@@ -147,7 +189,7 @@ class KFAC(KroneckerOptimizer):
             if not fraction:
                 return Proposal(None, replace(report, status=OptimizerStatus.KL_EXCEEDED, kl=kl))
             step, nu = fraction * step, fraction * nu
-            # What the bound leaves for it: a group's decay must not shorten another group's step.
+            # Weight decay gets the rest of the bound: it must not shorten another group's step.
             if bool(pull.any()):
                 decayed = measured.shortened(start.theta + step, pull, max_kl)
                 pull, kl = decayed.fraction * pull, decayed.kl if decayed.fraction else kl

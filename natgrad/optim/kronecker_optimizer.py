@@ -1,10 +1,9 @@
-"""What KFAC and AdaptiveKFAC share: Kronecker factors as a moving average over steps."""
+"""Kronecker factors as a moving average over steps, for KFAC and AdaptiveKFAC."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +17,14 @@ from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.observed_model import Batch, ObservedModel
 from natgrad.optim.optimizer import Parameters, SecondOrderOptimizer
 
-# Their names in an optimizer's `state`: a layer's stand with its weight, those of the parameters
-# outside layers row by row with each.
+# Names of factors in an optimizer's `state`: a layer's are stored with its weight, those of
+# parameters outside layers row by row with each parameter.
 LAYER_FACTORS = ("input_factor", "output_factor", "second_moments")
 REST = "rest_factor"
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One seed of 32 bits for all the numbers: torch's CPU generator takes no notice of others."""
+    """One seed of 32 bits for all the numbers: torch's CPU generator ignores further bits."""
     return zlib.crc32(repr(numbers).encode())
 
 
@@ -33,9 +32,9 @@ class RunningFactors:
     """K ≈ F of the observed model, computed anew when asked, remembered in ``state``.
 
     The first refreshes count equally, later ones 1 − ``decay``; a ``fraction`` of each batch is
-    used. What is loaded into ``state`` comes back bitwise. Samples and labels are drawn by
+    used. Factors loaded into ``state`` come back bitwise. Samples and labels are drawn by
     generators seeded by ``seed`` and the number of the refresh: there is nothing else to save, and
-    nobody else's random numbers are drawn.
+    torch's global generators are left alone.
     """
 
     def __init__(
@@ -61,11 +60,11 @@ class RunningFactors:
 
     @property
     def split(self) -> DampingSplit:
-        """How damping enters: exactly where eigenvalues are corrected, else factored."""
+        """Where damping is added: exactly if eigenvalues are corrected, else to both factors."""
         return DampingSplit.EXACT if self._corrected else DampingSplit.TRACE
 
     def forget(self) -> None:
-        """Go by ``state`` alone from here on."""
+        """Drop the factors at hand; the next step reads them from ``state``."""
         self._kronecker = None
 
     def at(
@@ -73,7 +72,7 @@ class RunningFactors:
     ) -> tuple[Kronecker, int]:
         """K over the parameters for this step, and the number of refreshes by now.
 
-        It is refreshed where that is ``due``, or where what is known is of other parameters.
+        K is refreshed if that is ``due``, or if the known factors belong to other parameters.
         """
         if self._kronecker is None:
             self._kronecker = self._restored(state, parameters)
@@ -85,7 +84,7 @@ class RunningFactors:
         return self._kronecker, refreshes
 
     def _refreshed(self, parameters: list[Tensor], count: int) -> Kronecker:
-        """K of this step's batches, blended with what is known."""
+        """K of this step's batches, averaged with the known factors."""
         kronecker = self._kronecker
         batches = self._observed.required_batches()
         old = min(self._decay, 1 - 1 / count)
@@ -110,12 +109,11 @@ class RunningFactors:
         *,
         decay: float,
     ) -> Kronecker:
-        data, join = batch.split(self._fraction, generator)
-        with batch.random.replayed():
+        with self._observed.replayed(batch, self._fraction, generator) as (forward, data):
             return Kronecker(
                 self._observed.model,
                 data,
-                forward=partial(self._distribution, join=join),
+                forward=lambda pieces: self._likelihood(forward(pieces)),
                 parameters=parameters,
                 samples=self._samples,
                 sharing=self._sharing,
@@ -124,9 +122,6 @@ class RunningFactors:
                 previous=previous,
                 decay=decay,
             )
-
-    def _distribution(self, pieces: Any, join: Any) -> Any:
-        return self._likelihood(self._observed.call(pieces, join=join))
 
     def _store(self, state: Any, kronecker: Kronecker) -> None:
         for owners, factors in kronecker.factors():
@@ -138,7 +133,7 @@ class RunningFactors:
                 state[owner][REST] = row
 
     def _restored(self, state: Any, parameters: list[Tensor]) -> Kronecker | None:
-        """K of a loaded ``state``, or None where that holds no factors."""
+        """K of a loaded ``state``, None if it holds no factors."""
         blocks: list[tuple[list[Tensor], tuple[Tensor, ...]]] = []
         for layer in candidates(self._observed.model, parameters):
             held = state[layer.owners[0]]
@@ -155,7 +150,7 @@ class RunningFactors:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # The operator names parameters by identity; `state` has all that it is made of.
+        # The operator names parameters by identity; it is built anew from `state`.
         return {**self.__dict__, "_kronecker": None}
 
 
@@ -209,12 +204,18 @@ class KroneckerOptimizer(SecondOrderOptimizer):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch.optim: the factors come back bitwise, and with them the next step."""
+        """Load a checkpoint, as in torch.optim; the factors and the next step are bitwise the same.
+
+        Parameters
+        ----------
+        state_dict
+            The value of ``state_dict()`` of an optimizer with the same parameter groups.
+        """
         super().load_state_dict(state_dict)
         self._factors.forget()
 
     def _factors_at(self, parameters: list[Tensor]) -> Kronecker | None:
-        """K over the parameters for this step; None where a factor is NaN or infinite."""
+        """K over the parameters for this step; None if a factor is NaN or infinite."""
         counters = self._counters
         due = counters.get("steps", 0) % self._refresh_every == 0
         refreshes = counters.get("refreshes", 0)

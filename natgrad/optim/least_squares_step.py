@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from natgrad.optim.linearised import Linearised, SampleGram
+from natgrad.optim.linearised import Linearised, Method
 from natgrad.solvers import SampleSpace, Solution, Status, SteihaugPath, cg, least_squares
 from natgrad.solvers.scaling import as_float, dot, length, norm, power_of_two, quotient
 
-Method = Literal["dense", "sample_space", "cg"]
-# More backward passes than this for J cost more than conjugate gradients.
-MAX_PASSES = 256
-# Of a J that the caller hands over, a decomposition is all that it costs.
-MAX_GIVEN = 4000
+CHUNK = 2**20  # elements of J that are converted to float64 at a time
 MOST = sys.float_info.max
-
-
-def cheapest(linear: Linearised) -> Method:
-    """The method for these sizes: see :class:`natgrad.optim.LevenbergMarquardt`."""
-    m, n = len(linear.r), linear.n
-    if min(m, n) > (MAX_GIVEN if linear.given else MAX_PASSES):
-        return "cg"
-    return "dense" if n <= m else "sample_space"
 
 
 class LeastSquaresStep:
@@ -56,10 +43,12 @@ class LeastSquaresStep:
         self._first_product: tuple[Tensor, Tensor] | None = None
         self._seen: tuple[Tensor, Tensor] | None = None  # the last s and J s
         if method == "cg":
-            self._image, self._pullback = _in_double(linear.forward), linear.transpose
+            self._image: Callable[[Tensor], Tensor] = lambda v: linear.forward(v).double()
+            self._pullback = linear.transpose
         else:
             self._direct = _decomposed(linear if scale is None else linear.scaled(scale), method)
-            self._image, self._pullback = linear.image, linear.pullback
+            products = _Float64Products(linear)
+            self._image, self._pullback = products.forward, products.transpose
         self._r = linear.r
         self._of_prior: tuple[Tensor, Tensor] | None = None  # J s₀ and JᵀJ s₀
         if prior is not None:
@@ -67,7 +56,7 @@ class LeastSquaresStep:
             self._of_prior = image, linear.transpose(image)
             self._r = linear.r + image
         self._gradient = self._pullback(self._r)
-        # In coordinates D (s − s₀), in which the radius is a ball's.
+        # In coordinates D (s − s₀), in which the radius bounds a ball.
         self._g = self._gradient if scale is None else self._gradient / scale
         if method == "cg":
             self._path = SteihaugPath(
@@ -77,12 +66,12 @@ class LeastSquaresStep:
     def __call__(self, *, radius: float) -> Solution[Tensor]:
         found = self._from_prior(radius)
         if self._prior is None or self._of_prior is None:
-            found, image = self._at_least_cauchys(found, self._image(found.x), radius)
+            found, image = self._at_least_cauchy(found, self._image(found.x), radius)
         else:
-            # J of the sum as its dtype holds it: rounding s₀ + s may cost more than s brings.
+            # J of the rounded sum: rounding s₀ + s may lose more of the decrease than s gains.
             prior_image, Ax = self._of_prior
             image = self._image(self._prior + found.x) - prior_image
-            found, image = self._at_least_cauchys(found, image, radius)
+            found, image = self._at_least_cauchy(found, image, radius)
             found = replace(found, x=self._prior + found.x, Ax=Ax + found.Ax)
             image = prior_image + image
         self._seen = found.x, image
@@ -91,7 +80,7 @@ class LeastSquaresStep:
     def decrease(self, s: Tensor) -> float:
         """½‖r‖² − ½‖r + J s‖², by J s: at no product where s is the last answer.
 
-        −(gᵀs + ½ sᵀJᵀJ s) would lose it in the rounding of long steps.
+        For long steps −(gᵀs + ½ sᵀJᵀJ s) would lose the decrease to rounding.
         """
         if self._seen is not None and torch.equal(s, self._seen[0]):
             image = self._seen[1]
@@ -107,7 +96,7 @@ class LeastSquaresStep:
         """½ a of the path θ + s t + ½ a t² (geodesic acceleration): (JᵀJ + (λ + μ) D²) a = −Jᵀr″,
         r″ (m,) the ``second`` derivative of r along s and μ the multiplier of s.
 
-        Zero where ‖D a‖ > ``limit`` ‖D s‖: the series is not to be trusted there.
+        Zero where ‖D a‖ > ``limit`` ‖D s‖: the series is not reliable there.
         """
         a = -self._direct(second, damping=self._damping + s.multiplier).x
         a = a if self._scale is None else a / self._scale
@@ -137,11 +126,11 @@ class LeastSquaresStep:
             self._first_product = v, image
         return self._linear.transpose(image) + self._damping * v
 
-    def _at_least_cauchys(
+    def _at_least_cauchy(
         self, found: Solution[Tensor], image: Tensor, radius: float
     ) -> tuple[Solution[Tensor], Tensor]:
         """``found``, whose J s is the ``image``, or the Cauchy step where ``found`` lowers the
-        damped model by less than half as much, with its J s: what a solver truncates or rounds must
+        damped model by less than half as much, with its J s: a solver's truncation or rounding must
         not end the descent.
 
         The Cauchy step is −α g / ‖g‖, α at most the radius, in coordinates D (s − s₀). It lowers
@@ -152,7 +141,7 @@ class LeastSquaresStep:
             return found, image
         scale = power_of_two(self._r).double()
         hat, r = image / scale, self._r.double() / scale
-        lower = -(dot(r, hat) + hat.square().sum() / 2) - self._doubt(found.x, scale, r + hat)
+        lower = -(dot(r, hat) + hat.square().sum() / 2) - self._rounding(found.x, scale, r + hat)
         e, e_image = self._steepest
         beta, g, curvature, lowered, size = torch.stack(
             [scale, length(self._g), length(e_image), lower, self.norm(found.x)]
@@ -183,10 +172,10 @@ class LeastSquaresStep:
             multiplier=multiplier,
         ), image
 
-    def _doubt(self, s: Tensor, scale: Tensor, rest: Tensor) -> Tensor:
-        """What rounding may do to the decrease along s, where it sums J s of parts that cancel."""
+    def _rounding(self, s: Tensor, scale: Tensor, rest: Tensor) -> Tensor:
+        """A bound on the rounding error of the decrease along s, where parts of J s cancel."""
         if self._path is not None or s.dtype != torch.float64:
-            return scale.new_zeros(())  # that of s, in float32, is in J s; CG's steps cancel less
+            return scale.new_zeros(())  # J s contains the float32 rounding of s; CG cancels less
         error = torch.finfo(s.dtype).eps * dot(self._column_norms / scale, s.abs())
         return error * (norm(rest) + error)
 
@@ -209,12 +198,49 @@ class LeastSquaresStep:
         return v.double() * (sign / length(v)), image.double() * (sign / length(v))
 
 
+class _Float64Products:
+    """Products with a J that is formed, summed in float64; :func:`natgrad.sample_space` asks for
+    ``to_dense()`` = J Jᵀ and ``transpose``."""
+
+    def __init__(self, linear: Linearised) -> None:
+        self._linear = linear
+
+    def forward(self, v: Tensor) -> Tensor:
+        """J v."""
+        self._linear.products += 1
+        pieces = zip(self._columns(), torch.split(v, self._width), strict=True)
+        return torch.stack([J @ piece.double() for J, piece in pieces]).sum(dim=0)
+
+    def transpose(self, u: Tensor) -> Tensor:
+        """Jᵀu."""
+        self._linear.products += 1
+        return torch.cat([J.mT @ u.double() for J in self._columns()])
+
+    def to_dense(self) -> Tensor:
+        """J Jᵀ (m, m) in float64: float32 cannot hold the squares."""
+        r = self._linear.r
+        total = r.new_zeros(len(r), len(r), dtype=torch.float64)
+        for J in self._columns():
+            total.addmm_(J, J.mT)
+        return total
+
+    @property
+    def _width(self) -> int:
+        if self._linear.dense().dtype == torch.float64:
+            return self._linear.n
+        return max(CHUNK // len(self._linear.r), 1)
+
+    def _columns(self) -> Iterator[Tensor]:
+        """J in float64, some columns at a time: a copy of a wide J is more memory than J."""
+        return (piece.double() for piece in torch.split(self._linear.dense(), self._width, dim=1))
+
+
 def _decomposed(J: Linearised, method: Method) -> Callable[..., Solution[Tensor]]:
     if method == "dense":
         return least_squares(J.dense()).solve
-    # Of J, rounded by eps, J Jᵀ tells squares of singular values down to eps².
+    # If J has the rounding error eps, J Jᵀ resolves squares of singular values down to eps².
     eps = torch.finfo(J.r.dtype).eps
-    space = SampleSpace(SampleGram(J), rounding=max(eps**2, torch.finfo(torch.float64).eps))
+    space = SampleSpace(_Float64Products(J), rounding=max(eps**2, torch.finfo(torch.float64).eps))
     if space.lost:
         return least_squares(J.dense()).solve
 
@@ -227,24 +253,3 @@ def _decomposed(J: Linearised, method: Method) -> Callable[..., Solution[Tensor]
         return replace(found, x=nothing, Ax=nothing, status=Status.NONFINITE)
 
     return solve
-
-
-def _in_double(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda v: product(v).double()
-
-
-def cauchy_length(
-    linear: Linearised, g: Tensor, theta: Tensor, scale: Tensor | None = None
-) -> float:
-    """‖g‖³ / ‖J g‖², how far the model falls along −g; ‖θ‖, or 1, where J g = 0. In the coordinates
-    D θ where there is a ``scale``."""
-    g, theta = g.double(), theta.double()
-    if scale is not None:
-        g, theta = g / scale, scale * theta
-    g_norm = length(g)
-    unit = (g / power_of_two(g)) / norm(g / power_of_two(g))
-    image = length(linear.forward((unit if scale is None else unit / scale).to(linear.r)))
-    found = g_norm / image / image  # the square may leave the range
-    if not bool((found > 0) & torch.isfinite(found)):
-        found = length(theta)
-    return float(found) or 1.0

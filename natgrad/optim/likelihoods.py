@@ -1,4 +1,4 @@
-"""What a model's outputs mean: the distributions and losses that have a name."""
+"""The named likelihoods and losses: functions of a model's outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Likelihood = Callable[[Any], Distributions]
 Metric = Callable[[Any], OutputMetric]
 
 
-# Not validated: NaN is for the step's report to name, and validation waits for the device.
+# Without validation: the step's report names NaN, and validation waits for the device.
 def _categorical(logits: Tensor) -> Distributions:
     if logits.ndim > 2:
         raise ValueError(
@@ -41,7 +41,7 @@ def _normal(mean: Tensor) -> Distributions:
 
 
 def _one_event(elements: Distribution) -> Distributions:
-    """All but dimension 0 as one event."""
+    """Each element along dimension 0 as one event."""
     inner = max(len(elements.batch_shape) - 1, 0)
     return Independent(elements, inner, validate_args=False)
 
@@ -56,7 +56,7 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "bernoulli": _bernoulli,
     "normal": _normal,
 }
-# What to write for a part of the outputs.
+# Code that an error message shows for a part of the outputs.
 EXAMPLES = {
     "categorical": "torch.distributions.Categorical(logits={})",
     "bernoulli": "torch.distributions.Bernoulli(logits={})",
@@ -97,9 +97,9 @@ def metric_of(loss: str | Metric) -> Metric:
 
 @dataclass(frozen=True)
 class _OfTensors:
-    """``act`` on outputs that are one tensor; for others an error that names the cure."""
+    """``act`` for outputs that are one tensor; an error that names the cure for others."""
 
-    what: str
+    argument: str
     name: str
     act: Callable[[Tensor], Any]
 
@@ -110,23 +110,23 @@ class _OfTensors:
         if isinstance(outputs, Mapping):
             kind = f"{kind} of {sorted(map(str, outputs))}"
         raise TypeError(
-            f"{self.what}={self.name!r} takes outputs that are one tensor, but the model returned "
-            f"a {kind}; say which part is meant: {self.what}=lambda outputs: {example}"
+            f"{self.argument}={self.name!r} takes outputs that are one tensor, but the model "
+            f"returned a {kind}; say which part is meant: {self.argument}=lambda outputs: {example}"
         )
 
 
 def _part(outputs: Any) -> str:
-    """How to write the part of a model's outputs that is most likely meant."""
+    """The code for the part of a model's outputs that is most likely meant."""
     if isinstance(outputs, Mapping):
         tensors = [str(key) for key, value in outputs.items() if isinstance(value, Tensor)]
         return f"outputs[{'logits' if 'logits' in outputs else (tensors or ['logits'])[0]!r}]"
     return "outputs[0]" if isinstance(outputs, (tuple, list)) else "outputs.logits"
 
 
-def _named(name: str, known: dict[str, Any], what: str) -> Any:
+def _named(name: str, known: dict[str, Any], argument: str) -> Any:
     if name not in known:
         names = ", ".join(map(repr, known))
         raise ValueError(
-            f"{what} must be one of {names}, or a function of the outputs; got {name!r}"
+            f"{argument} must be one of {names}, or a function of the outputs; got {name!r}"
         )
     return known[name]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,14 +13,19 @@ from natgrad.autodiff.hooks import ROUNDING
 from natgrad.autodiff.jacobian import Jacobian
 from natgrad.autodiff.side_effects import Forward
 from natgrad.flat import Slots
+from natgrad.optim.objective import Start
 from natgrad.optim.observed_model import ObservedModel
-from natgrad.optim.optimizer import Start
-from natgrad.solvers.scaling import norm
+from natgrad.solvers.scaling import length, norm, power_of_two
 from natgrad.solvers.singular_values import norms
 
-# Of a gradient: what a forward pass in bfloat16, or a spectral norm's next iteration, explains.
+Method = Literal["dense", "sample_space", "cg"]
+# More backward passes than this for J cost more than conjugate gradients.
+MAX_PASSES = 256
+# For a J that the caller hands over, a decomposition is the only cost.
+MAX_GIVEN = 4000
+# The share of a gradient that a forward pass in bfloat16, or a spectral norm's next iteration,
+# may change.
 MISFIT = 0.1
-CHUNK = 2**20  # elements of J that are converted to float64 at a time
 
 
 class Linearised:
@@ -31,9 +35,17 @@ class Linearised:
     def __init__(self, r: Tensor, matrix: Tensor | None, jacobian: Jacobian | None, n: int) -> None:
         self.r, self.n = r, n
         self._matrix, self._jacobian = matrix, jacobian
-        self.given = matrix is not None
+        self._given = matrix is not None
         self.products = 0
         self._norms: Tensor | None = None
+
+    @property
+    def cheapest(self) -> Method:
+        """The solver for these sizes: see :class:`natgrad.optim.LevenbergMarquardt`."""
+        m, n = len(self.r), self.n
+        if min(m, n) > (MAX_GIVEN if self._given else MAX_PASSES):
+            return "cg"
+        return "dense" if n <= m else "sample_space"
 
     def forward(self, v: Tensor) -> Tensor:
         """J v (m,) for v (n,)."""
@@ -72,43 +84,35 @@ class Linearised:
         """J D⁻¹ in place of J, which is formed."""
         return Linearised(self.r, self.dense() / scale, None, self.n)
 
-    def image(self, v: Tensor) -> Tensor:
-        """J v summed in float64, from J."""
-        self.products += 1
-        pieces = zip(self._columns(), torch.split(v, self._width), strict=True)
-        return torch.stack([J @ piece.double() for J, piece in pieces]).sum(dim=0)
 
-    def pullback(self, u: Tensor) -> Tensor:
-        """Jᵀu summed in float64, from J."""
-        self.products += 1
-        return torch.cat([J.mT @ u.double() for J in self._columns()])
-
-    def gram(self) -> Tensor:
-        """J Jᵀ (m, m) in float64, whose squares float32 cannot hold."""
-        total = self.r.new_zeros(len(self.r), len(self.r), dtype=torch.float64)
-        for J in self._columns():
-            total.addmm_(J, J.mT)
-        return total
-
-    @property
-    def _width(self) -> int:
-        if self.dense().dtype == torch.float64:
-            return self.n
-        return max(CHUNK // len(self.r), 1)
-
-    def _columns(self) -> Iterator[Tensor]:
-        """J in float64, some columns at a time: a copy of a wide J is more memory than J."""
-        return (piece.double() for piece in torch.split(self.dense(), self._width, dim=1))
+def cauchy_length(
+    linear: Linearised, g: Tensor, theta: Tensor, scale: Tensor | None = None
+) -> float:
+    """‖g‖³ / ‖J g‖², how far the model falls along −g; ‖θ‖, or 1, where J g = 0. In the coordinates
+    D θ where there is a ``scale``."""
+    g, theta = g.double(), theta.double()
+    if scale is not None:
+        g, theta = g / scale, scale * theta
+    g_norm = length(g)
+    unit = (g / power_of_two(g)) / norm(g / power_of_two(g))
+    image = length(linear.forward((unit if scale is None else unit / scale).to(linear.r)))
+    found = g_norm / image / image  # the square may leave the range
+    if not bool((found > 0) & torch.isfinite(found)):
+        found = length(theta)
+    return float(found) or 1.0
 
 
-class SampleGram:
-    """J Jᵀ in float64, as :func:`natgrad.sample_space` asks for it."""
+def linearise(
+    start: Start, observed: ObservedModel | None, jacobian: Callable[[], Tensor] | None
+) -> Linearised:
+    """Linearise the residuals that the closure returned, else those of a model's squared errors."""
+    residuals = None if start.objective is None else start.objective.residuals
+    if residuals is None:
+        return _of_model(observed, start)
+    return _of_residuals(residuals, start.parameters, jacobian)
 
-    def __init__(self, linear: Linearised) -> None:
-        self.to_dense, self.transpose = linear.gram, linear.pullback
 
-
-def of_residuals(
+def _of_residuals(
     residuals: Tensor, parameters: list[Tensor], jacobian: Callable[[], Tensor] | None
 ) -> Linearised:
     """The linearisation of residuals with their graph, or with J as ``jacobian()`` returns it."""
@@ -128,11 +132,11 @@ def of_residuals(
     return Linearised(r, matrix, None, slots.size)
 
 
-def of_model(observed: ObservedModel | None, start: Start) -> Linearised:
+def _of_model(observed: ObservedModel | None, start: Start) -> Linearised:
     """The linearisation of r = √(2c) (y − t) for a loss c Σ (y − t)² of a model's outputs y.
 
-    ∂loss/∂y = 2c (y − t), which a hook has seen, tells the residuals without the targets, and the
-    loss tells c; c must be that of a sum or a mean, halved or not.
+    ∂loss/∂y = 2c (y − t), which a hook has seen, gives the residuals without the targets, and the
+    loss gives c; c must be that of a sum or a mean, halved or not.
     """
     if observed is None or not observed.batches:
         raise RuntimeError(
@@ -142,9 +146,8 @@ def of_model(observed: ObservedModel | None, start: Start) -> Linearised:
         )
     slots, outputs, gradients = Slots(start.parameters), [], []
     for batch in observed.batches:
-        data, join = batch.split()
-        with batch.random.replayed():
-            forward = Forward(partial(observed.call, join=join), start.theta.device)
+        with observed.replayed(batch) as (call, data):
+            forward = Forward(call, start.theta.device)
         with forward.replayed():
             output = forward(data)
         u = batch.output_gradient
@@ -162,13 +165,13 @@ def of_model(observed: ObservedModel | None, start: Start) -> Linearised:
 
 
 def _factor(linear: Linearised, gradient: Tensor) -> Tensor:
-    """The k of gradient = k Jᵀr, which is 1 but for a GradScaler, clipping and the like."""
+    """The k of gradient = k Jᵀr: 1 unless a GradScaler, clipping and the like scaled it."""
     mine, g = linear.transpose(linear.r).double(), gradient.double()
     k = mine @ g / (mine @ mine)
     misfit, size = norm(g - k * mine), norm(g)
     if bool(misfit <= MISFIT * size) or not bool(torch.isfinite(mine).all()):
         return k.to(gradient)
-    # At an optimum both are the rounding of 0: what three times r makes of it tells how much.
+    # At an optimum both are rounding errors of 0: a product with 3 r, divided by 3, measures them.
     rounding = ROUNDING * norm(linear.transpose(3 * linear.r).double() / 3 - mine)
     if bool(misfit > MISFIT * size + rounding * torch.clamp(size / norm(mine), min=1.0)):
         raise _not_squared_errors("gradient")
@@ -206,8 +209,3 @@ def _not_squared_errors(what: str) -> ValueError:
         "regulariser, weights, another loss?): return the residuals themselves from the closure, "
         "with all of these in them"
     )
-
-
-def is_residuals(returned: Any) -> bool:
-    """Whether a closure returned residuals, a tensor with a dimension, and not a loss."""
-    return isinstance(returned, Tensor) and returned.ndim > 0

@@ -1,14 +1,13 @@
 """The KL divergence of a step, measured on the batches that it was made from.
 
-½ dᵀK d is a forecast: exact to second order in d, and for a step of some length off by any factor.
-One forward pass tells.
+½ dᵀK d is a forecast: exact to second order in d, but for a long step off by any factor. One
+forward pass measures the divergence itself.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,18 +17,17 @@ from natgrad.autodiff.data import length, take
 from natgrad.autodiff.side_effects import Forward
 from natgrad.curvature.metrics import Distributions, mean_kl
 from natgrad.optim.likelihoods import Likelihood
-from natgrad.optim.objective import moved
+from natgrad.optim.objective import Start, moved
 from natgrad.optim.observed_model import Batch, ObservedModel
-from natgrad.optim.optimizer import Start
 
 ATTEMPTS, REFINEMENTS = 30, 2
-# Of the length at which the forecast, corrected by what was measured, meets the bound.
+# The share taken of the length at which the forecast, corrected by measurements, meets the bound.
 MARGIN = 0.95
 
 
 class Shortened(NamedTuple):
-    """The ``fraction`` of a step that keeps the bound, 0 where none does, and the ``kl`` there (of
-    the last one tried, where none does)."""
+    """The ``fraction`` of a step that keeps the bound, 0 if none does, and the ``kl`` there (of the
+    last one tried, if none does)."""
 
     fraction: float
     kl: float
@@ -71,7 +69,7 @@ class MeasuredKL:
         """An origin + f · step, f <= 1, with a KL of at most ``max_kl``: the whole step where that
         keeps it, else one of at least half of ``max_kl``, where ``REFINEMENTS`` find it.
 
-        f follows what was measured, as if the KL were a power of f. Cost: one call where the whole
+        f follows the measurements, as if the KL were a power of f. Cost: one call where the whole
         step keeps the bound, two to four mostly, ``ATTEMPTS`` at most.
         """
         low, high = Shortened(0.0, math.nan), Shortened(math.inf, math.inf)
@@ -100,11 +98,10 @@ class MeasuredKL:
         return [(self._detached(kept), length(data))]
 
     def _distributions(self, batch: Batch) -> list[tuple[Distributions, int]]:
-        data, join = batch.split()
-        samples = length(data)
         found = []
-        with batch.random.replayed():
-            forward = Forward(partial(self._observed.call, join=join), self._start.theta.device)
+        with self._observed.replayed(batch) as (call, data):
+            samples = length(data)
+            forward = Forward(call, self._start.theta.device)
         with forward.replayed():
             step = self._chunk_size or max(samples, 1)
             for begin in range(0, samples, step):
@@ -118,8 +115,8 @@ class MeasuredKL:
 
 
 def _next_fraction(low: Shortened, high: Shortened, max_kl: float) -> float:
-    """Where a power of f through what is known meets the bound: through 0 and ``high``, with the
-    exponent 2, or through ``low``, which keeps the bound, and ``high``, which does not."""
+    """The f at which a power of f through the known points meets the bound: through 0 and ``high``,
+    with the exponent 2, or through ``low``, which keeps the bound, and ``high``, which does not."""
     measured = math.isfinite(high.kl)
     if not low.fraction:
         ratio = MARGIN * math.sqrt(max_kl / high.kl) if measured else 0.0

@@ -13,22 +13,13 @@ from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, LinearOperator
 from natgrad.natural_step import Solver, natural_step
-from natgrad.optim.curvature_source import (
-    Curvature,
-    operator_of,
-    require_one_source,
-    require_reached,
-)
+from natgrad.optim.arguments import require_least, require_one_source
+from natgrad.optim.curvature_source import Curvature, operator_of
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.measured_kl import MeasuredKL
-from natgrad.optim.optimizer import (
-    Parameters,
-    Proposal,
-    SecondOrderOptimizer,
-    Start,
-)
+from natgrad.optim.objective import Start
+from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer
 from natgrad.optim.report import OptimizerReport, OptimizerStatus
-from natgrad.optim.settings import require_least
 from natgrad.solvers import cg
 from natgrad.trust_region import LineSearchResult, LineSearchStatus, StepSizeStatus, backtracking
 
@@ -44,43 +35,80 @@ _STATUS = {
 
 
 class NaturalGradient(SecondOrderOptimizer):
-    """θ ← θ − α s with (K + λI) s = g, and α <= min(lr, √(2δ / sᵀK s)), δ the ``max_kl``.
+    """Train by θ ← θ − α s, (K + λI) s = g, with α <= min(lr, √(2δ / sᵀK s)), δ the ``max_kl``.
 
-    Two forms:
-
-    - ``NaturalGradient(model, likelihood="categorical")``: K is the Fisher matrix of the model on
-      the batches behind the gradient, whose inputs a forward hook has seen. ``likelihood`` is
-      "categorical" (logits), "bernoulli" (logits), "normal" (means, unit variance), a function from
-      outputs to a distribution, or None for a model that returns one. For parameter groups give
-      these and ``model=``. With ``chunk_size`` memory is independent of the batch.
-    - ``NaturalGradient(parameters, curvature=f)``: K is ``f()``, built anew for every step, any
-      operator (n, n) over all the parameters in their order.
+    Two forms: ``NaturalGradient(model, likelihood="categorical")``, where K is the Fisher matrix of
+    the model on the batches behind the gradient; and ``NaturalGradient(parameters, curvature=f)``
+    with any operator K = ``f()``.
 
     ½ (αs)ᵀK (αs) = δ is a forecast. For a model the KL divergence E[KL(p_old ‖ p_new)] on the same
-    batches is measured by a forward pass, and the step shortened until it is at most δ: what
-    ``last_step.kl`` says. ``measure_kl=False`` trusts the forecast, ``last_step.predicted_kl``, as
-    does the form with ``curvature``, where there is no model to measure.
+    batches is measured by a forward pass, and the step shortened until it is at most δ: that
+    divergence is ``last_step.kl``.
 
-    ``step()`` goes that far. ``step(closure)`` backtracks from there by ``search`` until the loss
-    falls by a tenth of what its slope promises, or leaves the parameters as they are. ``lr`` caps
-    α: 1 is a full Gauss-Newton step for losses −log p, ``math.inf`` always goes to the bound.
-    ``solver`` is any (A, b, damping=λ) -> Solution of (A + λI) x = b with A x as its ``Ax``, or any
-    (A, b) -> Solution, which is handed A + λI and costs one product more; here conjugate gradients
-    with ``rtol`` and ``max_iterations``.
+    ``step()`` goes that far. ``step(closure)`` backtracks from there until the loss falls by a
+    tenth of its slope's promise, or leaves the parameters as they are.
 
-    Invariant under affine changes of the model's coordinates where ``damping`` is 0 and the solver
-    is exact. ``maximize`` ascends.
+    Parameters
+    ----------
+    params
+        A model, whose batches a forward hook sees, or parameters, named parameters or groups, as
+        torch.optim takes them; then give ``curvature`` or ``model``.
+    likelihood
+        The distribution that the outputs mean: "categorical" (logits), "bernoulli" (logits),
+        "normal" (means, unit variance), a function from outputs to a distribution, or None for a
+        model that returns one.
+    curvature
+        ``() -> K``, called at every step: any operator (n, n) over all the parameters in their
+        order. There is no model then, and the forecast is trusted.
+    model
+        The model, where ``params`` are parameters or groups.
+    lr
+        The cap on α, a setting of each group: 1 is a full Gauss-Newton step for losses −log p,
+        ``math.inf`` always goes to the bound.
+    max_kl
+        δ > 0, in nats, per step. Lower it for smaller changes of the outputs.
+    damping
+        λ >= 0, in units of K. Raise it if K is singular or estimated from few samples.
+    rtol
+        The relative residual at which conjugate gradients end. Lower it for more exact directions.
+    max_iterations
+        Iterations of conjugate gradients at most; each costs about one gradient.
+    chunk_size
+        Samples that the model sees at a time; memory is independent of the batch then. None: all.
+    maximize
+        Whether to ascend.
+    measure_kl
+        Whether the KL divergence is measured. False trusts the forecast,
+        ``last_step.predicted_kl``, and saves a forward pass a step.
+    solver
+        The solver of (K + λI) s = g, in place of ``natgrad.cg`` with ``rtol`` and
+        ``max_iterations``: a :data:`natgrad.natural_step.Solver`.
+    search
+        The line search of ``step(closure)``, with the signature of :func:`natgrad.backtracking`.
+
+    Raises
+    ------
+    ValueError
+        For settings out of range, and from ``step`` for a gradient in parameters that the outputs
+        do not depend on.
+    RuntimeError
+        From ``step``, if no batch is known.
+
+    Notes
+    -----
+    Invariant under affine changes of the model's coordinates if ``damping`` is 0 and the solver is
+    exact.
 
     Cost, beyond the gradient: one forward and one backward pass of set-up, one gradient a product
     (:class:`natgrad.Fisher`), a forward pass for each KL that is measured (one, where the forecast
-    holds), one forward pass a candidate of the search. Raises ``ValueError`` for settings out of
-    range, and for a gradient in parameters that the outputs do not depend on; ``RuntimeError``
-    where no batch is known.
+    holds), one forward pass a candidate of the search.
 
     Source: Amari, "Natural gradient works efficiently in learning", 1998; the step size of
     Schulman et al. 2015, appendix C, as a cap and not as the length (Ba, Grosse & Martens 2017,
     section 3.4), so that steps vanish with the gradient.
 
+    Examples
+    --------
     >>> model, x = nn.Linear(2, 3), torch.eye(2)
     >>> optimizer = NaturalGradient(model, likelihood="categorical", max_kl=1e-2)
     >>> torch.nn.functional.cross_entropy(model(x), torch.tensor([0, 2])).backward()
@@ -148,7 +176,7 @@ class NaturalGradient(SecondOrderOptimizer):
             longest=self._per_parameter("lr", start.parameters),
             solver=self._solver,
         )
-        require_reached(K, start, self._observed)
+        start.require_reached(K, self._observed)
         report = OptimizerReport(
             _STATUS[found.status],
             iterations=found.solution.iterations,
@@ -182,8 +210,8 @@ class NaturalGradient(SecondOrderOptimizer):
 
 @dataclass
 class _Step:
-    """A step downhill, −``step``, and what became of it: ``theta`` (None where it was refused), the
-    measured ``kl`` and ``improvement``. ``slope`` is gᵀstep."""
+    """A step downhill, −``step``, and its outcome: ``theta`` (None if it was refused), the measured
+    ``kl`` and ``improvement``. ``slope`` is gᵀstep."""
 
     step: Tensor
     slope: Tensor
@@ -194,8 +222,8 @@ class _Step:
     def taken_from(
         self, start: Start, max_kl: float, measured: MeasuredKL | None, search: Search
     ) -> tuple[OptimizerStatus, float]:
-        """Go back until the KL, where it is measured, is within its bound, and from there, where
-        there is a closure, until the loss falls. The status, and the share of the step."""
+        """Shorten the step until the KL, if it is measured, is within its bound, and from there,
+        if there is a closure, until the loss falls. Returns the status and the share taken."""
         within = 1.0
         if measured is not None:
             within, self.kl = measured.shortened(start.theta, -self.step, max_kl)

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer, Start
+from natgrad.optim.objective import Start
+from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer
 from natgrad.optim.report import OptimizerReport, OptimizerStatus
 from natgrad.solvers.scaling import power_of_two
 from natgrad.trust_region import WolfeResult, WolfeStatus, approximate_wolfe
@@ -18,19 +19,38 @@ FIRST, PROBE, GROW = 0.01, 0.1, 2.0  # ψ₀, ψ₁, ψ₂ of the paper's sectio
 
 
 class NonlinearCG(SecondOrderOptimizer):
-    """θ ← θ + α d with d ← −g + β d, and α by the approximate Wolfe conditions.
+    """Minimise by θ ← θ + α d, d ← −g + β d, with α from an approximate Wolfe line search.
 
     Takes any standard closure, and nothing but gradients. β = (y − 2 d ‖y‖²/dᵀy)ᵀg / dᵀy, y the
-    change of the gradient, not below η dᵀg₋ / ‖d‖²: d descends whatever the line search found.
-    Where the search along d fails it is made along −g in the same step. ``lr`` scales the first
-    length that each search tries.
+    change of the gradient, not below η dᵀg₋ / ‖d‖²: d descends after any line search.
+    Where the search along d fails it is made along −g in the same step.
 
-    Cost: memory of two vectors; each evaluation of the search is a call of the closure. Raises
-    ``TypeError`` without a closure.
+    Parameters
+    ----------
+    params
+        Parameters, named parameters or groups, as torch.optim takes them.
+    lr
+        The factor on the first length that each search tries, the same for all groups. Lower it if
+        the first candidates overflow.
+    maximize
+        Whether to ascend.
+    max_evaluations
+        Evaluations of a line search at most. Lower it for expensive closures.
+
+    Raises
+    ------
+    TypeError
+        From ``step`` without a closure.
+
+    Notes
+    -----
+    Cost: memory of two vectors; each evaluation of the search is a call of the closure.
 
     Source: Hager & Zhang 2005; the bound on β of their "The limited memory conjugate gradient
     method", 2013, equation 2.3, which the scale of the loss does not change.
 
+    Examples
+    --------
     >>> x = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
     >>> optimizer = NonlinearCG([x])
     >>> def closure():
@@ -67,10 +87,10 @@ class NonlinearCG(SecondOrderOptimizer):
             return Proposal(
                 None, OptimizerReport(OptimizerStatus.NO_IMPROVEMENT, solver="hager_zhang")
             )
-        # All in units of the gradient: no square of it, nor a product, leaves the range.
+        # In units of the gradient: no square of it, nor a product, leaves the dtype's range.
         unit = power_of_two(start.gradient.double())
         g, loss = start.gradient.double() / unit, float(start.loss) / float(unit)
-        if not math.isfinite(loss):  # what falls along g is below the loss's rounding
+        if not math.isfinite(loss):  # the decrease along g is below the loss's rounding
             return Proposal(
                 None, OptimizerReport(OptimizerStatus.NO_IMPROVEMENT, solver="hager_zhang")
             )

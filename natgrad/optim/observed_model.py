@@ -28,8 +28,8 @@ from natgrad.curvature import LinearOperator
 @dataclass
 class Batch:
     """One call of the model. ``random`` is the state of the generators that it drew from,
-    ``version`` counts how often the parameters had been changed, ``output_gradient`` is
-    ∂loss/∂output and ``output`` the output where that is a tensor."""
+    ``version`` counts the changes of the parameters until then, ``output_gradient`` is
+    ∂loss/∂output and ``output`` the output if that is a tensor."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -40,8 +40,8 @@ class Batch:
     output_version: int = 0
 
     def kept_output(self, dtype: torch.dtype) -> Tensor | None:
-        """What the model returned, detached; None where that was no tensor, in another precision,
-        or has been written to since."""
+        """The model's output, detached; None if it was no tensor, is in another precision or has
+        been written to since."""
         output = self.output
         if output is None or output.dtype is not dtype or output._version != self.output_version:
             return None
@@ -50,9 +50,9 @@ class Batch:
     def split(
         self, fraction: float = 1.0, generator: torch.Generator | None = None
     ) -> tuple[list[Tensor], Callable[[list[Tensor]], tuple[Any, Any]]]:
-        """The tensors to cut along dimension 0, all of the first one's length, and how to put the
-        arguments together again; the others (masks, flags) are whole in every chunk. A ``fraction``
-        of the samples is drawn by ``generator``."""
+        """The tensors to cut along dimension 0, all of the first one's length, and the function
+        that makes the model's arguments of such pieces; the other arguments (masks, flags) are
+        whole in every chunk. A ``fraction`` of the samples is drawn by ``generator``."""
         leaves, structure = tree_flatten((self.args, self.kwargs))
         lengths = [leaf.shape[0] if _has_length(leaf) else None for leaf in leaves]
         first = next((length for length in lengths if length is not None), None)
@@ -74,10 +74,10 @@ class Batch:
 
 
 class ObservedModel:
-    """``model`` and the batches that its gradients are made of; ``clear()`` forgets them.
+    """``model`` and the batches that its gradients come from; ``clear()`` forgets them.
 
-    ``called`` is set by any call of the model; with ``keeps_outputs`` a batch holds what the model
-    returned.
+    ``called`` is set by any call of the model; with ``keeps_outputs`` a batch holds the model's
+    output.
 
     Copies and pickles of the model carry a hook that does nothing.
     """
@@ -133,11 +133,11 @@ class ObservedModel:
     def _watches(self) -> bool:
         if self._paused or not torch.is_grad_enabled() or not self.model.training:
             return False
-        # In torch.func the parameters are somebody's substitutes, and so are the gradients.
+        # In torch.func other tensors stand in for the parameters, and their gradients are no .grad.
         return isinstance(next(self.model.parameters(), None), nn.Parameter)
 
     def begins(self, args: tuple[Any, ...]) -> None:
-        self.called = True  # only written: torch.compile would guard what is read
+        self.called = True  # only written: torch.compile would guard a value that is read
         if not self._watches():
             return
         # A model in a checkpoint is called again by the backward pass that its batch comes from.
@@ -168,7 +168,7 @@ class ObservedModel:
                 batch.output_gradient = gradient if known is None else known + gradient
 
         tensors = [tensor for tensor in _tensors(output) if tensor.requires_grad]
-        if not tensors:  # an object whose tensors are not ours to find
+        if not tensors:  # an object of an unknown type, whose tensors cannot be found
             self.batches.append(batch)
         for tensor in tensors:
             tensor.register_hook(count)  # type: ignore[no-untyped-call]
@@ -177,7 +177,7 @@ class ObservedModel:
         """The model's output for the data of a batch, or a chunk of them, in full precision."""
         parameter = next(self.model.parameters())
         args, kwargs = join([_unhalved(piece, parameter.dtype) for piece in pieces])
-        # Of torch.compile's wrapper, what it wraps: it runs uncompiled here, without its warnings.
+        # The module inside torch.compile's wrapper: uncompiled, it runs without warnings here.
         model = getattr(self.model, "_orig_mod", self.model)
         with self.paused(), torch.autocast(parameter.device.type, enabled=False):
             return model(*args, **kwargs)
@@ -193,6 +193,15 @@ class ObservedModel:
             )
         return self.batches
 
+    @contextmanager
+    def replayed(
+        self, batch: Batch, fraction: float = 1.0, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Callable[[list[Tensor]], Any], list[Tensor]]]:
+        """(forward, data) of a batch; inside, random generators are as at the batch's call."""
+        data, join = batch.split(fraction, generator)
+        with batch.random.replayed():
+            yield partial(self.call, join=join), data
+
     def curvature(
         self,
         make: Callable[[Callable[[Any], Any], Any], LinearOperator],
@@ -202,9 +211,8 @@ class ObservedModel:
         """The mean over the batches, by their lengths, of ``make(forward, data)``."""
         operators, lengths = [], []
         for batch in self.required_batches():
-            data, join = batch.split(fraction, generator)
-            with batch.random.replayed():
-                operators.append(make(partial(self.call, join=join), data))
+            with self.replayed(batch, fraction, generator) as (forward, data):
+                operators.append(make(forward, data))
             lengths.append(len(data[0]))
         total = operators[0]
         if len(operators) > 1:

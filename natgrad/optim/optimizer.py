@@ -1,57 +1,38 @@
-"""What all optimizers here share with torch.optim, and nothing of how a step is found."""
+"""The contract of torch.optim that all optimizers here share, around the search for a step."""
 
 from __future__ import annotations
 
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from natgrad import flat
-from natgrad.optim.growth import Growth
-from natgrad.optim.objective import Closure, Objective, as_loss, gathered, kept_gradients
+from natgrad.optim.arguments import require_least
+from natgrad.optim.objective import Closure, Objective, Start, as_loss, start_of
 from natgrad.optim.observed_model import ObservedModel
-from natgrad.optim.report import NonFiniteError, OptimizerReport, OptimizerStatus
-from natgrad.optim.settings import require_least
+from natgrad.optim.report import Growth, NonFiniteError, OptimizerReport, OptimizerStatus
 
 MAX_NONFINITE = 3
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a step begins: ``theta`` (n,) of the parameters that have a gradient, the ``gradient``
-    (n,) of what is minimised and its value, ``loss``, 0-d float64; ``objective`` calls the closure
-    again. The last two are None without a closure."""
-
-    parameters: list[Tensor]
-    theta: Tensor
-    gradient: Tensor
-    loss: Tensor | None
-    objective: Objective | None
-
-    def evaluate(self, theta: Tensor) -> tuple[Tensor, float]:
-        """(loss, 0) at θ, as :func:`natgrad.backtracking` wants it."""
-        assert self.objective is not None
-        return self.objective.value(self.parameters, theta, self.theta), 0.0
-
-
 class Proposal(NamedTuple):
-    """θ to go on from, None for the start, and the account; the rest of it is filled in later."""
+    """θ to go on from, None to stay, and the report, without the fields about the start."""
 
     theta: Tensor | None
     report: OptimizerReport
 
 
 class SecondOrderOptimizer(Optimizer):
-    """The contract of ``torch.optim.Optimizer`` around a step that is found elsewhere.
+    """The contract of ``torch.optim.Optimizer`` around a step that a subclass finds.
 
     Subclasses define ``_compute_step(start) -> Proposal``. Here the closure is called, gradients
     are gathered from ``.grad`` (frozen parameters and those whose ``.grad`` is None take no part),
@@ -60,11 +41,12 @@ class SecondOrderOptimizer(Optimizer):
     was.
 
     Numbers that belong to the whole step (``whole``) stand in every group and must agree; ``lr`` is
-    each group's own.
+    each group's own. ``_closure_form`` says how the closure is read: see :class:`Objective`.
     """
 
     last_step: OptimizerReport | None = None
     whole: tuple[str, ...] = ()
+    _closure_form: ClassVar[dict[str, bool]] = {}
 
     def __init__(
         self, parameters: nn.Module | Parameters, defaults: dict[str, Any], model: nn.Module | None
@@ -77,8 +59,21 @@ class SecondOrderOptimizer(Optimizer):
         super().__init__(parameters, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch.optim; one dtype and device for all, float32 or float64. What belongs to the
-        whole step is that of the other groups, as it is by now, where the new one does not say."""
+        """Add a group of parameters, as in torch.optim.
+
+        Parameters
+        ----------
+        param_group
+            ``{"params": ...}`` and the group's own settings, ``lr`` for example. All groups have
+            one dtype, float32 or float64, and one device. Settings of the whole step that are left
+            out are those of the other groups at present.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dtypes or devices differ, a setting is out of range, or a setting of the whole step
+            differs from that of the other groups. The group is not added then.
+        """
         if self.param_groups:
             known = {name: self._setting(name) for name in self.whole}
             param_group = {**known, **param_group} if isinstance(param_group, dict) else param_group
@@ -116,8 +111,7 @@ class SecondOrderOptimizer(Optimizer):
             group[name] = value
 
     def _per_parameter(self, name: str, parameters: list[Tensor]) -> Tensor:
-        """A number of each group, lr say: 0-d, or where groups differ (n,), one entry a
-        parameter."""
+        """A number of each group, ``lr`` for example: 0-d if the groups agree, else (n,)."""
         like = parameters[0]
         values = [float(group[name]) for group in self.param_groups]
         if len(set(values)) == 1:
@@ -130,7 +124,7 @@ class SecondOrderOptimizer(Optimizer):
         return torch.cat([like.new_full((p.numel(),), value_of[p]) for p in parameters])
 
     def _remembered(self, name: str, parameters: list[Tensor]) -> Tensor | None:
-        """A vector (n,) kept parameter by parameter in ``state``, or None: zeros where new."""
+        """The vector (n,) that :meth:`_remember` stored, 0 for new parameters; None before it."""
         found = [self.state[parameter].get(name) for parameter in parameters]
         if all(piece is None for piece in found):
             return None
@@ -149,91 +143,77 @@ class SecondOrderOptimizer(Optimizer):
 
     @property
     def _counters(self) -> dict[str, Any]:
-        """Numbers of the whole optimizer; torch saves state by parameter, so with the first one."""
+        """Counters of the whole optimizer; torch saves them with the first parameter's state."""
         counters: dict[str, Any] = self.state[self._parameters()[0]]
         return counters
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch.optim. Batches whose gradients are thrown away are forgotten with them."""
+        """Clear the gradients, as in torch.optim, and forget the batches that they came from.
+
+        Parameters
+        ----------
+        set_to_none
+            Whether ``.grad`` becomes None (else zeros).
+        """
         super().zero_grad(set_to_none)
         if self._observed is not None:
             self._observed.clear()
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Any:
-        """One step; returns what the first call of ``closure`` returned.
+        """Take one step; ``last_step`` reports it.
 
-        ``closure`` is the standard one: zero_grad(), loss, loss.backward(), return loss; it must
-        give the same loss for the same parameters. Where it raises at a candidate of a search the
-        parameters are as they were; ``torch.linalg.LinAlgError`` there, from a matrix that cannot
-        be factored, counts as an infinite loss. ``last_step`` says what happened. Raises
-        :class:`NonFiniteError` at the third step in a row that met NaN or infinity,
-        ``RuntimeError`` in a process group of several ranks.
+        Parameters
+        ----------
+        closure
+            The standard one: zero_grad(), loss, loss.backward(), return loss. It must give the same
+            loss for the same parameters. None, where the optimizer allows it: the step starts from
+            the present ``.grad``, and no candidate's loss is measured. If the closure raises at a
+            candidate, the parameters are as they were; ``torch.linalg.LinAlgError`` there, from a
+            matrix that cannot be factored, counts as an infinite loss.
+
+        Returns
+        -------
+        Any
+            The value of the closure's first call, None without a closure.
+
+        Raises
+        ------
+        NonFiniteError
+            At the third step in a row that met NaN or infinity.
+        RuntimeError
+            In a process group of several ranks.
         """
         began = time.perf_counter()
         _require_one_process()
         sign = -1.0 if "maximize" in self.whole and self._setting("maximize") else 1.0
-        objective = None if closure is None else self._objective(closure, sign)
-        returned = None if objective is None else self._first_evaluation(objective)
-        measures = objective is not None and objective.measures
-        start = self._start(returned if measures else None, objective, sign)
+        objective, returned = None, None
+        if closure is not None:
+            objective = Objective(closure, self._parameters()[0].device, sign, **self._closure_form)
+            returned = objective.first(self._observed)
+        start = start_of(objective, self._parameters(), sign)
         proposal = self._step_or_restore(start)
-        if not measures and proposal.report.status is OptimizerStatus.ACCEPTED:
-            self._growth.see(start.gradient)
         seconds = time.perf_counter() - began
         loss = start.loss
-        if loss is None and returned is not None:
-            loss = sign * as_loss(returned)
-        self._record(
-            replace(
-                proposal.report,
-                loss=math.nan if loss is None else sign * float(loss),
-                gradient_norm=float(torch.linalg.vector_norm(start.gradient, dtype=torch.float64)),
-                evaluations=0 if objective is None else objective.evaluations,
-                seconds=seconds,
-            )
+        if loss is None and objective is not None and objective.returned is not None:
+            loss = sign * as_loss(objective.returned)
+        report = replace(
+            proposal.report,
+            loss=math.nan if loss is None else sign * float(loss),
+            gradient_norm=float(torch.linalg.vector_norm(start.gradient, dtype=torch.float64)),
+            evaluations=0 if objective is None else objective.evaluations,
+            seconds=seconds,
         )
+        self._record(report)
+        measured = objective is not None and objective.measures
+        if not measured and report.status is OptimizerStatus.ACCEPTED:
+            self._growth.see(report.gradient_norm)
         if self._observed is not None:
             self._observed.clear()
-        return self._return_value(returned)
-
-    def _first_evaluation(self, objective: Objective) -> Any:
-        """What the closure returned at its first call. One that did not call the model, because it
-        tells the loss of the backward pass before it, cannot measure another θ."""
-        observed = self._observed
-        if observed is None:
-            return self._evaluate_first(objective)
-        observed.called = False
-        with observed.renewed():
-            returned = self._evaluate_first(objective)
-        objective.measures = observed.called
         return returned
-
-    def _objective(self, closure: Closure, sign: float) -> Objective:
-        return Objective(closure, self._parameters()[0].device, sign)
-
-    def _return_value(self, returned: Any) -> Any:
-        """What ``step`` returns for what the closure did."""
-        return returned
-
-    def _evaluate_first(self, objective: Objective) -> Any:
-        """The closure's own call, whose gradients the step starts from."""
-        return objective.first()
-
-    def _start(self, returned: Any, objective: Objective | None, sign: float) -> Start:
-        parameters = [p for p in self._parameters() if p.requires_grad and p.grad is not None]
-        # A closure that returns nothing has told no loss: there is nothing to search by.
-        loss = None if returned is None else sign * as_loss(returned)
-        if loss is None:
-            objective = None
-        if not parameters:
-            nothing = torch.zeros(0)
-            return Start([], nothing, nothing, loss, objective)
-        gradient = sign * gathered(parameters)
-        return Start(parameters, flat.flatten(parameters), gradient, loss, objective)
 
     def _step_or_restore(self, start: Start) -> Proposal:
-        """The proposal of ``_compute_step``, written into the parameters only if accepted."""
+        """Return the proposal of ``_compute_step``, written to the parameters only if accepted."""
         if not start.parameters:
             return Proposal(None, OptimizerReport(OptimizerStatus.NO_GRADIENT))
         if start.loss is not None and not bool(torch.isfinite(start.loss)):
@@ -248,7 +228,7 @@ class SecondOrderOptimizer(Optimizer):
                 if self._observed is not None:
                     stack.enter_context(self._observed.paused())
                 if start.objective is not None:
-                    stack.enter_context(kept_gradients(self._parameters()))
+                    stack.enter_context(_kept_gradients(self._parameters()))
                 proposal = self._compute_step(start)
             if proposal.theta is not None and not bool(torch.isfinite(proposal.theta).all()):
                 status = OptimizerStatus.NONFINITE_CURVATURE
@@ -274,8 +254,8 @@ class SecondOrderOptimizer(Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        # torch keeps three attributes; a copy of ours could not step without the others. What
-        # schedulers patch onto the instance, and hooks, stay behind, as torch has it.
+        # torch keeps three attributes; a copy of this optimizer could not step without the others.
+        # Hooks, and methods that schedulers patch onto the instance, stay behind, as in torch.
         return {
             name: value
             for name, value in self.__dict__.items()
@@ -292,3 +272,17 @@ def _require_one_process() -> None:
                 f"{ranks} ranks: gradients are averaged over them, losses and curvature are not "
                 "yet, so that each rank would take a step of its own. Train in one process"
             )
+
+
+@contextmanager
+def _kept_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Afterwards ``.grad`` is the same tensors with the same values as before."""
+    before = [parameter.grad for parameter in parameters]
+    values = [None if grad is None else grad.clone() for grad in before]
+    try:
+        yield
+    finally:
+        for parameter, grad, value in zip(parameters, before, values, strict=True):
+            if grad is not None and value is not None:
+                grad.copy_(value)
+            parameter.grad = grad

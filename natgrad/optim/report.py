@@ -1,12 +1,16 @@
-"""What one step of an optimizer did, or why it did nothing."""
+"""How a step went: its status and report, and the warning and the error for a run of bad steps."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from enum import Enum
 
 from natgrad.solvers import Status
+
+# The gradient's growth in one step that counts as too much, and how many such steps in a row.
+GROWTH, GROWING = 4.0, 3
 
 
 class OptimizerStatus(Enum):
@@ -44,22 +48,50 @@ class OptimizerStatus(Enum):
 
     @property
     def nonfinite(self) -> bool:
+        """Whether the step met NaN or infinity."""
         return self.name.startswith("NONFINITE")
 
 
 @dataclass(frozen=True)
 class OptimizerReport:
-    """The account of one step. NaN stands for what was not measured.
+    """The measurements of one step. NaN stands for a value that was not measured.
 
-    ``loss`` and ``gradient_norm`` belong to the start of the step. ``iterations`` and ``products``
-    are the solver's, ``evaluations`` counts calls of the closure, the first included. Reductions
-    are of the loss (of its negative with ``maximize``), ``predicted_reduction`` by the quadratic
-    model without damping, ``actual_reduction`` where a closure measured it. ``predicted_kl`` is
-    ½ dᵀK d of the step d as taken, to second order the KL divergence where K is a Fisher matrix;
-    ``kl`` is the divergence E[KL(p_old ‖ p_new)] itself, measured on the step's batches.
-    ``damping`` and ``radius`` are those that the step was computed with. ``step_scale`` is the
-    share of the solver's direction that was taken, ``solver`` what solved, ``solver_status`` how
-    well.
+    Attributes
+    ----------
+    status
+        How the step ended.
+    loss
+        The loss at the start of the step, as the closure returns it.
+    gradient_norm
+        The norm of the gradient at the start of the step.
+    iterations
+        Iterations of the solver.
+    products
+        Curvature products of the step.
+    evaluations
+        Calls of the closure, the first included.
+    predicted_reduction
+        The reduction of the loss (with ``maximize``, of its negative) by the quadratic model
+        without damping.
+    actual_reduction
+        The same reduction as a closure measured it.
+    predicted_kl
+        ½ dᵀK d of the step d as taken: the KL divergence to second order, in nats, if K is a Fisher
+        matrix.
+    kl
+        The divergence E[KL(p_old ‖ p_new)] itself, in nats, measured on the step's batches.
+    damping
+        The damping that the step was computed with.
+    radius
+        The radius of the trust region that the step was computed with.
+    step_scale
+        The share of the solver's direction that was taken, 0 for a refused step.
+    solver
+        The name of the solver.
+    solver_status
+        How the solver ended, None if it did not run.
+    seconds
+        The duration of the step, calls of the closure included.
     """
 
     status: OptimizerStatus
@@ -82,3 +114,24 @@ class OptimizerReport:
 
 class NonFiniteError(RuntimeError):
     """Three steps in a row met NaN or infinity; the parameters are as before the first of them."""
+
+
+class Growth:
+    """Warns, once, of unmeasured steps in a row that make the gradient larger and larger."""
+
+    def __init__(self) -> None:
+        self._last, self._count = 0.0, 0
+
+    def see(self, norm: float) -> None:
+        """Take note of the gradient's norm at the start of an unmeasured step."""
+        self._count = self._count + 1 if self._last and norm > GROWTH * self._last else 0
+        self._last = norm
+        if self._count == GROWING:
+            warnings.warn(
+                f"{GROWING} steps in a row made the gradient more than {GROWTH:g} times as large, "
+                f"to a norm of {norm:.3g}: the steps are too long, and without a closure that "
+                "computes the loss nothing measures them. Is the loss a sum, where the curvature "
+                'is that of a mean? Use reduction="mean", or lr=1/N; or the curvature another '
+                "loss's? step(closure) goes back where the loss rises",
+                stacklevel=5,
+            )

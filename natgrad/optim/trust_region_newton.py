@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from natgrad.curvature import Hessian, LinearOperator
-from natgrad.optim.objective import Closure, Objective
-from natgrad.optim.optimizer import (
-    Parameters,
-    Proposal,
-    SecondOrderOptimizer,
-    Start,
-)
-from natgrad.optim.report import OptimizerReport, OptimizerStatus
-from natgrad.optim.settings import require_least
+from natgrad.optim.arguments import require_least
+from natgrad.optim.objective import Start
+from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer
+from natgrad.optim.report import OptimizerStatus
 from natgrad.optim.trust_region_search import search_radius
 from natgrad.solvers import Solution, SteihaugPath
 from natgrad.solvers.scaling import length, norm, power_of_two
 
 
 class RadiusSolver(Protocol):
-    """What answers for any radius: a :class:`natgrad.SteihaugPath`, or ``natgrad.lanczos``'s."""
+    """The model's minimiser for any radius, :class:`natgrad.SteihaugPath` for example."""
 
     def solve(self, *, radius: float) -> Solution[Tensor]: ...
 
@@ -39,25 +34,52 @@ def steihaug_path(A: LinearOperator, g: Tensor, rtol: float) -> RadiusSolver:
 
 
 class TrustRegionNewton(SecondOrderOptimizer):
-    """θ ← θ + s, s minimising gᵀs + ½ sᵀH s over ‖s‖ <= Δ, H the exact Hessian, maybe indefinite.
+    """Minimise by θ ← θ + s, where s minimises gᵀs + ½ sᵀH s over ‖s‖ <= Δ, H the exact Hessian.
 
-    ``step(closure)`` needs the standard closure, ``loss.backward()`` inside it included: the graph
-    that this call starts from is kept for the products with H. A candidate is accepted where the
-    loss falls by more than ``accept_ratio`` of what the model predicts; otherwise the radius
-    shrinks and the same Krylov path is cut shorter, at no further product, up to ``max_attempts``
-    times. The radius follows the ratio from step to step; the first one, where ``radius`` is None,
-    is the length of the Cauchy step, so that nothing depends on the scale of the loss.
-    ``solver`` is (H, g, rtol) -> an object with ``solve(radius=)``;
-    ``lambda H, g, rtol: natgrad.lanczos(H, -g, rtol=rtol)`` finds the model's global minimiser.
+    H may be indefinite. ``step(closure)`` needs the standard closure, ``loss.backward()`` inside it
+    included: the graph that this call starts from is kept for the products with H. A refused
+    candidate shrinks the radius, and the same Krylov path is cut shorter, at no further product.
 
-    The subproblem is solved to ``min(rtol, √(‖g‖ / ‖g₀‖))``, ‖g₀‖ the largest gradient so far.
+    Parameters
+    ----------
+    params
+        Parameters, named parameters or groups, as torch.optim takes them.
+    lr
+        The factor on s, a setting of each group. Below 1 for noisy losses.
+    radius
+        Δ > 0 of the first step; it follows the reduction ratio from there. None: the length of the
+        Cauchy step, so that nothing depends on the scale of the loss.
+    rtol
+        The subproblem is solved to the relative residual ``min(rtol, √(‖g‖ / ‖g₀‖))``, ‖g₀‖ the
+        largest gradient so far. Lower it for fewer, more expensive steps.
+    accept_ratio
+        The share of the predicted reduction that an accepted step achieves at least. Raise it to
+        refuse steps of little use.
+    max_attempts
+        Candidates of a step at most. Raise it where long steps overflow.
+    maximize
+        Whether to ascend.
+    solver
+        ``(H, g, rtol) ->`` an object with ``solve(radius=)``, which returns a
+        :class:`natgrad.Solution`. ``lambda H, g, rtol: natgrad.lanczos(H, -g, rtol=rtol)`` finds
+        the model's global minimiser.
 
+    Raises
+    ------
+    TypeError
+        From ``step`` without a closure.
+    ValueError
+        For settings out of range, and from ``step`` if the closure calls no ``loss.backward()``.
+
+    Notes
+    -----
     Cost, beyond the closure: one backward pass of set-up, about 2 gradients a product, a forward
-    pass a candidate; four vectors an iteration. Raises ``TypeError`` without a closure,
-    ``ValueError`` where it calls no ``loss.backward()``, or for settings out of range.
+    pass a candidate; four vectors an iteration.
 
     Source: Steihaug 1983; Nocedal & Wright, *Numerical Optimization*, 2006, algorithms 4.1, 7.2.
 
+    Examples
+    --------
     >>> x = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
     >>> optimizer = TrustRegionNewton([x])
     >>> def closure():
@@ -72,6 +94,7 @@ class TrustRegionNewton(SecondOrderOptimizer):
     """
 
     whole = ("radius", "largest_gradient", "maximize")
+    _closure_form: ClassVar = {"keeps_graph": True}
 
     def __init__(
         self,
@@ -100,16 +123,6 @@ class TrustRegionNewton(SecondOrderOptimizer):
         if group["radius"] is not None:
             require_least(group, 0, "radius", exclusive=True)
 
-    def _objective(self, closure: Closure, sign: float) -> Objective:
-        return Objective(closure, self._parameters()[0].device, sign, uncompiled=True)
-
-    def _evaluate_first(self, objective: Objective) -> Any:
-        return objective.first(keep_graph=True)
-
-    def _return_value(self, returned: Any) -> Any:
-        # Its graph was kept: losses that the caller keeps would each hold theirs.
-        return returned.detach() if isinstance(returned, Tensor) else returned
-
     def _compute_step(self, start: Start) -> Proposal:
         objective = start.objective
         if objective is None:
@@ -125,7 +138,6 @@ class TrustRegionNewton(SecondOrderOptimizer):
         radius = self._setting("radius")
         if radius is None:
             radius = _cauchy_length(H, g, start.theta)
-        report = OptimizerReport(OptimizerStatus.ACCEPTED, radius=radius, solver="steihaug")
         path = self._solver(H, g, min(self._rtol, (g_norm / largest) ** 0.5))
         found = search_radius(
             start,
@@ -136,9 +148,10 @@ class TrustRegionNewton(SecondOrderOptimizer):
             accept_ratio=self._accept_ratio,
             max_attempts=self._max_attempts,
         )
-        if found.status is not OptimizerStatus.NONFINITE_CURVATURE:
+        if found.report.status is not OptimizerStatus.NONFINITE_CURVATURE:
             self._set_for_all_groups("radius", found.radius)
-        return Proposal(found.theta, replace(found.account(report), products=H.products))
+        report = replace(found.report, solver="steihaug", products=H.products)
+        return Proposal(found.theta, report)
 
 
 def _cauchy_length(H: LinearOperator, given: Tensor, theta: Tensor) -> float:

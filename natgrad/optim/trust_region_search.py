@@ -1,55 +1,40 @@
-"""Candidates at ever smaller radii until one keeps what the model promises."""
+"""Candidates at ever smaller radii until one keeps the reduction that the model promises."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from natgrad.optim.optimizer import Start
+from natgrad.optim.objective import Start
 from natgrad.optim.report import OptimizerReport, OptimizerStatus
 from natgrad.solvers import Solution, Status
 from natgrad.solvers.scaling import inner_products, length
 from natgrad.trust_region import reduction_ratio, update_radius
 
-SMALLEST = 2.0**-1000  # of a radius: a float's range ends below it
+SMALLEST = 2.0**-1000  # the smallest radius: a float's range ends below it
 ON_BOUNDARY = (Status.BOUNDARY, Status.NEGATIVE_CURVATURE)
-GROWTH = 2.0**100  # of a radius in which nothing can be measured
+GROWTH = 2.0**100  # the factor for a radius in which nothing can be measured
 
 
 class SolveRadius(Protocol):
+    """The minimiser of the model within any radius."""
+
     def __call__(self, *, radius: float) -> Solution[Tensor]: ...
 
 
 @dataclass(frozen=True)
 class RadiusSearch:
-    """θ to go on from or None, the ``radius`` of the next step, and what led to them."""
+    """θ to go on from or None, the ``radius`` for the next step, and the search's ``report``."""
 
     theta: Tensor | None
-    status: OptimizerStatus
     radius: float
-    tried_radius: float
-    solution: Solution[Tensor]
-    iterations: int
-    predicted: float
-    actual: float
-
-    def account(self, report: OptimizerReport) -> OptimizerReport:
-        return replace(
-            report,
-            status=self.status,
-            iterations=self.iterations,
-            radius=self.tried_radius,
-            predicted_reduction=self.predicted,
-            actual_reduction=self.actual,
-            step_scale=float(self.theta is not None),
-            solver_status=self.solution.status,
-        )
+    report: OptimizerReport
 
 
 def search_radius(
@@ -65,21 +50,21 @@ def search_radius(
     decrease: Callable[[Tensor], float] | None = None,
     bend: Callable[[Solution[Tensor]], Tensor] | None = None,
 ) -> RadiusSearch:
-    """The first candidate θ + lr s, ‖s‖ <= radius, whose reduction ratio is above ``accept_ratio``.
+    """Find the first candidate θ + lr s, ‖s‖ <= radius, with a reduction ratio > ``accept_ratio``.
 
     ``solve`` answers for every radius with s and A s, ``multiply`` is v ↦ A v, taken only where
     learning rates differ; ``norm`` is the one that the radius bounds. ``decrease(lr s)`` is that of
     the model, where the caller knows it better than −(gᵀs + ½ sᵀA s) to rounding. A refused
     candidate takes the radius to a quarter of its length, after six of them to less.
-    ``bend(solution)`` is added to s, beyond what the quadratic model knows.
+    ``bend(solution)`` is added to s, beyond the quadratic model.
     """
     assert start.loss is not None
     loss = float(start.loss)
     eps = torch.finfo(start.theta.dtype).eps
     iterations, promised, hidden, seen_finite = 0, False, False, False
-    quarters = 0.0  # the radius that quarters alone leave
+    quarters = 0.0  # the radius after cuts to a quarter alone
     predicted = actual = math.nan
-    status, tried = OptimizerStatus.NO_IMPROVEMENT, radius
+    status, tried, accepted = OptimizerStatus.NO_IMPROVEMENT, radius, None
     for attempt in range(max_attempts):
         tried, s = radius, solve(radius=radius)
         iterations = max(iterations, s.iterations)
@@ -88,9 +73,7 @@ def search_radius(
             break
         step = rates * s.x
         if decrease is None:
-            image = multiply(step) if rates.ndim else rates * s.Ax
-            slope = inner_products(start.gradient, step)
-            predicted = -float(slope + inner_products(step, image) / 2)
+            predicted = _model_decrease(start.gradient, s, rates, multiply)
         else:
             predicted = decrease(step)
         if not math.isfinite(predicted):
@@ -101,7 +84,7 @@ def search_radius(
             small = share > 0 and abs(predicted) <= share * (100 * eps) ** 2 * abs(loss)
             if promised or not small or s.status not in ON_BOUNDARY:
                 break  # the step itself is rounding: there is no lower point to go to
-            # Of a region that small, not of a small rate: a larger one may hold much more.
+            # The radius is too small, not the rate: a larger region may hold much more.
             radius, hidden = min(GROWTH * radius, sys.float_info.max), True
             continue
         if not predicted > 0:
@@ -117,17 +100,12 @@ def search_radius(
         value = float(start.evaluate(theta)[0])
         seen_finite = seen_finite or math.isfinite(value)
         ratio, actual = reduction_ratio(loss, value, predicted, epsilon=eps), loss - value
-        # The ratio's guard against rounding must not take a rise that is none for a fall.
+        # The ratio's guard against rounding must not take a rise of the loss for a fall.
         risen = actual < -16 * eps * abs(loss) and predicted > 1e3 * eps * abs(loss)
         if ratio > accept_ratio and not (risen and accept_ratio >= 0):
-            inside = s.status in (Status.CONVERGED, Status.STAGNATED) and not s.multiplier
-            # A first radius that is the Cauchy length is met up to rounding, by a solve inside.
-            met = not inside or float(norm(s.x)) >= (1 - math.sqrt(eps)) * radius
-            if math.isfinite(radius):
-                radius = max(update_radius(radius, ratio, at_boundary=met), SMALLEST)
-            return RadiusSearch(
-                theta, OptimizerStatus.ACCEPTED, radius, tried, s, iterations, predicted, actual
-            )
+            radius = _after_acceptance(radius, ratio, s, norm, eps)
+            status, accepted = OptimizerStatus.ACCEPTED, theta
+            break
         radius = _cut(radius, norm(s.x), attempt if seen_finite else 0)
         quarters = max(quarters, math.ldexp(radius, -2 * (max_attempts - attempt - 1)))
     else:
@@ -136,11 +114,59 @@ def search_radius(
             status = OptimizerStatus.NOT_DESCENT
         elif promised and not seen_finite:
             status = OptimizerStatus.NONFINITE_LOSS
-    return RadiusSearch(None, status, radius, tried, s, iterations, predicted, math.nan)
+    report = OptimizerReport(
+        status,
+        iterations=iterations,
+        radius=tried,
+        predicted_reduction=predicted,
+        actual_reduction=math.nan if accepted is None else actual,
+        step_scale=float(accepted is not None),
+        solver_status=s.status,
+    )
+    return RadiusSearch(accepted, radius, report)
+
+
+def _model_decrease(
+    g: Tensor, s: Solution[Tensor], rates: Tensor, multiply: Callable[[Tensor], Tensor]
+) -> float:
+    """−(gᵀd + ½ dᵀA d) of d = lr s."""
+    d = rates * s.x
+    image = multiply(d) if rates.ndim else rates * s.Ax
+    return -float(inner_products(g, d) + inner_products(d, image) / 2)
+
+
+def _after_acceptance(
+    radius: float,
+    ratio: float,
+    s: Solution[Tensor],
+    norm: Callable[[Tensor], Tensor],
+    eps: float,
+) -> float:
+    """The radius for the next step; an infinite one stays."""
+    inside = s.status in (Status.CONVERGED, Status.STAGNATED) and not s.multiplier
+    # A first radius that is the Cauchy length is met up to rounding, by a solve inside.
+    met = not inside or float(norm(s.x)) >= (1 - math.sqrt(eps)) * radius
+    if not math.isfinite(radius):
+        return radius
+    return max(update_radius(radius, ratio, at_boundary=met), SMALLEST)
+
+
+def unmeasured_step(start: Start, solve: SolveRadius, radius: float, rates: Tensor) -> RadiusSearch:
+    """Take the whole minimiser within the radius, where no closure measures a candidate."""
+    s = solve(radius=radius)
+    finite = s.status is not Status.NONFINITE
+    report = OptimizerReport(
+        OptimizerStatus.ACCEPTED if finite else OptimizerStatus.NONFINITE_CURVATURE,
+        iterations=s.iterations,
+        radius=radius,
+        step_scale=float(finite),
+        solver_status=s.status,
+    )
+    return RadiusSearch(start.theta + rates * s.x if finite else None, radius, report)
 
 
 def _cut(radius: float, length: Tensor, attempt: int = 0) -> float:
-    """A quarter of a refused step: one inside stays what it is until the radius cuts it.
+    """A quarter of a refused step: one inside the radius stays the same until the radius cuts it.
 
     After six candidates the cuts square, so that ten span 12 decades and not 6: a saturated model
     bends at 1e-9 of its Gauss-Newton step.

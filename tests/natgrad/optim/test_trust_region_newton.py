@@ -338,7 +338,7 @@ def test_a_step_that_promises_nothing_costs_a_shorter_radius_and_no_evaluation()
             FromZero(), solve, 1.0, torch.ones((), dtype=DOUBLE), lambda v: v, accept_ratio=0.1,  # type: ignore[arg-type]
             max_attempts=10,
         )  # fmt: skip
-        assert found.status is status
+        assert found.report.status is status
         assert solve.tried == [4.0**-k for k in range(len(solve.tried))]
         assert len(evaluated) == (status is OptimizerStatus.ACCEPTED)
 

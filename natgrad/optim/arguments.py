@@ -1,10 +1,10 @@
-"""Numbers that a group of parameters may set, checked."""
+"""Checks of the arguments of an optimizer."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def require_least(
@@ -18,8 +18,18 @@ def require_least(
             raise ValueError(f"{name} must be {relation} {least}, got {settings[name]}")
 
 
+def require_one_source(params: Any, model: nn.Module | None, curvature: Any, form: str) -> None:
+    """Raise ``ValueError`` unless there is either a model or a curvature callable."""
+    if (curvature is None) == (model is None and not isinstance(params, nn.Module)):
+        name = form.split("(")[0]
+        raise ValueError(
+            f"say once where curvature comes from: {form}, with model=... for parameter groups, or "
+            f"{name}(parameters, curvature=lambda: operator)"
+        )
+
+
 def _number(name: str, value: Any) -> float:
-    """A setting as a float. Raises ``ValueError`` for what is no number."""
+    """Return a setting as a float. Raises ``ValueError`` if it is not one number."""
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(
             f"{name} must be a number or a tensor of one element, got shape {tuple(value.shape)}; "
