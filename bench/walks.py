@@ -28,6 +28,7 @@ from torch.distributions import Categorical
 
 import natgrad
 import rl_plugins
+import rl_plugins.plugin
 from natgrad import optim
 
 
