@@ -44,8 +44,8 @@ class A2CSettings(Settings):
     """An optimizer of torch.optim, any other as package.module:Class, or KFAC, which makes it
     ACKTR."""
     learning_rate: float = 7e-4
-    """Of the optimizer; for KFAC η, the most that a step s is multiplied by. Less where the KL of
-    updates is large."""
+    """Learning rate of the optimizer; for KFAC η, the most that a step s is multiplied by. Less
+    where the KL of updates is large."""
     entropy_coefficient: float = 0.0
     """c, the weight of the entropy in the objective; more where a policy is certain too early."""
     max_gradient_norm: float = 0.5
@@ -89,7 +89,7 @@ class A2C(PolicyStep[A2CSettings]):
     ) -> GradientReport:
         """One gradient step; no critic needed.
 
-        The parameters, and the optimizer's state, stay bitwise what they were where anything in
+        The parameters, and the optimizer's state, stay as they were, bit for bit, where anything in
         the update is NaN or infinite, and where an exception comes out of the policy.
 
         Parameters

@@ -11,9 +11,8 @@ Each update:
 
 Different from the paper and from some implementations: a time limit is not the end (the bootstrap
 stays, from the true last observation); the target y carries no gradient; actions are stretched to
-the bounds of the task whatever these are; noise is Gaussian unless asked otherwise, and does not
-decay; no weight decay, no batch normalisation. The actor may take natural steps instead, bounded in
-action space.
+the bounds of the task; noise is Gaussian unless asked otherwise, and does not decay; no weight
+decay, no batch normalisation. The actor may take natural steps instead, bounded in action space.
 """
 
 from __future__ import annotations

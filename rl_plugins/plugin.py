@@ -45,7 +45,7 @@ class Plugin(Protocol):
         Parameters
         ----------
         observation_space, action_space
-            Of one environment.
+            The spaces of one environment.
         config
             An instance of ``Config``.
         generator
@@ -108,7 +108,7 @@ def find_plugin(name: str) -> type[Plugin]:
     Parameters
     ----------
     name
-        Of an algorithm: see :func:`registered_plugins`.
+        The name of an algorithm: see :func:`registered_plugins`.
 
     Raises
     ------

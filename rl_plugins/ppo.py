@@ -59,7 +59,7 @@ class PPOSettings(Settings):
     optimizer: str = "Adam"
     """An optimizer of torch.optim, or any other as package.module:Class."""
     learning_rate: float = 3e-4
-    """Of the optimizer; less for smaller updates."""
+    """Learning rate of the optimizer; less for smaller updates."""
     learning_rate_steps: int | None = None
     """Environment steps over which the learning rate falls linearly to 0. Unset: it is constant."""
     entropy_coefficient: float = 0.0
@@ -136,7 +136,7 @@ class PPO(PolicyStep[PPOSettings]):
     ) -> GradientReport:
         """One update; no critic needed.
 
-        The parameters, and the optimizer's state, stay bitwise what they were where anything in
+        The parameters, and the optimizer's state, stay as they were, bit for bit, where anything in
         the update is NaN or infinite, where no part of it keeps ``max_kl``, and where an exception
         comes out of the policy.
 

@@ -53,19 +53,19 @@ class TrustRegionReport(StepReport):
     entropy
         E[entropy of π_old], in nats; NaN for families without a formula.
     improvement
-        Of E[π/π_old · A], for the same candidate as ``kl``.
+        Increase of E[π/π_old · A], for the same candidate as ``kl``.
     expected_improvement
-        To first order, of the whole step.
+        The same to first order, for the whole step.
     step_fraction
         Part of the step that was taken; 0 where it was refused.
     evaluations
         Candidates that were tried.
     gradient_norm
-        Euclidean.
+        Euclidean norm of the gradient.
     cg_status, cg_iterations
         How conjugate gradients ended, and after how many Fisher products.
     cg_residual
-        Relative to the gradient.
+        Last residual of conjugate gradients, relative to the gradient.
     """
 
     status: LineSearchStatus
@@ -101,11 +101,11 @@ class GradientReport(StepReport):
     entropy
         E[entropy of π_old], in nats; NaN for families without a formula.
     improvement
-        Of E[π/π_old · A]; NaN where no policy came of the update.
+        Increase of E[π/π_old · A]; NaN where no policy came of the update.
     gradient_norm
-        Before clipping, the mean over minibatches.
+        Euclidean norm of the gradient before clipping, the mean over minibatches.
     learning_rate
-        In this update.
+        The one of this update.
     clip_fraction
         PPO: part of the steps whose ratio ended outside 1 ± ε.
     penalty

@@ -120,6 +120,6 @@ class TRPO(PolicyStep[TRPOSettings]):
                 max_backtracks=settings.max_backtracks,
             )
             theta_new = search.theta
-        finally:  # whatever happens in the policy, no candidate is left behind in it
+        finally:  # after an exception in the policy, too, no candidate is left in it
             assign(parameters, theta_new)
         return report_step(surrogate, g, natural, search, settings.max_kl)

@@ -33,7 +33,7 @@ class ActorCritic(nn.Module):
     Parameters
     ----------
     observation_space, action_space
-        Of one environment.
+        The spaces of one environment.
     config
         Settings of both, and of the advantages.
     generator
@@ -84,7 +84,7 @@ class ActorCritic(nn.Module):
         Parameters
         ----------
         rollout
-            Of the policy as it is now.
+            Collected with the policy as it is now.
         """
         shape = rollout.rewards.shape
         valid = rollout.valid.flatten()
@@ -92,7 +92,7 @@ class ActorCritic(nn.Module):
         states = optree.tree_map(lambda leaf: leaf.flatten(0, 1), rollout.observations)
         memories = None if rollout.memories is None else rollout.memories.flatten(0, 1)
         # The first rollout primes the statistics before its update. The policy's mean is near 0
-        # then, whatever it sees; every later rollout is judged by the function that collected it.
+        # then for any observation; every later rollout is judged by the function that collected it.
         normaliser = self.features.normaliser
         primes = normaliser is not None and not bool(normaliser.moments.count)
         kept = optree.tree_map(lambda leaf: leaf[keep], states)
@@ -149,7 +149,7 @@ class OnPolicyAgent:
     Parameters
     ----------
     actor_critic
-        The policy, the critic, and the normalisers of what both see.
+        The policy, the critic, and the normalisers of their observations.
     algorithm
         How the policy moves, given states, actions and advantages.
     config
@@ -178,7 +178,7 @@ class OnPolicyAgent:
         Parameters
         ----------
         observation_space, action_space
-            Of one environment.
+            The spaces of one environment.
         config
             All settings, those of the algorithm included.
         generator
@@ -212,7 +212,7 @@ class OnPolicyAgent:
         Parameters
         ----------
         batch
-            A rollout of the policy as it is now.
+            Collected with the policy as it is now.
         """
         learning = self.actor_critic.learning_batch(batch)
         report = self.algorithm.step(

@@ -56,7 +56,7 @@ class Experience:
     config
         Sizes, the noise, and the gradient steps for every environment step.
     to_environment
-        The policy's actions -> what a vector environment takes.
+        The policy's actions -> those of a vector environment.
     """
 
     def __init__(self, config: OffPolicyConfig, to_environment: Callable[[Tensor], Any]) -> None:
@@ -81,7 +81,7 @@ class Experience:
         Parameters
         ----------
         rollout
-            Of any policy.
+            Collected with any policy.
         generator
             Draws the minibatches.
         """

@@ -102,7 +102,7 @@ class OnPolicyNetworks:
     critic
         V(s).
     to_environment
-        The policy's actions -> what a vector environment takes.
+        The policy's actions -> those of a vector environment.
     """
 
     policy: StochasticPolicy | RecurrentPolicy
@@ -121,7 +121,7 @@ def build_networks(
     Parameters
     ----------
     observation_space, action_space
-        Of one environment.
+        The spaces of one environment.
     config
         Sizes, and how the critic is fitted.
     generator

@@ -66,7 +66,7 @@ class OffPolicyAgent:
         Parameters
         ----------
         observation_space, action_space
-            Of one environment.
+            The spaces of one environment.
         config
             All settings, those of the algorithm included.
         generator
@@ -127,7 +127,7 @@ class OffPolicyAgent:
         Parameters
         ----------
         batch
-            A rollout of any policy.
+            Collected with any policy.
         """
         return self.algorithm.learn(self.experience.draw(batch, self.algorithm.generator))
 

@@ -1,4 +1,4 @@
-"""The agents of the on-policy family: each a step with its settings, and what the loop builds."""
+"""The agents of the on-policy family: each is a step with its settings, a policy and a critic."""
 
 from __future__ import annotations
 

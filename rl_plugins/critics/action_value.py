@@ -18,7 +18,7 @@ class ActionValue(nn.Module):
     Parameters
     ----------
     features
-        What the network sees of an observation.
+        Observations -> the inputs of the network.
     network
         Features, with the action behind their vector -> (B, 1).
     """

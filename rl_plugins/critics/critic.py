@@ -49,7 +49,7 @@ class CriticFit(Protocol):
 class Critic(nn.Module):
     """V(s) = μ + σ · network(features(s)), with μ and σ the running moments of the targets.
 
-    The network sees targets of mean 0 and deviation 1 whatever the task pays, while rewards,
+    The network sees targets of mean 0 and deviation 1 on every task, while rewards,
     returns and advantages stay in the task's own units. When μ and σ move, the last layer is
     changed by the inverse, so that V itself does not.
 
@@ -59,7 +59,7 @@ class Critic(nn.Module):
     Parameters
     ----------
     features
-        What the network sees of an observation; shared with the policy.
+        Observations -> the inputs of the network; shared with the policy.
     network
         Features, and the memory behind their vector -> (B, 1).
     regression

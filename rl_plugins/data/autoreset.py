@@ -49,7 +49,7 @@ class VectorStep:
 
 
 class Environments:
-    """A vector environment whose episodes end and begin alike, whatever its autoreset mode.
+    """A vector environment whose episodes end and begin alike in every autoreset mode.
 
     SAME_STEP reports the last observation aside, in ``info["final_obs"]``. NEXT_STEP returns it in
     its place, and spends the next step on the reset. DISABLED is reset here, in the same step.
@@ -84,7 +84,7 @@ class Environments:
         Parameters
         ----------
         seed
-            Of the environments; None: they go on with their own random numbers.
+            Seed of the environments; None: they go on with their own random numbers.
 
         Returns
         -------

@@ -25,7 +25,7 @@ class RolloutCollector:
     behaviour
         How the agent acts in them.
     seed
-        Of their first episodes.
+        Seed of the environments.
     generator
         Draws the actions.
     """
@@ -51,7 +51,7 @@ class RolloutCollector:
         Parameters
         ----------
         seed
-            Of the environments.
+            Seed of the environments.
         """
         self._observations = self._environments.reset(seed)
         self._returns[:] = 0
@@ -65,7 +65,7 @@ class RolloutCollector:
         Parameters
         ----------
         steps
-            Of every environment.
+            Steps of every environment.
 
         Raises
         ------

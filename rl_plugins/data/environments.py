@@ -54,7 +54,7 @@ def make_environments(
         Steps them, by itself or by its name in lower case. ASYNC for tasks that take milliseconds
         a step.
     seed
-        For envpool, which takes it here; Gymnasium's tasks take theirs at the first reset.
+        Used by envpool; Gymnasium's tasks are seeded at the first reset.
 
     Raises
     ------

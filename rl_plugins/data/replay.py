@@ -78,7 +78,7 @@ class ReplayBuffer:
         Parameters
         ----------
         rollout
-            Of the same number of environments as those before.
+            T steps of as many environments as in all rollouts before.
 
         Raises
         ------
@@ -159,7 +159,7 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hold what another buffer held.
+        """Take over the transitions of another buffer.
 
         Parameters
         ----------

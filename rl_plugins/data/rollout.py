@@ -36,7 +36,7 @@ class Rollout:
         (K, …), the true last observations of the K = truncated.sum() truncated steps, in row-major
         order.
     episode_returns, episode_lengths
-        Of the episodes that ended here, in the order of their ends.
+        The episodes that ended here, in the order of their ends.
     memories
         (T, N, h), the memory of a recurrent policy *before* each step; None for others.
     next_memory, final_memories
@@ -110,7 +110,7 @@ def gae(
         (T, N), V of the observation that the step itself led to: where an episode ended, that of
         its true last observation, not of the reset that followed.
     terminated
-        (T, N) bool. These steps bootstrap 0 whatever ``next_values`` holds there (NaN included).
+        (T, N) bool. These steps bootstrap 0, and ``next_values`` may be anything there, even NaN.
     truncated
         (T, N) bool. These steps bootstrap ``next_values``; one that is both counts as terminated.
     discount

@@ -27,9 +27,9 @@ class DeterministicGradientSettings(Settings):
     optimizer: str = "Adam"
     """An optimizer of torch.optim, or any other as package.module:Class."""
     actor_learning_rate: float = 1e-3
-    """Of the actor's optimizer; less where learning collapses. Not used by the natural step."""
+    """Learning rate of the actor; less where learning collapses. Not used by the natural step."""
     critic_learning_rate: float = 1e-3
-    """Of the critic's optimizer; less where its loss grows."""
+    """Learning rate of the critic; less where its loss grows."""
     target_rate: float = 0.005
     """τ: the target networks move by this part towards the others at every gradient step; less for
     steadier targets."""

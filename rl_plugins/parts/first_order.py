@@ -27,7 +27,7 @@ def ascend(
     objective
         A scalar.
     parameters
-        Those that it is differentiated in; the optimizer's.
+        The tensors that it is differentiated in, all of them the optimizer's.
     optimizer
         Makes the step from their gradients.
     max_gradient_norm
@@ -52,7 +52,7 @@ def descend(loss: Tensor, parameters: Sequence[Tensor], optimizer: torch.optim.O
     loss
         A scalar.
     parameters
-        Those that it is differentiated in; the optimizer's.
+        The tensors that it is differentiated in, all of them the optimizer's.
     optimizer
         Makes the step from their gradients.
     """
@@ -85,7 +85,7 @@ class Snapshot:
     parameters
         Tensors that are overwritten in place.
     *optimizers
-        Theirs.
+        The optimizers of these parameters.
     """
 
     def __init__(self, parameters: Sequence[Tensor], *optimizers: torch.optim.Optimizer) -> None:

@@ -23,7 +23,7 @@ def make_optimizer(
     name
         A class of ``torch.optim``, or any other as "package.module:Class".
     parameters
-        Those that it moves.
+        The tensors that it moves.
     learning_rate
         Passed as ``lr``.
 

@@ -1,4 +1,4 @@
-"""On-policy steps: what NPG, TRPO, PPO and A2C share, and the surrogate that they climb."""
+"""On-policy steps: the base class of NPG, TRPO, PPO and A2C, and the surrogate that they climb."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ class Surrogate:
 
 
 def frozen(policy: nn.Module) -> Callable[[Any], Distribution]:
-    """The policy as it is now, whatever becomes of its parameters.
+    """The policy with its present parameters, for good.
 
     Parameters
     ----------

@@ -97,7 +97,7 @@ class TransitionStep(Generic[SettingsType]):
     ) -> OffPolicyReport:
         """One gradient step from B transitions of any policy; no buffer needed.
 
-        All networks and optimizers stay bitwise what they were where anything is NaN or infinite.
+        Networks and optimizers stay as they were, bit for bit, where anything is NaN or infinite.
 
         Parameters
         ----------
@@ -155,7 +155,7 @@ class TransitionStep(Generic[SettingsType]):
     def learn(self, batches: Iterable[Transitions]) -> OffPolicyReport:
         """One gradient step for each minibatch.
 
-        All networks and optimizers stay bitwise what they were where a loss or a parameter is NaN
+        Networks and optimizers stay as they were, bit for bit, where a loss or a parameter is NaN
         or infinite at the end.
 
         Parameters

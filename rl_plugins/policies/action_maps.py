@@ -1,4 +1,4 @@
-"""From a policy's actions, in its own units, to what a vector environment takes."""
+"""From a policy's actions, in its own units, to those of a vector environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class ActionMap(Protocol):
-    """A policy's actions -> what a vector environment takes: arrays, or a dict or tuple of them."""
+    """A policy's actions -> those of a vector environment: arrays, or a dict or tuple of them."""
 
     def __call__(self, actions: Tensor) -> Any:
         """The actions of the task, as NumPy arrays (N, …).
@@ -42,7 +42,7 @@ class Shift:
     start
         The number of the first choice, in the shape of the space.
     dtype
-        Of the space.
+        Number type of the space.
     """
 
     start: NDArray[np.int64]
@@ -65,7 +65,7 @@ class Bits:
     Attributes
     ----------
     shape
-        Of the space, k entries.
+        Shape of the space, k entries.
     """
 
     shape: tuple[int, ...]
@@ -96,7 +96,7 @@ class Stretch:
     squash
         Whether bounded dimensions are squashed by tanh before.
     dtype
-        Of the space.
+        Number type of the space.
     """
 
     low: NDArray[np.float64]

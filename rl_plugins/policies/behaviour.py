@@ -13,7 +13,7 @@ from rl_plugins.policies.policy import Policy, RecurrentPolicy
 from rl_plugins.policies.sampling import sample
 
 ToEnvironment = Callable[[Tensor], Any]
-"""Actions (N, …) of a policy -> what a vector environment's ``step`` takes."""
+"""Actions (N, …) of a policy -> the argument of a vector environment's ``step``."""
 
 
 class Behaviour(Protocol):
@@ -39,7 +39,7 @@ class Behaviour(Protocol):
         """
 
     def to_environment(self, actions: Tensor) -> Any:
-        """What a vector environment's ``step`` takes.
+        """The argument of a vector environment's ``step``.
 
         Parameters
         ----------
@@ -65,7 +65,7 @@ class Sampling:
     policy
         Observations (N, …) -> a distribution with batch shape (N,).
     to_environment
-        Its actions -> what a vector environment takes.
+        Its actions -> those of a vector environment.
     explore
         Draw; False: take the mode.
     """
@@ -94,7 +94,7 @@ class Remembering:
     count
         N, the number of environments.
     to_environment
-        Its actions -> what a vector environment takes.
+        Its actions -> those of a vector environment.
     explore
         Draw; False: take the mode.
     """
@@ -125,7 +125,7 @@ class Exploring:
     policy
         μ: observations (N, …) -> actions (N, d).
     to_environment
-        Its actions -> what a vector environment takes.
+        Its actions -> those of a vector environment.
     noise
         Added to the actions; None: they are μ(s) exactly.
     random

@@ -50,7 +50,7 @@ class StochasticPolicy(nn.Module):
     Parameters
     ----------
     features
-        What the network sees of an observation.
+        Observations -> the inputs of the network.
     network
         Features -> outputs.
     head

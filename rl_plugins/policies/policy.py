@@ -27,7 +27,7 @@ class RecurrentPolicy(nn.Module):
     Parameters
     ----------
     features
-        What the policy sees of an observation.
+        Observations -> the inputs of the policy.
     encoder
         Features -> the unit's inputs: the identity, or a :class:`Perception` for images.
     cell
@@ -118,7 +118,7 @@ class DeterministicPolicy(nn.Module):
     Parameters
     ----------
     features
-        What the network sees of an observation.
+        Observations -> the inputs of the network.
     network
         Features -> d outputs, which tanh takes to ±1.
     """

@@ -61,7 +61,7 @@ class RewardNormaliser(nn.Module):
         Parameters
         ----------
         rewards
-            Of any shape.
+            A tensor of any shape.
         """
         scaled: Tensor = (rewards / self.scale).clamp(-self.clip, self.clip)
         return scaled

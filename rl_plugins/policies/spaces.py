@@ -147,7 +147,7 @@ def action_map(space: Space[Any], *, bounds: ActionBounds = "clip") -> ActionMap
 
     Discrete and MultiDiscrete: shifted by ``start``. Box: each bounded dimension is clipped to ±1,
     or squashed by tanh, and stretched to its bounds, so that 0 is the middle and exploration noise
-    has the scale of the range, whatever the bounds are; an unbounded dimension passes through, a
+    has the scale of the range; an unbounded dimension passes through, a
     half-bounded one is clipped and starts from 0, or from its bound where that excludes 0.
 
     Parameters

@@ -135,7 +135,7 @@ class RunDirectory:
         Parameters
         ----------
         name, content
-            Of the file.
+            Its name, and its object.
         """
         text = json.dumps(content, indent=2) + "\n"
         replace_whole(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
@@ -288,7 +288,7 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     Parameters
     ----------
     path, write
-        Its place, and a function that writes a given path.
+        The place, and a function that writes a given path.
     """
     beside = path.with_name(path.name + ".part")
     try:

@@ -71,8 +71,8 @@ def evaluate(
     episodes
         Their number.
     seed
-        Of the run. The environments' seeds are 1,000,000 + 1,000 · seed + index, never those of
-        training.
+        Seed of the run. The environments' seeds are 1,000,000 + 1,000 · seed + index, never those
+        of training.
     backend
         See :func:`rl_plugins.data.environments.make_environments`.
     stop

@@ -60,7 +60,7 @@ def export_policy(policy: Any, action_map: Any, observation_space: Any, out: Pat
     action_map
         An :class:`rl_plugins.policies.action_maps.ActionMap`.
     observation_space
-        Of one environment.
+        The space of one environment.
     out
         The file.
 

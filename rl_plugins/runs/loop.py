@@ -249,7 +249,7 @@ def torch_threads(count: int) -> Iterator[None]:
     Parameters
     ----------
     count
-        Of threads.
+        Number of threads.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -50,7 +50,7 @@ class ProgressDisplay:
         episode_return
             Mean over the episodes that ended; None: none did, and the last one stays in view.
         summary
-            Of the report.
+            Summary of the report.
         speed
             Environment steps a second.
         """
