@@ -1,7 +1,7 @@
 """Reinforcement-learning algorithms from natgrad's primitives, each a thin file.
 
-What needs Gymnasium (``train``, ``evaluate_run``, ``Run``) is loaded when it is first used: steps
-from one's own rollouts need none of it.
+``train``, ``evaluate_run`` and ``Run``, which need Gymnasium, are loaded when they are first used:
+steps from one's own rollouts need none of it.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from rl_plugins.agents import (
     TD3Config,
     TRPOConfig,
 )
-from rl_plugins.agents.advantages import gae
+from rl_plugins.data import gae
 from rl_plugins.ddpg import DDPG
 from rl_plugins.errors import UsageError
 from rl_plugins.npg import NPG

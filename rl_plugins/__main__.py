@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> int:
-    """The command line, or one line on what to install where the ``rl`` extra is missing."""
+    """The command line, or, without the ``rl`` extra, one line that says how to install it."""
     # A "±" or "τ" that a terminal cannot show must not end a run, or --help, with a traceback.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

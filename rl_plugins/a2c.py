@@ -2,11 +2,11 @@
 
 Each update:
 
-    1. collect a short rollout with π_old, estimate advantages A     on_policy.py, advantages.py
+    1. collect a short rollout with π_old, estimate advantages A     agents/actor_critic.py
     2. g = ∇_θ E[log π_θ(a|s) · A] + c ∇_θ E[entropy]                one backward pass
-    3. θ moves by one step of an optimizer along g                   torch.optim; or, ACKTR:
-       s = (K + λI)⁻¹ g with K the Kronecker-factored Fisher matrix, natgrad.Kronecker
-       θ = θ + min(η, √(2δ / sᵀK s)) s
+    3. θ moves by one step of an optimizer along g                   parts/first_order.py
+       ACKTR instead: s = (K + λI)⁻¹ g, θ = θ + min(η, √(2δ / sᵀK s)) s,
+       with K the Kronecker-factored Fisher matrix                   natgrad.Kronecker
     4. fit the critic to the λ-returns, which stay fixed             critics/
 
 Different from the paper and from common implementations: advantages are GAE's (λ = 1 gives the
@@ -28,8 +28,7 @@ from natgrad import Kronecker, step_size
 from natgrad.flat import assign, gradient
 from rl_plugins.parts.first_order import Snapshot, ascend
 from rl_plugins.parts.optimizers import make_optimizer
-from rl_plugins.parts.policy_step import PolicyStep
-from rl_plugins.parts.surrogate import Surrogate
+from rl_plugins.parts.surrogate import PolicyStep, Surrogate
 from rl_plugins.reports import GradientReport, StepStatus
 from rl_plugins.settings import Settings, require_least
 
@@ -45,15 +44,16 @@ class A2CSettings(Settings):
     """An optimizer of torch.optim, any other as package.module:Class, or KFAC, which makes it
     ACKTR."""
     learning_rate: float = 7e-4
-    """Of the optimizer; for KFAC η, the most that a step s is multiplied by."""
+    """Learning rate of the optimizer; for KFAC η, the most that a step s is multiplied by. Less
+    where the KL of updates is large."""
     entropy_coefficient: float = 0.0
-    """c, the weight of the entropy in the objective."""
+    """c, the weight of the entropy in the objective; more where a policy is certain too early."""
     max_gradient_norm: float = 0.5
     """The gradient is scaled down to this norm; not used by KFAC."""
     max_kl: float = 0.001
-    """δ of KFAC, in nats."""
+    """δ of KFAC, the KL of an update, in nats; less for smaller updates."""
     damping: float = 0.01
-    """λ of KFAC."""
+    """λ of KFAC, added to the Fisher matrix; more where updates are erratic."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,8 +64,14 @@ class A2CSettings(Settings):
 class A2C(PolicyStep[A2CSettings]):
     """A2C for any module that maps observations to a torch Distribution.
 
-    ``A2C(policy).step(observations, actions, advantages)`` is all that own rollouts need; its
-    settings are the fields of :class:`A2CSettings`.
+    ``A2C(policy).step(observations, actions, advantages)`` is all that own rollouts need.
+
+    Parameters
+    ----------
+    policy, generator
+        As for :class:`PolicyStep`; nothing is drawn.
+    **settings
+        Fields of :class:`A2CSettings`.
     """
 
     Settings = A2CSettings
@@ -74,22 +80,37 @@ class A2C(PolicyStep[A2CSettings]):
         self, policy: nn.Module, *, generator: torch.Generator | None = None, **settings: Any
     ) -> None:
         super().__init__(policy, generator=generator, **settings)
-        if self.settings.optimizer != KFAC:
-            optimizer = make_optimizer(
-                self.settings.optimizer, self.parameters(), self.settings.learning_rate
-            )
-            self.optimizers = [optimizer]
+        name, rate = self.settings.optimizer, self.settings.learning_rate
+        if name != KFAC:
+            self.optimizers = [make_optimizer(name, self.parameters(), rate)]
 
     def step(
         self, observations: Any, actions: Tensor, advantages: Tensor, mask: Tensor | None = None
     ) -> GradientReport:
-        """One gradient step from B states, actions and advantages (B,), or from sequences (B, T)
-        with a ``mask`` of the steps that count; no critic needed.
+        """One gradient step; no critic needed.
 
-        The parameters, and the optimizer's state, stay bitwise what they were where anything in
-        the update is NaN or infinite, and where an exception comes out of the policy. Raises
-        ``ValueError`` where the shapes do not fit, and for sequences with KFAC. Cost: one gradient
-        and two forward passes; with KFAC the factors besides.
+        The parameters, and the optimizer's state, stay as they were, bit for bit, where anything in
+        the update is NaN or infinite, and where an exception comes out of the policy.
+
+        Parameters
+        ----------
+        observations
+            B states, or N sequences of T, in the form that the policy takes; all finite.
+        actions
+            The actions taken there, (B, …) or (N, T, …).
+        advantages
+            One number a step, (B,) or (N, T): the batch shape of ``policy(observations)``.
+        mask
+            bool, shaped like the advantages: the steps that count; None: all.
+
+        Raises
+        ------
+        ValueError
+            Where the shapes do not fit, and for sequences with KFAC.
+
+        Notes
+        -----
+        Cost: one gradient and two forward passes; with KFAC the factors besides.
         """
         settings, parameters = self.settings, self.parameters()
         surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
@@ -108,7 +129,7 @@ class A2C(PolicyStep[A2CSettings]):
                 norm = float(torch.linalg.vector_norm(g))
                 if math.isfinite(norm):
                     assign(parameters, before.theta + self._kfac_step(surrogate, g))
-            if math.isfinite(norm):  # else the policy need not bear its parameters
+            if math.isfinite(norm):  # a policy may raise for parameters that are not
                 with torch.no_grad():
                     pi = self.policy(observations)
                     kl, improvement = float(surrogate.kl(pi)), float(surrogate.improvement(pi))
@@ -141,12 +162,12 @@ class ACKTRSettings(A2CSettings):
     """Settings of one Kronecker-factored natural-gradient step."""
 
     optimizer: str = KFAC
-    """KFAC is what makes it ACKTR."""
+    """KFAC makes it ACKTR; any other optimizer makes it A2C."""
     learning_rate: float = 1.0
-    """η, the most that a step s is multiplied by."""
+    """η, the most that a step s is multiplied by; less for smaller updates."""
 
 
 class ACKTR(A2C):
-    """A2C with ``optimizer="KFAC"``."""
+    """A2C with ``optimizer="KFAC"``; its settings are the fields of :class:`ACKTRSettings`."""
 
     Settings = ACKTRSettings

@@ -19,8 +19,8 @@ from rich.console import Console
 from rl_plugins.errors import ExperienceError, UsageError
 from rl_plugins.plugin import find_plugin, registered_plugins
 from rl_plugins.runs import (
-    Outcome,
     Run,
+    RunOutcome,
     draw_curves,
     evaluate_run,
     export_run,
@@ -108,8 +108,18 @@ RunDirectoryOption = Annotated[
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 for a task that fails, 2 for bad usage, 130 for
-    Ctrl-C."""
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments
+        Behind the program's name; None: those of the process.
+
+    Returns
+    -------
+    int
+        The exit status: 0, 1 for a task that fails, 2 for bad usage, 130 for Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(arguments)
@@ -174,7 +184,7 @@ def _train(command: Train, rest: list[str]) -> int:
 
 
 def _console() -> Console:
-    # Names of directories and tasks may hold what rich takes for markup.
+    # Names of directories and tasks may contain brackets, which rich takes for markup.
     return Console(markup=False, emoji=False, highlight=False)
 
 
@@ -183,7 +193,7 @@ def _conclude(run: Run, console: Console) -> int:
     console.print(f"run: {run.directory}", soft_wrap=True)
     if (run.directory / "curve.png").exists():
         console.print(f"curve: {run.directory / 'curve.png'}", soft_wrap=True)
-    if run.outcome is Outcome.INTERRUPTED:
+    if run.outcome is RunOutcome.INTERRUPTED:
         console.print(f"interrupted after {run.steps:,} steps")
         return INTERRUPTED_STATUS
     return 0
@@ -231,8 +241,8 @@ def _parse(target: Any, arguments: list[str], prog: str, **options: Any) -> Any:
 
 
 def _one_line(report: str) -> str:
-    # A frame of box-drawing characters, with paragraphs parted by rules and the title on its top;
-    # for a terminal without such characters no frame, and rules of dashes.
+    # tyro draws a frame with the title on top, and rules between paragraphs; on a terminal without
+    # box-drawing characters no frame, and rules of dashes.
     lines = [line.strip("│ ") for line in report.splitlines() if not line.startswith(("╭", "╰"))]
     paragraphs = re.split("─+|-{5,}", " ".join(lines))
     return "; ".join(" ".join(part.split()) for part in paragraphs if part.strip())

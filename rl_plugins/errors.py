@@ -15,7 +15,15 @@ class ExperienceError(RuntimeError):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?``, or the list of what is known."""
+    """``did you mean 'x'?``, or the list of the known names.
+
+    Parameters
+    ----------
+    name
+        As it was given.
+    known
+        The names that exist.
+    """
     known = sorted(known)
     spelled = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower(), spelled, n=1)

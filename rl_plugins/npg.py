@@ -2,20 +2,20 @@
 
 Each update:
 
-    1. collect a rollout with π_old, estimate advantages A           on_policy.py, advantages.py
-    2. g = ∇_θ E[π_θ/π_old · A] at θ_old = ∇J(θ_old)                 the surrogate's gradient
+    1. collect a rollout with π_old, estimate advantages A           agents/actor_critic.py
+    2. g = ∇_θ E[π_θ/π_old · A] at θ_old = ∇J(θ_old)                 parts/surrogate.py
     3. K = Fisher matrix of π at θ_old                               natgrad.Fisher
     4. solve (K + λI) s = g                                          natgrad.cg
-    5. α = √(2δ / sᵀK s); 3 to 5 are natgrad.natural_step             natural_gradient.py
-    6. θ = θ_old + α s; shortened where the KL came out above 2 δ    pull_back.py
+    5. α = √(2δ / sᵀK s); 3 to 5 are natgrad.natural_step            parts/natural_gradient.py
+    6. θ = θ_old + α s; shortened where the KL came out above 2 δ    parts/pull_back.py
     7. fit the critic to the λ-returns                               critics/
 
 Different from the paper and from some implementations: the step is scaled to a KL of δ to second
 order, not by a learning rate; with a constant multiple of s its length follows the scale of the
-rewards. Nothing is searched for: no improvement is asked for, and the KL may be up to 2 δ, as the
+rewards. There is no line search: no improvement is asked for, and the KL may be up to 2 δ, as the
 report says. Step 6 guards against the one case where the second order says nothing, a policy that
-is nearly certain: there a step of δ came to be one of 100 δ, and undid what had been learnt. A step
-that makes the policy's distribution not finite is taken back, bit for bit.
+is nearly certain: there a step of δ came out as one of 100 δ, and undid what had been learnt. A
+step that makes the policy's distribution not finite is taken back, bit for bit.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from torch import Tensor
 from natgrad import LineSearchResult, LineSearchStatus
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins.parts.first_order import Snapshot
-from rl_plugins.parts.natural_gradient import NaturalGradientSettings, policy_step
-from rl_plugins.parts.policy_step import PolicyStep
+from rl_plugins.parts.natural_gradient import NaturalGradientSettings, policy_step, report_step
 from rl_plugins.parts.pull_back import pull_back
-from rl_plugins.parts.surrogate import Surrogate
+from rl_plugins.parts.surrogate import PolicyStep, Surrogate
 from rl_plugins.reports import TrustRegionReport
 
 MOST_KL = 2.0
@@ -42,7 +41,14 @@ class NPG(PolicyStep[NaturalGradientSettings]):
     """Natural policy gradient for any module that maps observations to a torch Distribution.
 
     ``NPG(policy, max_kl=0.01).step(observations, actions, advantages)`` is all that own rollouts
-    need; its settings are the fields of :class:`NaturalGradientSettings`.
+    need.
+
+    Parameters
+    ----------
+    policy, generator
+        As for :class:`PolicyStep`; nothing is drawn.
+    **settings
+        Fields of :class:`NaturalGradientSettings`.
     """
 
     Settings = NaturalGradientSettings
@@ -50,12 +56,27 @@ class NPG(PolicyStep[NaturalGradientSettings]):
     def step(
         self, observations: Any, actions: Tensor, advantages: Tensor, mask: Tensor | None = None
     ) -> TrustRegionReport:
-        """One natural-gradient step from B states, actions and advantages (B,), or from sequences
-        (B, T) with a ``mask`` of the steps that count; no critic needed.
+        """One natural-gradient step of the policy; no critic needed.
 
-        ``policy(observations)`` must have the batch shape of the advantages. Raises ``ValueError``
-        where the shapes do not fit. Cost: ``cg_iterations`` Fisher products, two gradients, and
-        mostly two forward passes.
+        Parameters
+        ----------
+        observations
+            B states, or N sequences of T, in the form that the policy takes; all finite.
+        actions
+            The actions taken there, (B, …) or (N, T, …).
+        advantages
+            One number a step, (B,) or (N, T): the batch shape of ``policy(observations)``.
+        mask
+            bool, shaped like the advantages: the steps that count; None: all.
+
+        Raises
+        ------
+        ValueError
+            Where the shapes do not fit.
+
+        Notes
+        -----
+        Cost: ``cg_iterations`` Fisher products, two gradients, and mostly two forward passes.
         """
         settings, parameters = self.settings, self.parameters()
         surrogate = Surrogate(self.policy, observations, actions, advantages, mask)
@@ -80,12 +101,13 @@ class NPG(PolicyStep[NaturalGradientSettings]):
             taken = status is LineSearchStatus.ACCEPTED
             if not taken:
                 before.restore()
-        step = LineSearchResult(
-            theta=flatten(parameters), status=status, fraction=fraction if taken else 0.0,
-            objective=-improvement, constraint=kl, improvement=improvement,
+        search = LineSearchResult(
+            theta=flatten(parameters),
+            status=status,
+            fraction=fraction if taken else 0.0,
+            objective=-improvement,
+            constraint=kl,
+            improvement=improvement,
             evaluations=int(status is not LineSearchStatus.ZERO_STEP),
-        )  # fmt: skip
-        return TrustRegionReport.of(
-            g, natural.solution, natural.d, step,
-            advantages=surrogate.advantages, max_kl=settings.max_kl, entropy=surrogate.entropy(),
-        )  # fmt: skip
+        )
+        return report_step(surrogate, g, natural, search, settings.max_kl)

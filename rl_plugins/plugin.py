@@ -20,12 +20,13 @@ ENTRY_POINTS = "rl_plugins"
 class Plugin(Protocol):
     """An algorithm. Third parties register theirs in the entry-point group ``rl_plugins``.
 
-    ``update`` gets a :class:`rl_plugins.data.Rollout` and returns a dataclass, whose fields are the
-    columns of ``progress.csv``. ``Config`` is a dataclass, whose fields are the options of the
-    command line: bool, int, float, str, None, Literal, Enum, Path, tuples, lists and dataclasses of
-    these. ``behaviour`` says how the agent acts in a number of environments, with exploration or
-    without; :class:`rl_plugins.policies.Sampling` is one for any module that returns a
-    distribution.
+    Attributes
+    ----------
+    Config
+        A dataclass of settings, whose fields are the options of the command line: bool, int, float,
+        str, None, Literal, Enum, Path, tuples, lists and dataclasses of these.
+    config
+        The settings that the agent was built from.
     """
 
     Config: ClassVar[type[Any]]
@@ -38,35 +39,82 @@ class Plugin(Protocol):
         action_space: Space[Any],
         config: Any,
         generator: torch.Generator,
-    ) -> Plugin: ...
+    ) -> Plugin:
+        """The agent for a task's spaces, untrained.
 
-    def behaviour(self, environments: int, *, explore: bool) -> Behaviour: ...
+        Parameters
+        ----------
+        observation_space, action_space
+            The spaces of one environment.
+        config
+            An instance of ``Config``.
+        generator
+            Source of all randomness; the training loop saves it.
+        """
 
-    def update(self, batch: Any) -> Report: ...
+    def behaviour(self, environments: int, *, explore: bool) -> Behaviour:
+        """How the agent acts; :class:`rl_plugins.policies.Sampling` is one for any module that
+        returns a distribution.
 
-    def state_dict(self) -> dict[str, Any]: ...
+        Parameters
+        ----------
+        environments
+            Their number.
+        explore
+            To learn; False: to be evaluated.
+        """
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def update(self, batch: Any) -> Report:
+        """Learn from a rollout.
+
+        Parameters
+        ----------
+        batch
+            A :class:`rl_plugins.data.Rollout` of the behaviour that explores.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """All state but the generator's: tensors, numbers, strings, and containers of these."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state.
+
+        Parameters
+        ----------
+        state
+            From :meth:`state_dict` of an agent that was built alike.
+        """
 
 
 class Report(Protocol):
-    """A dataclass of numbers and enums; ``summary`` is the part of a line worth watching."""
+    """A dataclass of numbers and enums, whose fields are the columns of ``progress.csv``."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
-    def summary(self) -> str: ...
+    def summary(self) -> str:
+        """The numbers to watch during a run, for its progress line."""
 
 
 def registered_plugins() -> dict[str, EntryPoint]:
-    """What the installed packages register, by name, in the order of the names."""
+    """The entry points of the installed packages, by name, in the order of the names."""
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     return dict(sorted(found.items()))
 
 
 def find_plugin(name: str) -> type[Plugin]:
-    """The plugin class registered under ``name``. Raises :class:`UsageError` for an unknown one,
-    and for one that cannot be imported or lacks a part of :class:`Plugin`."""
+    """The plugin class registered under a name.
+
+    Parameters
+    ----------
+    name
+        The name of an algorithm: see :func:`registered_plugins`.
+
+    Raises
+    ------
+    UsageError
+        For an unknown one, and for one that cannot be imported or lacks a part of :class:`Plugin`.
+    """
     found = registered_plugins()
     if name not in found:
         raise UsageError(f"unknown algorithm {name!r}; {suggestion(name, found)}")

@@ -1,4 +1,4 @@
-"""What one update did."""
+"""Reports: the outcome of one update, by numbers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-import torch
-from torch import Tensor
-
-from natgrad import LineSearchResult, LineSearchStatus, Solution, Status
+from natgrad import LineSearchStatus, Status
 
 
 class StepStatus(Enum):
@@ -23,21 +20,53 @@ class StepStatus(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One update. Every field is a column of ``progress.csv``; ``summary`` is worth watching."""
+    """One update. Every field is a column of ``progress.csv``.
+
+    Attributes
+    ----------
+    explained_variance
+        How well the critic predicted its targets before its fit: 1 perfectly, 0 no better than a
+        constant. NaN without a critic.
+    """
 
     explained_variance: float = math.nan
 
     @property
     def summary(self) -> str:
-        """A part of the progress line."""
+        """The numbers to watch during a run, for its progress line."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrustRegionReport(StepReport):
-    """A natural-gradient update. ``kl`` and ``improvement`` are the accepted candidate's, or the
-    last refused one's (NaN if there was none); ``step_fraction`` is 0 where the update was
-    refused. ``kl`` is E[KL(π_old ‖ π_new)] on all states."""
+    """A natural-gradient update.
+
+    Attributes
+    ----------
+    status
+        How the line search ended.
+    kl
+        E[KL(π_old ‖ π_new)] on all states, in nats, of the accepted candidate, or of the last
+        refused one; NaN if there was none.
+    max_kl
+        Its bound.
+    entropy
+        E[entropy of π_old], in nats; NaN for families without a formula.
+    improvement
+        Increase of E[π/π_old · A], for the same candidate as ``kl``.
+    expected_improvement
+        The same to first order, for the whole step.
+    step_fraction
+        Part of the step that was taken; 0 where it was refused.
+    evaluations
+        Candidates that were tried.
+    gradient_norm
+        Euclidean norm of the gradient.
+    cg_status, cg_iterations
+        How conjugate gradients ended, and after how many Fisher products.
+    cg_residual
+        Last residual of conjugate gradients, relative to the gradient.
+    """
 
     status: LineSearchStatus
     kl: float
@@ -52,38 +81,6 @@ class TrustRegionReport(StepReport):
     cg_iterations: int
     cg_residual: float
 
-    @classmethod
-    def of(
-        cls,
-        gradient: Tensor,
-        solution: Solution[Tensor],
-        step: Tensor,
-        search: LineSearchResult,
-        *,
-        advantages: Tensor,
-        max_kl: float,
-        entropy: Tensor,
-    ) -> TrustRegionReport:
-        """From the pieces of the update, read back from the device once, at its end."""
-        norm = float(torch.linalg.vector_norm(gradient))
-        status = search.status
-        if status is LineSearchStatus.ZERO_STEP and norm == 0 and bool(advantages.any()):
-            status = LineSearchStatus.ZERO_GRADIENT  # the policy's doing
-        return cls(
-            status=status,
-            kl=search.constraint,
-            max_kl=max_kl,
-            entropy=float(entropy),
-            improvement=search.improvement,
-            expected_improvement=float(gradient @ step),
-            step_fraction=search.fraction,
-            evaluations=search.evaluations,
-            gradient_norm=norm,
-            cg_status=solution.status,
-            cg_iterations=solution.iterations,
-            cg_residual=solution.residual_norm / norm if norm > 0 else 0.0,
-        )
-
     @property
     def summary(self) -> str:
         """KL against its bound and the outcome of the step."""
@@ -93,10 +90,30 @@ class TrustRegionReport(StepReport):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientReport(StepReport):
-    """An update of A2C or PPO. ``kl`` is E[KL(π_old ‖ π_new)] on all states, ``improvement`` that
-    of E[π/π_old · A], both NaN where no policy came of the update; ``gradient_norm`` is before
-    clipping, the mean over minibatches. ``step_fraction`` is below 1 where a hard bound on the KL
-    pulled the update back, 0 where the parameters are as they were."""
+    """An update of A2C or PPO.
+
+    Attributes
+    ----------
+    status
+        How it ended.
+    kl
+        E[KL(π_old ‖ π_new)] on all states, in nats; NaN where no policy came of the update.
+    entropy
+        E[entropy of π_old], in nats; NaN for families without a formula.
+    improvement
+        Increase of E[π/π_old · A]; NaN where no policy came of the update.
+    gradient_norm
+        Euclidean norm of the gradient before clipping, the mean over minibatches.
+    learning_rate
+        The one of this update.
+    clip_fraction
+        PPO: part of the steps whose ratio ended outside 1 ± ε.
+    penalty
+        PPO with a penalty: β for the next update.
+    step_fraction
+        Below 1 where a hard bound on the KL pulled the update back; 0 where the parameters are as
+        they were.
+    """
 
     status: StepStatus
     kl: float
@@ -110,21 +127,36 @@ class GradientReport(StepReport):
 
     @property
     def summary(self) -> str:
+        """KL and the outcome of the step."""
         return f"KL {self.kl:.4f}  {self.status.name.lower()} ×{self.step_fraction:.2f}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OffPolicyReport(StepReport):
-    """The gradient steps of DDPG or TD3 since the last report; means over them."""
+    """The gradient steps of DDPG or TD3 since the last report; means over them.
+
+    Attributes
+    ----------
+    status
+        How they ended.
+    updates
+        Their number.
+    critic_loss
+        Mean squared error of Q against its targets.
+    action_value
+        E[Q(s, μ(s))], which the actor climbs.
+    action_change
+        Root mean square change of the actions by the last actor step, in half ranges; NaN but for
+        natural steps.
+    """
 
     status: StepStatus
     updates: int
     critic_loss: float = math.nan
     action_value: float = math.nan
-    """E[Q(s, μ(s))], what the actor climbs."""
     action_change: float = math.nan
-    """Root mean square change of the actions by the last actor step, in half ranges."""
 
     @property
     def summary(self) -> str:
+        """The mean value of the actions, and the critic's loss."""
         return f"Q {self.action_value:.2f}  critic loss {self.critic_loss:.3g}"

@@ -34,7 +34,17 @@ SettingsType = TypeVar("SettingsType")
 def configure(kind: type[SettingsType], settings: Mapping[str, Any]) -> SettingsType:
     """A dataclass of settings from values by name, each turned into its annotated type.
 
-    Raises :class:`UsageError` for an unknown name and for a value of another type or out of range.
+    Parameters
+    ----------
+    kind
+        The dataclass.
+    settings
+        Values by name, as Python or JSON has them; the others keep their defaults.
+
+    Raises
+    ------
+    UsageError
+        For an unknown name, and for a value of another type or out of range.
     """
     fields = _settable(kind)
     for name in settings:
@@ -52,12 +62,26 @@ def configure(kind: type[SettingsType], settings: Mapping[str, Any]) -> Settings
 
 
 def part_of(config: Any, kind: type[Any]) -> dict[str, Any]:
-    """Those settings of a config, by name, that are fields of ``kind``."""
+    """Those settings of a config, by name, that another dataclass has too.
+
+    Parameters
+    ----------
+    config
+        An instance of a dataclass that has all fields of ``kind``.
+    kind
+        The other dataclass.
+    """
     return {name: getattr(config, name) for name in _settable(kind)}
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """The inverse of :func:`configure`: settings by name, such as JSON can hold."""
+    """The inverse of :func:`configure`: settings by name, in types that JSON has.
+
+    Parameters
+    ----------
+    config
+        An instance of a dataclass.
+    """
     return {name: _plain(getattr(config, name)) for name in _settable(type(config))}
 
 
@@ -121,7 +145,24 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
 
 
 def require_least(settings: Any, least: float, *names: str, exclusive: bool = False) -> None:
-    """Raise ``ValueError`` unless the named settings are finite and >= least (> if exclusive)."""
+    """Require that settings are finite and not too small.
+
+    Parameters
+    ----------
+    settings
+        An instance of a dataclass.
+    least
+        The bound.
+    *names
+        Fields that are numbers.
+    exclusive
+        Require more than the bound.
+
+    Raises
+    ------
+    ValueError
+        Otherwise.
+    """
     for name in names:
         value = getattr(settings, name)
         if not math.isfinite(value) or value < least or (exclusive and value == least):
@@ -130,14 +171,42 @@ def require_least(settings: Any, least: float, *names: str, exclusive: bool = Fa
 
 
 def require_sizes(settings: Any, name: str) -> None:
-    """Raise ``ValueError`` unless every width of the named setting is at least 1."""
+    """Require that every width is at least 1.
+
+    Parameters
+    ----------
+    settings
+        An instance of a dataclass.
+    name
+        A field that is a sequence of widths.
+
+    Raises
+    ------
+    ValueError
+        Otherwise.
+    """
     sizes = getattr(settings, name)
     if any(size < 1 for size in sizes):
         raise ValueError(f"{name} must be at least 1, got {sizes}")
 
 
 def require_between(settings: Any, low: float, high: float, *names: str) -> None:
-    """Raise ``ValueError`` unless the named settings lie in [low, high]."""
+    """Require that settings lie in an interval.
+
+    Parameters
+    ----------
+    settings
+        An instance of a dataclass.
+    low, high
+        Its ends, which belong to it.
+    *names
+        Fields that are numbers.
+
+    Raises
+    ------
+    ValueError
+        Otherwise.
+    """
     for name in names:
         value = getattr(settings, name)
         if not low <= value <= high:
@@ -145,7 +214,22 @@ def require_between(settings: Any, low: float, high: float, *names: str) -> None
 
 
 def require_one_of(settings: Any, name: str, *choices: str) -> None:
-    """Raise ``ValueError`` unless the named setting is one of the choices."""
+    """Require that a setting is one of several.
+
+    Parameters
+    ----------
+    settings
+        An instance of a dataclass.
+    name
+        The field.
+    *choices
+        Its values.
+
+    Raises
+    ------
+    ValueError
+        Otherwise.
+    """
     value = getattr(settings, name)
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

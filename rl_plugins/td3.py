@@ -2,13 +2,13 @@
 
 Each update:
 
-    1. act by μ(s) + noise, store the transitions                    off_policy.py, data/replay.py
+    1. act by μ(s) + noise, store the transitions                    agents/off_policy.py
     2. for every step taken, draw a minibatch (s, a, r, s′):
        a′ = μ′(s′) + clipped noise, within the bounds                smoothing
        y = r + γ min(Q₁′(s′, a′), Q₂′(s′, a′)), without the last term where s′ is terminal
        Q₁ and Q₂ move along −∇ E[(Q₁(s, a) − y)² + (Q₂(s, a) − y)²]
-       every d-th time: μ moves along ∇ E[Q₁(s, μ(s))]               deterministic_gradient.py
-                        Q′ and μ′ follow Q and μ by a part τ
+       every d-th time: μ moves along ∇ E[Q₁(s, μ(s))]               parts/actor_step.py
+                        Q′ and μ′ follow Q and μ by a part τ         parts/transition_step.py
 
 DDPG with three changes against values that are too high: two critics and the lower of their
 targets, an actor that waits for its critics, targets smoothed over neighbouring actions. Different
@@ -39,14 +39,14 @@ class TD3Settings(DeterministicGradientSettings):
     """Settings of TD3's gradient steps."""
 
     policy_delay: int = 2
-    """d: critic steps for every step of the actor and of the targets."""
+    """d: critic steps for every step of the actor and of the targets; more where Q is noisy."""
     smoothing: float = 0.2
-    """Standard deviation of the noise on the targets' actions, in half ranges."""
+    """Standard deviation of the noise on the targets' actions, in half ranges; 0: none."""
     smoothing_clip: float = 0.5
-    """Most that the noise changes a target's action."""
+    """Most that the noise changes a target's action, in half ranges."""
     action_limit: float = 1.0
-    """Actions of the targets stay within ± this, which is what a policy built for a task reaches;
-    infinity for one's own policy without bounds."""
+    """Actions of the targets stay within ± this. 1 is the range of policies built for a task;
+    infinity is for one's own policy without bounds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +62,8 @@ class TD3(TransitionStep[TD3Settings]):
 
     ``TD3(policy, critic, other).step(observations, actions, rewards, next_observations,
     terminated)`` is one gradient step from one's own transitions; the settings are the fields of
-    :class:`TD3Settings`.
+    :class:`TD3Settings`. The arguments are those of
+    :class:`~rl_plugins.parts.transition_step.TransitionStep`.
     """
 
     Settings = TD3Settings
@@ -70,7 +71,13 @@ class TD3(TransitionStep[TD3Settings]):
 
     def targets(self, batch: Transitions) -> Tensor:
         """y = r + γ min over both target critics at the smoothed action, (B,), and r where s′ is
-        terminal; no gradient."""
+        terminal; no gradient.
+
+        Parameters
+        ----------
+        batch
+            B transitions.
+        """
         settings = self.settings
         with torch.no_grad():
             s_next, r = batch.next_observations, batch.rewards
@@ -85,8 +92,18 @@ class TD3(TransitionStep[TD3Settings]):
             return r + settings.discount * value.where(~batch.terminated, 0.0)
 
     def gradient_step(self, batch: Transitions) -> tuple[Tensor, ActorStep | None]:
-        """One minibatch: the critics, and every d-th time the actor and the targets. The mean of
-        the critics' losses is the first."""
+        """One minibatch: the critics, and every d-th time the actor and the targets.
+
+        Parameters
+        ----------
+        batch
+            B transitions.
+
+        Returns
+        -------
+        tuple
+            The mean of the critics' losses, 0-d, and the actor's step, None where it waited.
+        """
         y = self.targets(batch)
         values = [action_values(Q, batch.observations, batch.actions, y) for Q in self.critics]
         loss = (torch.stack(values) - y).square().mean(dim=1).sum()
@@ -94,8 +111,12 @@ class TD3(TransitionStep[TD3Settings]):
         actor = None
         if self.updates % self.settings.policy_delay == self.settings.policy_delay - 1:
             actor = actor_step(
-                self.policy, self.actor_parameters, self.critics[0], batch.observations,
-                self.actor_optimizer, self.settings,
-            )  # fmt: skip
+                self.policy,
+                self.actor_parameters,
+                self.critics[0],
+                batch.observations,
+                self.actor_optimizer,
+                self.settings,
+            )
             self.follow()
         return loss.detach() / 2, actor

@@ -2,11 +2,11 @@
 
 Each update:
 
-    1. collect a rollout with π_old, estimate advantages A           on_policy.py, advantages.py
-    2. g = ∇_θ E[π_θ/π_old · A] at θ_old                             the surrogate's gradient
+    1. collect a rollout with π_old, estimate advantages A           agents/actor_critic.py
+    2. g = ∇_θ E[π_θ/π_old · A] at θ_old                             parts/surrogate.py
     3. K = Fisher matrix of π at θ_old = ∇² E[KL(π_old ‖ π_θ)]       natgrad.Fisher
     4. solve (K + λI) s = g                                          natgrad.cg
-    5. α = √(2δ / sᵀK s); 3 to 5 are natgrad.natural_step             natural_gradient.py
+    5. α = √(2δ / sᵀK s); 3 to 5 are natgrad.natural_step            parts/natural_gradient.py
     6. the first θ_old + cʲ α s, j = 0, 1, …, with
        E[KL(π_old ‖ π_θ)] <= δ and an improved surrogate             natgrad.backtracking
     7. if there is none, θ stays θ_old, bit for bit
@@ -26,9 +26,8 @@ from torch import Tensor
 
 from natgrad import backtracking
 from natgrad.flat import assign, flatten, gradient
-from rl_plugins.parts.natural_gradient import NaturalGradientSettings, policy_step
-from rl_plugins.parts.policy_step import PolicyStep
-from rl_plugins.parts.surrogate import Surrogate
+from rl_plugins.parts.natural_gradient import NaturalGradientSettings, policy_step, report_step
+from rl_plugins.parts.surrogate import PolicyStep, Surrogate
 from rl_plugins.reports import TrustRegionReport
 from rl_plugins.settings import require_between, require_least
 
@@ -38,11 +37,13 @@ class TRPOSettings(NaturalGradientSettings):
     """Settings of one trust-region step."""
 
     accept_ratio: float = 0.1
-    """Least part of the improvement expected to first order that the line search accepts."""
+    """Least part of the improvement expected to first order that the line search accepts; more for
+    surer, shorter steps."""
     shrink: float = 0.8
-    """Factor from one candidate of the line search to the next."""
+    """Factor from one candidate of the line search to the next; nearer to 1 comes closer to the
+    bound, at more forward passes."""
     max_backtracks: int = 10
-    """Candidates after the first before the update is refused."""
+    """Candidates after the first before the update is refused; more where many are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,8 +56,14 @@ class TRPO(PolicyStep[TRPOSettings]):
     """TRPO for any module that maps observations to a torch Distribution.
 
     ``TRPO(policy, max_kl=0.01).step(observations, actions, advantages)`` is all that own rollouts
-    need; its settings are the fields of :class:`TRPOSettings`. The training loop builds one with
-    critic and normaliser by :meth:`build` and calls ``update``.
+    need. The training loop uses :class:`rl_plugins.agents.TRPOAgent`, which adds the critic.
+
+    Parameters
+    ----------
+    policy, generator
+        As for :class:`PolicyStep`; nothing is drawn.
+    **settings
+        Fields of :class:`TRPOSettings`.
     """
 
     Settings = TRPOSettings
@@ -64,13 +71,28 @@ class TRPO(PolicyStep[TRPOSettings]):
     def step(
         self, observations: Any, actions: Tensor, advantages: Tensor, mask: Tensor | None = None
     ) -> TrustRegionReport:
-        """One trust-region step from B states, actions and advantages (B,), or from sequences
-        (B, T) with a ``mask`` of the steps that count; no critic needed.
+        """One trust-region step; no critic needed. The policy changes only if it is accepted.
 
-        ``policy(observations)`` must have the batch shape of the advantages. The policy's
-        parameters change only if the step is accepted. Raises ``ValueError`` where the shapes do
-        not fit. Cost: ``cg_iterations`` Fisher products, two gradients, and a forward pass for
-        every candidate of the line search.
+        Parameters
+        ----------
+        observations
+            B states, or N sequences of T, in the form that the policy takes; all finite.
+        actions
+            The actions taken there, (B, …) or (N, T, …).
+        advantages
+            One number a step, (B,) or (N, T): the batch shape of ``policy(observations)``.
+        mask
+            bool, shaped like the advantages: the steps that count; None: all.
+
+        Raises
+        ------
+        ValueError
+            Where the shapes do not fit.
+
+        Notes
+        -----
+        Cost: ``cg_iterations`` Fisher products, two gradients, and a forward pass for every
+        candidate of the line search.
         """
         settings, parameters = self.settings, self.parameters()
         theta_old = flatten(parameters)
@@ -98,9 +120,6 @@ class TRPO(PolicyStep[TRPOSettings]):
                 max_backtracks=settings.max_backtracks,
             )
             theta_new = search.theta
-        finally:  # whatever happens in the policy, no candidate is left behind in it
+        finally:  # after an exception in the policy, too, no candidate is left in it
             assign(parameters, theta_new)
-        return TrustRegionReport.of(
-            g, natural.solution, natural.d, search,
-            advantages=surrogate.advantages, max_kl=settings.max_kl, entropy=surrogate.entropy(),
-        )  # fmt: skip
+        return report_step(surrogate, g, natural, search, settings.max_kl)

@@ -1,8 +1,9 @@
-"""What turns a step into something that trains: critics, advantages, replay.
+"""Agents: a step with the critic and advantages, or the replay buffer, that it trains with.
 
 The entry points of the group ``rl_plugins`` name the classes here.
 """
 
+from rl_plugins.agents.actor_critic import OnPolicyAgent
 from rl_plugins.agents.off_policy import (
     DDPGAgent,
     DDPGConfig,
@@ -17,7 +18,6 @@ from rl_plugins.agents.on_policy import (
     ACKTRConfig,
     NPGAgent,
     NPGConfig,
-    OnPolicyAgent,
     PPOAgent,
     PPOConfig,
     TRPOAgent,

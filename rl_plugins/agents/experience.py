@@ -1,4 +1,4 @@
-"""What an off-policy algorithm has seen, and how many gradient steps that is worth."""
+"""The replay buffer of an off-policy agent, and how many gradient steps are due."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ class OffPolicyConfig(Settings):
     """Settings of the networks, the replay buffer and the exploration."""
 
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """Widths of the hidden ReLU layers of the actor and of the critic."""
+    """Widths of the hidden ReLU layers of the actor and of the critic; narrower for speed."""
     buffer_size: int = 1_000_000
-    """Transitions kept for replay."""
+    """Transitions kept for replay; fewer where memory is short, as for images."""
     batch_size: int = 256
-    """Transitions of a gradient step."""
+    """Transitions of a gradient step; fewer for speed."""
     learning_starts: int = 10_000
-    """Steps of uniformly random actions before the first gradient step."""
+    """Steps of uniformly random actions before the first gradient step; fewer for short runs."""
     updates_per_step: float = 1.0
-    """Gradient steps for every environment step."""
+    """Gradient steps for every environment step; fewer where steps of the task are cheap."""
     noise: Literal["gaussian", "ornstein-uhlenbeck"] = "gaussian"
-    """Exploration noise."""
+    """Exploration noise: independent from step to step, or slowly changing, for tasks that filter
+    quick changes out."""
     noise_scale: float = 0.1
-    """Its standard deviation, in half ranges of the action."""
+    """Its standard deviation, in half ranges of the action; more where nothing new is found."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +49,15 @@ class OffPolicyConfig(Settings):
 
 
 class Experience:
-    """What has been seen: the replay buffer, and how many gradient steps it is worth."""
+    """The replay buffer, and how many gradient steps are due.
+
+    Parameters
+    ----------
+    config
+        Sizes, the noise, and the gradient steps for every environment step.
+    to_environment
+        The policy's actions -> those of a vector environment.
+    """
 
     def __init__(self, config: OffPolicyConfig, to_environment: Callable[[Tensor], Any]) -> None:
         self._config, self.to_environment = config, to_environment
@@ -57,15 +66,25 @@ class Experience:
         self.owed = 0.0
 
     def noise(self) -> Noise:
+        """Exploration noise of the kind that the config names, without a past."""
         if self._config.noise == "gaussian":
             return GaussianNoise(self._config.noise_scale)
         return OrnsteinUhlenbeckNoise(self._config.noise_scale)
 
     def is_warming_up(self) -> bool:
+        """Whether there are too few steps yet for the first gradient step."""
         return self.seen < self._config.learning_starts
 
     def draw(self, rollout: Rollout, generator: torch.Generator) -> Iterator[Transitions]:
-        """Take a rollout in; then the minibatches that it is worth."""
+        """Store a rollout; then yield a minibatch for each gradient step that is due.
+
+        Parameters
+        ----------
+        rollout
+            Collected with any policy.
+        generator
+            Draws the minibatches.
+        """
         self.buffer.add(rollout)
         self.seen += rollout.steps
         if self.is_warming_up():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -60,10 +61,23 @@ class OffPolicyAgent:
         config: OffPolicyConfig,
         generator: torch.Generator,
     ) -> OffPolicyAgent:
-        """The agent for a task's spaces.
+        """The agent for a task's spaces, untrained.
 
-        Raises :class:`UsageError` for an action space that is no Box with bounds.
+        Parameters
+        ----------
+        observation_space, action_space
+            The spaces of one environment.
+        config
+            All settings, those of the algorithm included.
+        generator
+            Source of all randomness; the caller saves it.
+
+        Raises
+        ------
+        UsageError
+            For an action space that is no Box with bounds, and for unsupported observations.
         """
+        # Imported here: steps from one's own transitions need no Gymnasium.
         from rl_plugins.policies.spaces import (
             action_map,
             bounded_dimensions,
@@ -72,34 +86,34 @@ class OffPolicyAgent:
 
         dimensions = bounded_dimensions(action_space)
         features = observation_features(observation_space, normalise=False)
-        policy = DeterministicPolicy(
-            features,
-            feature_network(
-                features.width,
-                features.images,
-                config.hidden_sizes,
-                dimensions,
-                output_gain=POLICY_OUTPUT_GAIN,
-                generator=generator,
-                activation=nn.ReLU,
-            ),
+        network: Any = partial(
+            feature_network,
+            images=features.images,
+            hidden_sizes=config.hidden_sizes,
+            generator=generator,
+            activation=nn.ReLU,
         )
+        actor = network(features.width, outputs=dimensions, output_gain=POLICY_OUTPUT_GAIN)
+        policy = DeterministicPolicy(features, actor)
+        inputs = features.width + dimensions
         critics = [
-            ActionValue(
-                features,
-                feature_network(
-                    features.width + dimensions, features.images, config.hidden_sizes, 1,
-                    output_gain=1.0, generator=generator, activation=nn.ReLU,
-                ),
-            )
+            ActionValue(features, network(inputs, outputs=1, output_gain=1.0))
             for _ in range(cls.Algorithm.critic_count)
-        ]  # fmt: skip
+        ]
         settings = part_of(config, cls.Algorithm.Settings)
         algorithm = cls.Algorithm(policy, *critics, generator=generator, **settings)
         return cls(algorithm, Experience(config, action_map(action_space)), config)
 
     def behaviour(self, environments: int, *, explore: bool) -> Behaviour:
-        """μ(s), with noise where it is to explore."""
+        """How the policy acts.
+
+        Parameters
+        ----------
+        environments
+            Their number.
+        explore
+            μ(s) with noise, or uniformly while the replay buffer fills; False: μ(s).
+        """
         return Exploring(
             self.policy,
             self.experience.to_environment,
@@ -108,7 +122,13 @@ class OffPolicyAgent:
         )
 
     def update(self, batch: Rollout) -> OffPolicyReport:
-        """Store the rollout, then take the gradient steps that are due."""
+        """Store the rollout, then take the gradient steps that are due.
+
+        Parameters
+        ----------
+        batch
+            Collected with any policy.
+        """
         return self.algorithm.learn(self.experience.draw(batch, self.algorithm.generator))
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,7 +138,13 @@ class OffPolicyAgent:
         return {**self.algorithm.state_dict(), **replay, "replay": experience.buffer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Restore the state.
+
+        Parameters
+        ----------
+        state
+            From :meth:`state_dict`.
+        """
         self.algorithm.load_state_dict(state)
         self.experience.seen, self.experience.owed = state["seen"], state["owed"]
         self.experience.buffer.load_state_dict(state["replay"])

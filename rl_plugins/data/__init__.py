@@ -1,11 +1,10 @@
-"""Where experience comes from.
+"""Where experience comes from: rollouts and replay.
 
-The rollout and the replay buffer are imported from here; what steps Gymnasium's environments
-(``environments``, ``autoreset``, ``collector``) is imported from its own module, so that an
-algorithm that is fed by hand needs no Gymnasium.
+Modules that step Gymnasium's environments (``environments``, ``autoreset``, ``collector``) are
+imported by their own names, so that an algorithm that is fed by hand needs no Gymnasium.
 """
 
 from rl_plugins.data.replay import ReplayBuffer, Transitions
-from rl_plugins.data.rollout import Rollout
+from rl_plugins.data.rollout import LearningBatch, Rollout, gae, standardise
 
-__all__ = ["ReplayBuffer", "Rollout", "Transitions"]
+__all__ = ["LearningBatch", "ReplayBuffer", "Rollout", "Transitions", "gae", "standardise"]

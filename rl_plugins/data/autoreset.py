@@ -20,12 +20,23 @@ Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one step of N environments brought.
+class VectorStep:
+    """One step of N environments.
 
-    ``observations`` (N, …) are what to act on next; those of ``starts`` begin an episode.
-    ``final`` holds the true last observation of every truncated environment, in their order.
-    ``valid`` is False where the step only reset an environment: no action was taken there.
+    Attributes
+    ----------
+    observations
+        (N, …), to act on next.
+    rewards
+        (N,).
+    terminated, truncated
+        (N,) bool, never both.
+    starts
+        (N,) bool: the observations that begin an episode.
+    valid
+        (N,) bool, False where the step only reset an environment: no action was taken there.
+    final
+        The true last observation of every truncated environment, in their order.
     """
 
     observations: Any
@@ -38,11 +49,21 @@ class Step:
 
 
 class Environments:
-    """A vector environment whose episodes end and begin alike, whatever its autoreset mode.
+    """A vector environment whose episodes end and begin alike in every autoreset mode.
 
     SAME_STEP reports the last observation aside, in ``info["final_obs"]``. NEXT_STEP returns it in
     its place, and spends the next step on the reset. DISABLED is reset here, in the same step.
     A step that both terminates and truncates counts as terminated: nothing to bootstrap.
+
+    Parameters
+    ----------
+    environments
+        Any vector environment of Gymnasium's interface.
+
+    Raises
+    ------
+    ValueError
+        Where its metadata does not name its autoreset mode.
     """
 
     def __init__(self, environments: VectorEnv) -> None:
@@ -58,13 +79,35 @@ class Environments:
         self._resetting = np.zeros(self.count, dtype=bool)
 
     def reset(self, seed: int | None) -> Any:
-        """New episodes in all environments; their first observations."""
+        """Begin new episodes in all environments.
+
+        Parameters
+        ----------
+        seed
+            Seed of the environments; None: they go on with their own random numbers.
+
+        Returns
+        -------
+        Any
+            The first observations, (N, …) tensors.
+        """
         observations, _ = self.vector.reset(seed=seed)
         self._resetting[:] = False
         return checked(tensors(observations), np.zeros(self.count))
 
-    def step(self, actions: Any) -> Step:
-        """Raises :class:`ExperienceError` for a NaN or an infinity in observation or reward."""
+    def step(self, actions: Any) -> VectorStep:
+        """One step of all environments.
+
+        Parameters
+        ----------
+        actions
+            As the vector environment takes them.
+
+        Raises
+        ------
+        ExperienceError
+            For a NaN or an infinity in an observation or a reward.
+        """
         following, rewards, terminated, truncated, info = self.vector.step(actions)
         observations = checked(tensors(following), rewards)
         valid = ~self._resetting
@@ -85,35 +128,53 @@ class Environments:
                 final = [_element(observations, index) for index in np.flatnonzero(truncated)]
                 following, _ = self.vector.reset(options={"reset_mask": ended})
                 observations = checked(tensors(following), rewards)
-        return Step(observations, rewards, terminated, truncated, starts, valid, final)
+        return VectorStep(observations, rewards, terminated, truncated, starts, valid, final)
 
     def _reported(self, last: Any, ended: Flags) -> Any:
-        """The last observations of the episodes that ended, (K, …). They come as the task returned
-        them, and are put together as the vector environment does with all others."""
+        """The last observations of the episodes that ended, (K, …), from those of single tasks."""
         space = self.vector.single_observation_space
-        of = np.flatnonzero(ended)
-        buffer: Any = create_empty_array(space, len(of))
-        observations = tensors(concatenate(space, [last[index] for index in of], buffer))
-        return checked(observations, np.zeros(len(of)), of)
+        numbers = np.flatnonzero(ended)
+        buffer: Any = create_empty_array(space, len(numbers))
+        observations = tensors(concatenate(space, [last[index] for index in numbers], buffer))
+        return checked(observations, np.zeros(len(numbers)), numbers)
 
 
 def tensors(observations: Any) -> Any:
     """Copies as tensors, in the same structure: float32 for floating point, others as they are.
 
-    A copy: vector environments may hand out a buffer that the next step overwrites.
+    A copy: vector environments may return a buffer that the next step overwrites.
+
+    Parameters
+    ----------
+    observations
+        NumPy arrays (N, …), or mappings and sequences of them.
     """
     if isinstance(observations, np.ndarray):  # by far the most common, and the quickest to test
         return _tensor(observations)
     return optree.tree_map(_tensor, observations)
 
 
-def checked(observations: Any, rewards: NDArray[Any], of: NDArray[Any] | None = None) -> Any:
-    """The observations. Raises :class:`ExperienceError` unless all numbers are finite; ``of`` are
-    the numbers of the environments they belong to, where these are not all."""
+def checked(observations: Any, rewards: NDArray[Any], numbers: NDArray[Any] | None = None) -> Any:
+    """The observations, if all values are finite.
+
+    Parameters
+    ----------
+    observations
+        Tensors (N, …), or mappings and sequences of them.
+    rewards
+        (N,).
+    numbers
+        (N,), those of the environments, for the message; None: 0, …, N − 1.
+
+    Raises
+    ------
+    ExperienceError
+        For a NaN or an infinity; names the environments.
+    """
     leaves = (
         [observations] if isinstance(observations, Tensor) else optree.tree_leaves(observations)
     )
-    # A sum is finite only if its terms are: one pass. One that overflows is looked at in detail.
+    # A sum is finite only if its terms are: one pass. One that overflows is checked term by term.
     total = float(rewards.sum()) + sum(
         float(leaf.sum()) for leaf in leaves if leaf.is_floating_point()
     )
@@ -125,7 +186,7 @@ def checked(observations: Any, rewards: NDArray[Any], of: NDArray[Any] | None = 
         sound = sound & finite
     if sound.all():
         return observations
-    names = np.arange(len(rewards)) if of is None else of
+    names = np.arange(len(rewards)) if numbers is None else numbers
     raise ExperienceError(
         f"environment {names[~sound].tolist()} returned a NaN or an infinity as "
         "observation or reward; mend the task, or bound what it returns with a Gymnasium wrapper"

@@ -16,7 +16,19 @@ from rl_plugins.policies import Behaviour
 
 
 class RolloutCollector:
-    """Steps environments with a behaviour; episodes run on from one rollout to the next."""
+    """Steps environments with a behaviour; episodes run on from one rollout to the next.
+
+    Parameters
+    ----------
+    environments
+        Any vector environment of Gymnasium's interface.
+    behaviour
+        How the agent acts in them.
+    seed
+        Seed of the environments.
+    generator
+        Draws the actions.
+    """
 
     def __init__(
         self,
@@ -34,16 +46,31 @@ class RolloutCollector:
         self.restart(seed)
 
     def restart(self, seed: int) -> None:
-        """New episodes everywhere. Those that were going on are dropped, and not reported."""
+        """Begin new episodes everywhere. Those that were going on are dropped, and not reported.
+
+        Parameters
+        ----------
+        seed
+            Seed of the environments.
+        """
         self._observations = self._environments.reset(seed)
         self._returns[:] = 0
         self._lengths[:] = 0
-        self._start(np.ones(self._environments.count, dtype=bool))
+        self._starts = np.ones(self._environments.count, dtype=bool)
+        self._behaviour.forget(torch.from_numpy(self._starts))
 
     def collect(self, steps: int) -> Rollout:
-        """``steps`` steps of every environment.
+        """A rollout of fixed length.
 
-        Raises :class:`ExperienceError` where an observation or a reward is NaN or infinite.
+        Parameters
+        ----------
+        steps
+            Steps of every environment.
+
+        Raises
+        ------
+        ExperienceError
+            Where an observation or a reward is NaN or infinite.
         """
         count = self._environments.count
         observations = optree.tree_map(
@@ -64,7 +91,7 @@ class RolloutCollector:
             starts[t] = self._starts
             if self._behaviour.memory is not None:
                 memories.append(self._behaviour.memory)
-            # Cheaper than no_grad for small networks; what leaves it is copied into plain tensors.
+            # Cheaper than no_grad for small networks; its tensors are copied into plain ones.
             with torch.inference_mode():
                 action = self._behaviour.act(self._observations, self._generator)
             actions.append(action)
@@ -83,7 +110,9 @@ class RolloutCollector:
                 episode_lengths += self._lengths[ended].tolist()
                 self._returns[ended] = 0
                 self._lengths[ended] = 0
-            self._start(step.starts)
+            self._starts = step.starts
+            if self._starts.any():
+                self._behaviour.forget(torch.from_numpy(self._starts))
         return Rollout(
             observations=observations,
             actions=torch.stack(actions),
@@ -100,11 +129,6 @@ class RolloutCollector:
             next_memory=_plain(self._behaviour.memory),
             final_memories=torch.cat(final_memories) if final_memories else None,
         )
-
-    def _start(self, starts: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-        self._starts = starts
-        if starts.any():
-            self._behaviour.forget(torch.from_numpy(starts))
 
 
 def _write(buffer: Any, index: int, observations: Any) -> None:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(Enum):
-    """Who steps the copies of a task."""
+    """The software that steps the copies of a task."""
 
     SYNC = "Gymnasium, in this process: fastest for cheap tasks"
     ASYNC = "Gymnasium, a process each: for tasks that take milliseconds a step"
@@ -37,15 +37,32 @@ class Backend(Enum):
 
 
 def make_environments(
-    task: str, count: int, *, backend: Backend = Backend.SYNC, seed: int = 0
+    task: str, count: int, *, backend: Backend | str = Backend.SYNC, seed: int = 0
 ) -> VectorEnv:
-    """``count`` copies of a task, with SAME_STEP autoreset where there is a choice.
+    """Copies of a task, with SAME_STEP autoreset where there is a choice: no step goes to resets.
 
-    That mode spends no step on a reset. A task that hands out ``info["action_mask"]`` gets a Dict
-    observation with that entry, so that the mask travels with the observation. ``seed`` is for
-    envpool, which takes it here; Gymnasium's tasks take theirs at the first reset. Raises
-    :class:`UsageError` for an unknown task or one whose packages are missing.
+    A task that returns ``info["action_mask"]`` gets a Dict observation with that entry, so that the
+    mask travels with the observation.
+
+    Parameters
+    ----------
+    task
+        Its registered name.
+    count
+        Number of copies.
+    backend
+        Steps them, by itself or by its name in lower case. ASYNC for tasks that take milliseconds
+        a step.
+    seed
+        Used by envpool; Gymnasium's tasks are seeded at the first reset.
+
+    Raises
+    ------
+    UsageError
+        For an unknown task, and for one whose packages are missing.
     """
+    if isinstance(backend, str):
+        backend = Backend[backend.upper()]
     if count < 1:
         raise UsageError(f"environments must be at least 1, got {count}")
     if backend is Backend.ENVPOOL:
@@ -69,8 +86,17 @@ def make_environments(
 
 
 class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
-    """Observations {"observation": …, "action_mask": info["action_mask"]}; everything is allowed
-    where the info has no mask, as in the last step of some tasks."""
+    """Observations {"observation": …, "action_mask": info["action_mask"]}.
+
+    Everything is allowed where the info has no mask, as in the last step of some tasks.
+
+    Parameters
+    ----------
+    env
+        The task.
+    choices
+        Entries of its mask.
+    """
 
     def __init__(self, env: gym.Env[Any, Any], choices: int) -> None:
         super().__init__(env)
@@ -83,10 +109,12 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
         )
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """See :meth:`gymnasium.Env.reset`."""
         observation, info = self.env.reset(**options)
         return self._with_mask(observation, info), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """See :meth:`gymnasium.Env.step`."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._with_mask(observation, info), reward, terminated, truncated, info
 
@@ -98,11 +126,12 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class SeededWhenMade(VectorWrapper):
-    """envpool takes a seed when it is made, and warns of any that comes later."""
+    """envpool takes a seed when it is made, and warns of any later one: none is passed on."""
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
+        """See :meth:`gymnasium.vector.VectorEnv.reset`; the seed is not used."""
         return self.env.reset(options=options)
 
 
@@ -144,7 +173,7 @@ def _envpool(task: str, count: int, seed: int) -> VectorEnv:
     if task not in envpool.list_all_envs():
         raise UsageError(f"envpool has no task {task!r}; use backend sync or async")
     with warnings.catch_warnings():
-        # Of bounds given in float64: envpool's, not ours. The spaces are made when first looked at.
+        # envpool gives bounds in float64. It makes its spaces when they are first accessed.
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")
         environments: Any = envpool.make_gymnasium(task, num_envs=count, seed=seed % 2**31)
         _ = environments.observation_space, environments.action_space
@@ -153,7 +182,7 @@ def _envpool(task: str, count: int, seed: int) -> VectorEnv:
 
 def _quieten_mujoco() -> None:
     # MuJoCo 4 prints a deprecation of Gymnasium's own model files for every environment, on stderr
-    # and into a file in the working directory. It belongs into a log, not through a progress bar.
+    # and into a file in the working directory. On stderr it would cut through the progress line.
     try:
         import mujoco
     except ImportError:

@@ -16,9 +16,19 @@ from rl_plugins.errors import UsageError
 
 @dataclass(frozen=True)
 class Transitions:
-    """B steps: ``observations`` and ``next_observations`` (B, …), ``actions`` (B, …), ``rewards``
-    (B,), ``terminated`` (B,) bool. A step cut off by a time limit is not terminated, and its next
-    observation is the true last one."""
+    """B steps from anywhere in the past.
+
+    Attributes
+    ----------
+    observations, actions
+        (B, …).
+    rewards
+        (B,).
+    next_observations
+        (B, …), the true last observation where a time limit ended the episode.
+    terminated
+        (B,) bool, False where a time limit ended the episode.
+    """
 
     observations: Any
     actions: Tensor
@@ -31,17 +41,23 @@ class Transitions:
 
 
 class ReplayBuffer:
-    """A ring of about ``capacity`` transitions, in one column for each environment.
+    """A ring of past transitions, in one column for each environment.
 
     A column holds its observations in the order they were seen, so that the next observation of a
     slot is that of the slot behind it. Only an episode that is cut off needs one slot more, for
-    its last observation; the slot of a terminated one is followed by the next episode, which its
-    transition never reads but as the argument of a value that is multiplied by nothing.
-    Observations keep their dtype: images stay bytes. Memory is taken as it is filled, in a
-    checkpoint as well.
+    its last observation. The slot of a terminated one is followed by the next episode: a value of
+    that observation is computed, but masked out of the target. Observations keep their dtype:
+    images stay bytes.
 
-    Cost: a sample copies 2 B observations; the first sample after an ``add`` lists the valid
-    slots, a pass over one byte each.
+    Parameters
+    ----------
+    capacity
+        Transitions that are kept, about: it is rounded up to whole columns.
+
+    Notes
+    -----
+    Cost: a sample of B copies 2 B observations; the first sample after an ``add`` lists the valid
+    slots, a pass over one byte each. Memory, and a checkpoint, grow as the buffer fills.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -59,8 +75,17 @@ class ReplayBuffer:
     def add(self, rollout: Rollout) -> None:
         """Store a rollout; the oldest transitions make room.
 
-        Raises :class:`UsageError` where it is longer than a column, ``ValueError`` where it has
-        another number of environments than those before.
+        Parameters
+        ----------
+        rollout
+            T steps of as many environments as in all rollouts before.
+
+        Raises
+        ------
+        UsageError
+            Where it is longer than a column.
+        ValueError
+            Where it has another number of environments.
         """
         steps, count = rollout.rewards.shape
         if self._observations is None:
@@ -80,7 +105,20 @@ class ReplayBuffer:
         self._drawable = None
 
     def sample(self, size: int, generator: torch.Generator) -> Transitions:
-        """``size`` transitions, uniformly with replacement. Raises ``ValueError`` if empty."""
+        """Transitions drawn uniformly with replacement.
+
+        Parameters
+        ----------
+        size
+            Their number.
+        generator
+            Source of all randomness.
+
+        Raises
+        ------
+        ValueError
+            If the buffer is empty.
+        """
         if self._drawable is None:
             self._drawable = torch.from_numpy(np.flatnonzero(self._valid))
         if not len(self._drawable):
@@ -121,7 +159,18 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ``ValueError`` for the state of a buffer with another capacity."""
+        """Take over the transitions of another buffer.
+
+        Parameters
+        ----------
+        state
+            From :meth:`state_dict`.
+
+        Raises
+        ------
+        ValueError
+            Where that buffer had another capacity.
+        """
         self._observations = self._drawable = None
         self._valid = self._valid[:0]
         if not state:
@@ -201,8 +250,8 @@ class ReplayBuffer:
         self._used = min(max(self._used, cursor + taken + 1), self._length)
 
     def _cursor(self, observations: Any, column: int) -> int:
-        """Where observations (T, …) begin: at the one that is waiting there, or behind it if the
-        environment was reset in between, since the last transition still needs it."""
+        """The slot where observations (T, …) begin: that of the waiting observation, or behind it
+        if the environment was reset in between, since the last transition still needs it."""
         cursor = int(self._cursors[column])
         before = (cursor - 1) % self._length
         if not self._valid[column, before] or bool(self._terminated[column, before]):

@@ -1,1 +1,1 @@
-"""What the steps are made of: the surrogate, directions, pull-backs and first-order steps."""
+"""The parts of the steps: the surrogate, natural directions, pull-backs, first-order steps."""

@@ -23,23 +23,26 @@ class DeterministicGradientSettings(Settings):
     """Settings of DDPG's and TD3's gradient steps."""
 
     discount: float = 0.99
-    """γ."""
+    """γ, the weight of a reward one step later; nearer to 1 where rewards come late."""
     optimizer: str = "Adam"
     """An optimizer of torch.optim, or any other as package.module:Class."""
     actor_learning_rate: float = 1e-3
-    """Of the actor's optimizer; not used by the natural step."""
+    """Learning rate of the actor; less where learning collapses. Not used by the natural step."""
     critic_learning_rate: float = 1e-3
-    """Of the critic's optimizer."""
+    """Learning rate of the critic; less where its loss grows."""
     target_rate: float = 0.005
-    """τ: the target networks move so far towards the others at every gradient step."""
+    """τ: the target networks move by this part towards the others at every gradient step; less for
+    steadier targets."""
     actor: Literal["gradient", "natural"] = "gradient"
     """How the actor climbs Q: by the optimizer, or by natural steps bounded in action space."""
     max_action_change: float = 0.01
-    """Natural step: bound on the root mean square change of an action, in half ranges."""
+    """Natural step: bound on the root mean square change of an action, in half ranges; less where
+    learning collapses."""
     damping: float = 0.01
-    """Natural step: λ."""
+    """Natural step: λ, added to the matrix; more for shorter steps in directions that few states
+    determine."""
     cg_iterations: int = 10
-    """Natural step: most conjugate-gradient iterations."""
+    """Natural step: most conjugate-gradient iterations; each costs a product."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,8 +56,15 @@ class DeterministicGradientSettings(Settings):
 
 @dataclass(frozen=True)
 class ActorStep:
-    """``value`` = E[Q(s, μ(s))] before the step; ``change`` (natural steps; else NaN) the root mean
-    square change of an action."""
+    """The outcome of :func:`actor_step`.
+
+    Attributes
+    ----------
+    value
+        E[Q(s, μ(s))] before the step, 0-d.
+    change
+        Root mean square change of an action by a natural step, in half ranges; NaN for others.
+    """
 
     value: Tensor
     change: float = math.nan
@@ -72,8 +82,26 @@ def actor_step(
 
     The natural step measures distance by E‖Δμ(s)‖², whose matrix is the Gauss-Newton matrix
     K = E[JᵀJ] of the actions: s = (K + λI)⁻¹ g is scaled to the bound and searched along until the
-    bound and an improvement of E[Q] both hold on the batch. Cost: one gradient through Q; the
-    natural step ``cg_iterations`` products more.
+    bound and an improvement of E[Q] both hold on the batch.
+
+    Parameters
+    ----------
+    policy
+        μ: observations -> actions (B, d); it is moved.
+    parameters
+        Its parameters that are trained.
+    critic
+        Q: (observations, actions) -> values (B,).
+    observations
+        B states.
+    optimizer
+        Makes the step, where ``settings.actor`` is "gradient".
+    settings
+        Which step, and its sizes.
+
+    Notes
+    -----
+    Cost: one gradient through Q; the natural step ``cg_iterations`` products more.
     """
     actions = policy(observations)
     objective = critic(observations, actions).mean()
@@ -97,10 +125,14 @@ def actor_step(
         return -critic(observations, moved).mean(), (moved - old_actions).square().mean()
 
     search = backtracking(
-        evaluate, theta_old, step,
-        bound=bound, start_objective=-objective.detach(), expected_improvement=g @ step,
+        evaluate,
+        theta_old,
+        step,
+        bound=bound,
+        start_objective=-objective.detach(),
+        expected_improvement=g @ step,
         shrink=0.7,
-    )  # fmt: skip
+    )
     assign(parameters, search.theta)
     change = math.sqrt(search.constraint) if search.accepted else 0.0
     return ActorStep(objective.detach(), change)

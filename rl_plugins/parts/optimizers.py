@@ -16,10 +16,22 @@ from rl_plugins.errors import UsageError, suggestion
 def make_optimizer(
     name: str, parameters: Iterable[Tensor], learning_rate: float
 ) -> torch.optim.Optimizer:
-    """An optimizer of ``torch.optim`` by its name, or any other as "package.module:Class".
+    """A first-order optimizer by its name.
 
-    Raises :class:`UsageError` for an unknown name, a class that is no optimizer, and one that
-    cannot work on these parameters or needs a closure.
+    Parameters
+    ----------
+    name
+        A class of ``torch.optim``, or any other as "package.module:Class".
+    parameters
+        The tensors that it moves.
+    learning_rate
+        Passed as ``lr``.
+
+    Raises
+    ------
+    UsageError
+        For an unknown name, a class that is no optimizer, and one that cannot work on these
+        parameters or needs a closure.
     """
     module_name, _, class_name = name.rpartition(":")
     try:

@@ -12,14 +12,21 @@ from natgrad.flat import assign, flatten
 from rl_plugins.parts.surrogate import Surrogate
 
 SHRINK = 0.8
-# 0.8¹⁰⁰ is 2e-10: where the bound does not hold there, the update was not finite in size.
+# 0.8¹⁰⁰ is 2e-10: an update that breaks the bound there was not finite in size.
 MAX_BACKTRACKS = 100
 
 
 @dataclass(frozen=True)
 class PullBack:
-    """``fraction`` of the update that was kept, 0 where no part of it keeps the bound, and the KL
-    of the ``whole`` update."""
+    """The outcome of :func:`pull_back`.
+
+    Attributes
+    ----------
+    fraction
+        Part of the update that was kept; 0 where no part of it keeps the bound.
+    whole
+        KL of the whole update, in nats.
+    """
 
     fraction: float
     whole: float
@@ -33,10 +40,26 @@ def pull_back(
     max_kl: float,
 ) -> PullBack:
     """Leave the policy at the first θ_old + cʲ (θ − θ_old) with E[KL(π_old ‖ π)] <= ``max_kl``,
-    θ being where it stands; at θ_old if there is none.
+    θ being its present parameters; at θ_old if there is none.
 
-    The direction is that of the update, whatever found it: no improvement is asked for. Cost: one
-    forward pass a candidate.
+    The direction stays that of the update, and no improvement is asked for.
+
+    Parameters
+    ----------
+    policy
+        π, at θ; it is moved.
+    parameters
+        θ: its parameters that are trained.
+    surrogate
+        Measures the KL from π_old.
+    theta_old
+        (n,), the parameters before the update.
+    max_kl
+        The bound, in nats.
+
+    Notes
+    -----
+    Cost: one forward pass a candidate.
     """
     step = flatten(parameters) - theta_old
     if not bool(step.any()):
@@ -49,8 +72,13 @@ def pull_back(
         return -1.0, kls[-1]
 
     search = backtracking(
-        evaluate, theta_old, step,
-        bound=max_kl, start_objective=0.0, shrink=SHRINK, max_backtracks=MAX_BACKTRACKS,
-    )  # fmt: skip
+        evaluate,
+        theta_old,
+        step,
+        bound=max_kl,
+        start_objective=0.0,
+        shrink=SHRINK,
+        max_backtracks=MAX_BACKTRACKS,
+    )
     assign(parameters, search.theta)
     return PullBack(search.fraction, kls[0] if kls else math.inf)

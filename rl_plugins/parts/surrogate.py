@@ -1,11 +1,11 @@
-"""What every on-policy step is measured by: the surrogate, the KL, means over a masked batch."""
+"""On-policy steps: the base class of NPG, TRPO, PPO and A2C, and the surrogate that they climb."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import optree
 import torch
@@ -14,19 +14,102 @@ from torch.distributions import Distribution
 from torch.func import functional_call
 
 from natgrad.curvature import metrics
+from rl_plugins.reports import StepReport
+from rl_plugins.settings import Settings, configure
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+class PolicyStep(Generic[SettingsType]):
+    """A step of a policy from states, actions and advantages. Subclasses define :meth:`step`.
+
+    Parameters
+    ----------
+    policy
+        A module that maps observations to a ``torch.distributions.Distribution`` with the batch
+        shape of the advantages.
+    generator
+        Shuffles minibatches, where the algorithm has any; the default is seeded with 0.
+    **settings
+        Fields of ``Settings``; an unknown name raises :class:`rl_plugins.UsageError`.
+    """
+
+    Settings: type[SettingsType]
+    counters: ClassVar[tuple[str, ...]] = ()
+    """Names of attributes, plain numbers, that are saved with the policy and the optimizers."""
+
+    def __init__(
+        self, policy: nn.Module, *, generator: torch.Generator | None = None, **settings: Any
+    ) -> None:
+        self.policy, self.settings = policy, configure(self.Settings, settings)
+        self.generator = generator or torch.Generator().manual_seed(0)
+        self.optimizers: list[torch.optim.Optimizer] = []
+
+    def parameters(self) -> list[Tensor]:
+        """The policy's parameters that are trained."""
+        return [p for p in self.policy.parameters() if p.requires_grad]
+
+    def step(
+        self, observations: Any, actions: Tensor, advantages: Tensor, mask: Tensor | None = None
+    ) -> StepReport:
+        """One step of the policy.
+
+        Parameters
+        ----------
+        observations, actions, advantages, mask
+            As for :class:`Surrogate`.
+        """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """All state but the generator's, which its owner saves."""
+        counters = {name: getattr(self, name) for name in self.counters}
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        return {**counters, "optimizers": optimizers, "policy": self.policy.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state.
+
+        Parameters
+        ----------
+        state
+            From :meth:`state_dict`.
+        """
+        for name in self.counters:
+            setattr(self, name, state[name])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.policy.load_state_dict(state["policy"])
 
 
 class Surrogate:
     """L(π) = E[π/π_old · A] and E[KL(π_old ‖ π)] over states seen under π_old.
 
-    ``policy(observations)`` must have the batch shape of ``advantages``, (B,) or, for sequences,
-    (B, T), so that ``log_prob`` is one number a step. ``mask`` (the same shape, bool) leaves steps
-    out of every mean: padding, and whatever else is not to be learnt from. Actions and advantages
-    there may be anything, observations must be finite. Means are taken in float64. Raises
-    ``ValueError`` where the shapes do not fit or the batch is empty.
+    Parameters
+    ----------
+    policy
+        π_old: observations -> a distribution with the batch shape of the advantages, so that
+        ``log_prob`` is one number a step.
+    observations
+        B states, or N sequences of T, in the form that the policy takes; all finite.
+    actions
+        The actions taken there, (B, …) or (N, T, …).
+    advantages
+        One number a step, (B,) or (N, T).
+    mask
+        bool, shaped like the advantages: the steps that count in every mean; None: all. It leaves
+        out padding and other steps that are not to be learnt from, whose actions and advantages may
+        be anything.
 
-    Source: Schulman et al. 2015, equation 14; L and its gradient agree with those of the expected
-    return at π_old.
+    Raises
+    ------
+    ValueError
+        Where the shapes do not fit or the batch is empty.
+
+    Notes
+    -----
+    Means are taken in float64. Source: Schulman et al. 2015, equation 14; L and its gradient agree
+    with those of the expected return at π_old.
     """
 
     def __init__(
@@ -58,7 +141,7 @@ class Surrogate:
             self.old = copy.deepcopy(policy(observations))
             self.old_log_prob = self.old.log_prob(self.actions)
             if self.old_log_prob.shape != advantages.shape:
-                # Broadcasting would make a (B, B) matrix of it, and a wrong step, in silence.
+                # Broadcasting would silently make a (B, B) matrix of it, and a wrong step.
                 raise ValueError(
                     f"log_prob of the actions has shape {tuple(self.old_log_prob.shape)}, the "
                     f"advantages {tuple(advantages.shape)}; both must be (B,), or (B, T) for "
@@ -67,26 +150,56 @@ class Surrogate:
                 )
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over the steps that count, in float64."""
+        """Mean over the steps that count, in float64.
+
+        Parameters
+        ----------
+        values
+            Shaped like the advantages.
+        """
         if self.mask is None:
             return values.mean(dtype=torch.float64)
         return torch.where(self.mask, values, 0.0).sum(dtype=torch.float64) / self.count
 
     def ratio(self, pi: Distribution) -> Tensor:
-        """π/π_old of the actions taken, shaped like the advantages; 1 where masked."""
+        """π/π_old of the actions taken, shaped like the advantages; 1 where masked.
+
+        Parameters
+        ----------
+        pi
+            π, a distribution on the same states.
+        """
         difference = pi.log_prob(self.actions) - self.old_log_prob
         return torch.exp(difference if self.mask is None else difference.where(self.mask, 0.0))
 
     def objective(self, pi: Distribution) -> Tensor:
-        """L(π), a scalar to maximise."""
+        """L(π), a scalar to maximise.
+
+        Parameters
+        ----------
+        pi
+            π, a distribution on the same states.
+        """
         return self.mean(self.ratio(pi) * self.advantages)
 
     def improvement(self, pi: Distribution) -> Tensor:
-        """L(π) − L(π_old)."""
+        """L(π) − L(π_old).
+
+        Parameters
+        ----------
+        pi
+            π, a distribution on the same states.
+        """
         return self.objective(pi) - self.mean(self.advantages)
 
     def kl(self, pi: Distribution) -> Tensor:
-        """E[KL(π_old ‖ π)]: the direction of the theory, on all states."""
+        """E[KL(π_old ‖ π)]: the direction of the theory, on all states.
+
+        Parameters
+        ----------
+        pi
+            π, a distribution on the same states.
+        """
         return self.mean(metrics.kl_divergence(self.old, pi))
 
     def entropy(self) -> Tensor:
@@ -103,8 +216,19 @@ class Surrogate:
         generator: torch.Generator,
         old: Callable[[Any], Distribution] | None = None,
     ) -> Iterator[Surrogate]:
-        """``epochs`` passes over the samples in a new order each, in parts of ``size`` steps; of
-        sequences, as many as hold about so many steps that count. ``old``: see :meth:`part`."""
+        """The same over shuffled minibatches.
+
+        Parameters
+        ----------
+        epochs
+            Passes over the samples, each in a new order.
+        size
+            Steps of a minibatch; of sequences, as many as hold about so many steps that count.
+        generator
+            Shuffles.
+        old
+            See :meth:`part`.
+        """
         samples = len(self.advantages)
         per_part = max(1, size * samples // self.count)
         for _ in range(epochs):
@@ -117,8 +241,13 @@ class Surrogate:
     def part(self, index: Tensor, old: Callable[[Any], Distribution] | None = None) -> Surrogate:
         """The same over some of the samples (of the sequences, if there are any).
 
-        A distribution cannot be indexed: where the KL of the part is asked for, ``old`` is π_old
-        as a function of observations.
+        Parameters
+        ----------
+        index
+            Integers, or bool shaped like the advantages.
+        old
+            π_old as a function of observations, where :meth:`kl` of the part will be asked for: a
+            distribution cannot be indexed.
         """
         part = copy.copy(self)
         part.observations = optree.tree_map(lambda leaf: leaf[index], self.observations)
@@ -135,13 +264,19 @@ class Surrogate:
 
 
 def frozen(policy: nn.Module) -> Callable[[Any], Distribution]:
-    """The policy as it is now, whatever becomes of its parameters."""
+    """The policy with its present parameters, for good.
+
+    Parameters
+    ----------
+    policy
+        Its parameters are copied, its buffers are not.
+    """
     parameters = {name: p.detach().clone() for name, p in policy.named_parameters()}
     return lambda observations: functional_call(policy, parameters, (observations,))
 
 
 def _padded(actions: Tensor, mask: Tensor) -> Tensor:
-    """The actions, with one that was taken in place of those that are not to be learnt from."""
+    """The actions, with a valid one in place of those that do not count."""
     if actions.shape[: mask.ndim] != mask.shape:
         raise ValueError(
             f"the actions are {tuple(actions.shape)}; expected the leading dimensions of the mask, "

@@ -1,4 +1,4 @@
-"""What the steps of DDPG and TD3 share: networks, their targets, their optimizers, their state."""
+"""Off-policy steps: the networks, targets, optimizers and state that DDPG and TD3 share."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ class TransitionStep(Generic[SettingsType]):
     Parameters
     ----------
     policy
-        A module that maps observations to actions (B, d); ``action_limit`` of TD3 says in what
-        range.
+        A module that maps observations to actions (B, d); TD3's ``action_limit`` is their range.
     *critics
         Modules that map (observations, actions) to values (B,): one for DDPG, two for TD3.
     generator
@@ -96,11 +95,27 @@ class TransitionStep(Generic[SettingsType]):
         next_observations: Any,
         terminated: Tensor,
     ) -> OffPolicyReport:
-        """One gradient step from B transitions of any policy: actions (B, d), rewards (B,),
-        terminated (B,) bool, False where a time limit ended the episode; no buffer needed.
+        """One gradient step from B transitions of any policy; no buffer needed.
 
-        All networks and optimizers stay bitwise what they were where anything is NaN or infinite.
-        Raises ``ValueError`` where the shapes do not fit.
+        Networks and optimizers stay as they were, bit for bit, where anything is NaN or infinite.
+
+        Parameters
+        ----------
+        observations
+            B states, in the form that the policy takes.
+        actions
+            The actions taken there, (B, d).
+        rewards
+            (B,).
+        next_observations
+            The states that followed; the true last one where an episode ended.
+        terminated
+            (B,) bool, False where a time limit ended the episode.
+
+        Raises
+        ------
+        ValueError
+            Where the shapes do not fit.
         """
         batch = Transitions(observations, actions, rewards, next_observations, terminated)
         if not len(rewards):
@@ -115,20 +130,39 @@ class TransitionStep(Generic[SettingsType]):
         return self.learn([batch])
 
     def gradient_step(self, batch: Transitions) -> tuple[Tensor, ActorStep | None]:
-        """One minibatch: the critic's loss, and what the actor did, None where it waited."""
+        """One minibatch.
+
+        Parameters
+        ----------
+        batch
+            B transitions.
+
+        Returns
+        -------
+        tuple
+            The critic's loss, 0-d, and the actor's step, None where it waited.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
     def follow(self) -> None:
-        """θ′ ← (1 − τ) θ′ + τ θ for the target networks; buffers, such as the statistics of a
-        normaliser, are copied."""
+        """θ′ ← (1 − τ) θ′ + τ θ for the target networks; buffers, such as a normaliser's
+        statistics, are copied."""
         torch._foreach_lerp_(self._targets, self._sources, self.settings.target_rate)
         for target, source in zip(self._target_buffers, self._buffers, strict=True):
             target.copy_(source)
 
     def learn(self, batches: Iterable[Transitions]) -> OffPolicyReport:
-        """One gradient step for each minibatch; all networks and optimizers stay bitwise what they
-        were where a loss or a parameter is NaN or infinite."""
+        """One gradient step for each minibatch.
+
+        Networks and optimizers stay as they were, bit for bit, where a loss or a parameter is NaN
+        or infinite at the end.
+
+        Parameters
+        ----------
+        batches
+            Minibatches, drawn as they are needed.
+        """
         buffers, first = [*self._buffers, *self._target_buffers], self.updates
         statistics = [buffer.clone() for buffer in buffers]
         losses: list[Tensor] = []
@@ -167,7 +201,13 @@ class TransitionStep(Generic[SettingsType]):
         return {**state, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Restore the state.
+
+        Parameters
+        ----------
+        state
+            From :meth:`state_dict`.
+        """
         for name in _STATEFUL:
             getattr(self, name).load_state_dict(state[name])
         self.updates = state["updates"]

@@ -16,9 +16,20 @@ from natgrad.curvature import OutputMetric, metrics, output_metric
 class Joint(Distribution):
     """Independent components of one batch shape; a value is their values side by side, (…, k).
 
-    ``widths`` are the columns of the components; one of event shape () takes one column.
     Log-probability, entropy, KL and Fisher metric are sums over the components.
 
+    Parameters
+    ----------
+    components
+        Their distributions. One of event shape () takes one column of a value.
+
+    Raises
+    ------
+    ValueError
+        Where their batch shapes differ.
+
+    Examples
+    --------
     >>> from torch.distributions import Bernoulli, Independent, Normal
     >>> move = Independent(Normal(torch.zeros(5, 2), torch.ones(5, 2)), 1)
     >>> joint = Joint([Bernoulli(torch.full((5,), 0.5)), move])
@@ -39,7 +50,13 @@ class Joint(Distribution):
         super().__init__(batch, torch.Size([sum(self.widths)]), validate_args=False)
 
     def split(self, value: Tensor) -> list[Tensor]:
-        """The components' own values from columns (…, k)."""
+        """The components' own values.
+
+        Parameters
+        ----------
+        value
+            Columns (…, k).
+        """
         pieces = torch.split(value, self.widths, dim=-1)
         return [
             piece.reshape(value.shape[:-1] + component.event_shape)
@@ -47,7 +64,13 @@ class Joint(Distribution):
         ]
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
-        """Columns (…, k), in the components' common floating-point type, from their values."""
+        """Columns (…, k), in the components' common floating-point type.
+
+        Parameters
+        ----------
+        values
+            One for each component, in order.
+        """
         columns = [
             value.reshape(*self.batch_shape, width).to(
                 torch.promote_types(value.dtype, torch.float32)
@@ -57,17 +80,33 @@ class Joint(Distribution):
         return torch.cat(columns, dim=-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Sum of the components' log-probabilities.
+
+        Parameters
+        ----------
+        value
+            Columns (…, k).
+        """
         pairs = zip(self.components, self.split(value), strict=True)
         return torch.stack([component.log_prob(part) for component, part in pairs]).sum(dim=0)
 
     def entropy(self) -> Tensor:
+        """Sum of the components' entropies."""
         return torch.stack([component.entropy() for component in self.components]).sum(dim=0)
 
     @property
     def mode(self) -> Tensor:
+        """The components' modes, side by side."""
         return self.join([component.mode for component in self.components])
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """One draw for each element of the batch, with torch's global generator.
+
+        Parameters
+        ----------
+        sample_shape
+            Only ().
+        """
         if sample_shape:
             raise NotImplementedError("Joint draws one value for each element of its batch")
         return self.join([component.sample() for component in self.components])

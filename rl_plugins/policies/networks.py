@@ -1,4 +1,4 @@
-"""Network builders."""
+"""Fully connected networks and CNNs, orthogonally initialised from a given generator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 SMALLEST_FOR_LARGE_KERNELS = 36
-# Of a policy's last layer: it starts near the middle of its actions, or near equal choices.
+# For a policy's last layer: it starts near the middle of its actions, or near equal choices.
 POLICY_OUTPUT_GAIN = 0.01
 
 
@@ -25,8 +25,20 @@ def mlp(
 ) -> nn.Sequential:
     """Network (B, inputs) -> (B, outputs) with orthogonal weights and zero biases.
 
-    Hidden layers have gain √2; a small ``output_gain`` starts a policy near its mean action.
-    All randomness is the generator's: the global one is neither read nor advanced.
+    Parameters
+    ----------
+    inputs
+        Width of the input.
+    hidden_sizes
+        Widths of the hidden layers, whose gain is √2; (): a linear map.
+    outputs
+        Width of the output.
+    output_gain
+        Gain of the last layer: small for a policy that starts near its mean action.
+    generator
+        Source of all randomness: torch's global generator is neither read nor advanced.
+    activation
+        Makes the module between two layers.
     """
     layers: list[nn.Module] = []
     sizes = [inputs, *hidden_sizes]
@@ -37,10 +49,17 @@ def mlp(
 
 
 def cnn(shape: tuple[int, int, int], generator: torch.Generator) -> nn.Sequential:
-    """Network (B, C, H, W) -> (B, d) for an image of ``shape`` (C, H, W); ``[-1].features`` is d.
+    """Network (B, C, H, W) -> (B, d) for images; ``[-1].features`` is d.
 
     From 36 pixels on the kernels of Mnih et al. 2015 (8, 4, 3 with strides 4, 2, 1); below that up
     to three of 3 × 3 with stride 2, as many as the image has room for.
+
+    Parameters
+    ----------
+    shape
+        (C, H, W).
+    generator
+        Source of all randomness.
     """
     channels, height, width = shape
     large = min(height, width) >= SMALLEST_FOR_LARGE_KERNELS
@@ -56,21 +75,43 @@ def cnn(shape: tuple[int, int, int], generator: torch.Generator) -> nn.Sequentia
 
 
 class Flatten(nn.Module):
-    """(B, …) -> (B, ``features``)."""
+    """(B, …) -> (B, d).
+
+    Parameters
+    ----------
+    features
+        d.
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.features = features
 
     def forward(self, x: Tensor) -> Tensor:
+        """One row for each element of the batch.
+
+        Parameters
+        ----------
+        x
+            (B, …) with d entries each.
+        """
         return x.reshape(-1, self.features)
 
 
 class Perception(nn.Module):
-    """Features {"vector": (B, d), name of an image: (B, C, H, W) uint8 or float, …} -> outputs.
+    """A CNN for each image, whose outputs follow the vector into one network.
 
-    A CNN an image, whose features follow the vector into one network. Integer images are divided
-    by 255 here and not before: a stored batch stays a quarter of the size.
+    Integer images are divided by 255 here and not before: a stored batch stays a quarter of the
+    size.
+
+    Parameters
+    ----------
+    vector
+        Entries of the vector.
+    images
+        (C, H, W) of every image, by name.
+    hidden_sizes, outputs, output_gain, generator, activation
+        As for :func:`mlp`, which makes the network behind the images.
     """
 
     def __init__(
@@ -89,11 +130,22 @@ class Perception(nn.Module):
         inputs = vector + sum(int(eye[-1].features) for eye in eyes.values())  # type: ignore[arg-type, misc]
         self.eyes = nn.ModuleDict(eyes)
         self.network = mlp(
-            inputs, hidden_sizes, outputs,
-            output_gain=output_gain, generator=generator, activation=activation,
-        )  # fmt: skip
+            inputs,
+            hidden_sizes,
+            outputs,
+            output_gain=output_gain,
+            generator=generator,
+            activation=activation,
+        )
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """The outputs, (B, outputs).
+
+        Parameters
+        ----------
+        features
+            {"vector": (B, d), name of an image: (B, C, H, W) uint8 or float, …}.
+        """
         parts = [features["vector"]]
         for name, eye in self.eyes.items():
             image = features[name]
@@ -103,7 +155,7 @@ class Perception(nn.Module):
         return outputs
 
     def __getitem__(self, index: int) -> nn.Module:
-        """A layer behind the images: the first reads the vector, the last answers."""
+        """A layer behind the images: 0 reads the vector, −1 makes the outputs."""
         return self.network[index]
 
 
@@ -117,16 +169,35 @@ def feature_network(
     generator: torch.Generator,
     activation: Callable[[], nn.Module],
 ) -> nn.Sequential | Perception:
-    """An :func:`mlp` on a vector, or a :class:`Perception` where there are images."""
+    """An :func:`mlp` on a vector, or a :class:`Perception` where there are images.
+
+    Parameters
+    ----------
+    vector
+        Entries of the vector.
+    images
+        (C, H, W) of every image, by name; {}: none.
+    hidden_sizes, outputs, output_gain, generator, activation
+        As for :func:`mlp`.
+    """
     if images:
         return Perception(
-            vector, images, hidden_sizes, outputs,
-            output_gain=output_gain, generator=generator, activation=activation,
-        )  # fmt: skip
+            vector,
+            images,
+            hidden_sizes,
+            outputs,
+            output_gain=output_gain,
+            generator=generator,
+            activation=activation,
+        )
     return mlp(
-        vector, hidden_sizes, outputs,
-        output_gain=output_gain, generator=generator, activation=activation,
-    )  # fmt: skip
+        vector,
+        hidden_sizes,
+        outputs,
+        output_gain=output_gain,
+        generator=generator,
+        activation=activation,
+    )
 
 
 def _linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:

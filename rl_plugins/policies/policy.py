@@ -1,4 +1,4 @@
-"""Policies: modules that map observations to actions, or to a distribution over them."""
+"""Policies with a memory, and policies that return an action instead of a distribution."""
 
 from __future__ import annotations
 
@@ -10,47 +10,32 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from rl_plugins.policies.heads import Head
+from rl_plugins.policies.heads import Head, Network
 from rl_plugins.policies.networks import Perception
-from rl_plugins.policies.normalisation import Reader
-from rl_plugins.policies.observations import Features, Observations
+from rl_plugins.policies.observations import Features, Observations, Reader
 
 Policy = Callable[[Any], Distribution]
 """Observations -> a distribution over actions with the batch shape of the observations."""
 
-Network = Any
-"""A module from features to outputs, whose ``[0]`` reads the vector and ``[-1]`` answers."""
-
-
 Sequences = Mapping[str, Any]
-"""What a recurrent policy learns from: see :meth:`RecurrentPolicy.forward`."""
-
-
-class StochasticPolicy(nn.Module):
-    """Observations (B, …) -> a distribution over actions with batch shape (B,)."""
-
-    def __init__(self, features: Features, network: Network, head: Head) -> None:
-        super().__init__()
-        self.features, self.network, self.head = features, network, head
-
-    def forward(self, observations: Observations) -> Distribution:
-        outputs = self.network(self.features(observations))
-        distribution: Distribution = self.head(outputs, self.features.mask(observations))
-        return distribution
-
-    def readers(self) -> list[Reader]:
-        """The layers that must change with the statistics of the observations."""
-        first = self.network[0]
-        return [(first.weight, first.bias)]
+"""The observations of a recurrent policy's update: see :meth:`RecurrentPolicy.forward`."""
 
 
 class RecurrentPolicy(nn.Module):
     """A policy with a memory: a gated recurrent unit between the features and the head.
 
-    ``encoder`` turns features into the unit's inputs: the identity, or a :class:`Perception`.
-    ``advance`` takes one step of N environments and carries the memory (N, h) on. ``forward``
-    takes whole sequences, as an update does, and runs through time: memory independent of the
-    parameters enters only at the start of a sequence.
+    Parameters
+    ----------
+    features
+        Observations -> the inputs of the policy.
+    encoder
+        Features -> the unit's inputs: the identity, or a :class:`Perception` for images.
+    cell
+        The unit; its state (N, h) is the memory.
+    network
+        Memory -> outputs.
+    head
+        Outputs -> the distribution over actions.
     """
 
     def __init__(
@@ -66,19 +51,40 @@ class RecurrentPolicy(nn.Module):
         self.cell, self.network, self.head = cell, network, head
 
     def initial_memory(self, count: int) -> Tensor:
-        """(N, h) of zeros: that of an episode's start."""
+        """The memory at an episode's start: zeros (N, h).
+
+        Parameters
+        ----------
+        count
+            N, the number of environments.
+        """
         return self.cell.weight_hh.new_zeros(count, self.cell.hidden_size)
 
     def advance(self, observations: Observations, memory: Tensor) -> tuple[Distribution, Tensor]:
-        """One step from observations (N, …) and the memory (N, h) before it."""
+        """One step of N environments: the distribution over actions, and the memory after it.
+
+        Parameters
+        ----------
+        observations
+            (N, …), in the structure of the space.
+        memory
+            (N, h), before the step.
+        """
         memory = self.cell(self.encoder(self.features(observations)), memory)
         outputs = self.network(memory)
         return self.head(outputs, self.features.mask(observations)), memory
 
     def forward(self, sequences: Sequences) -> Distribution:
-        """{"observations": (N, T, …), "starts": (N, T), "memory": (N, h)} -> batch shape (N, T).
+        """Whole sequences, as an update takes them: a distribution with batch shape (N, T).
 
-        ``starts`` says where an episode begins, and with it an empty memory.
+        The gradient flows through time; memory that does not depend on the parameters enters only
+        at the start of a sequence.
+
+        Parameters
+        ----------
+        sequences
+            {"observations": (N, T, …), "starts": (N, T), "memory": (N, h)}; ``starts`` says where
+            an episode, and with it an empty memory, begins.
         """
         observations, starts, memory = (
             sequences[name] for name in ("observations", "starts", "memory")
@@ -98,6 +104,7 @@ class RecurrentPolicy(nn.Module):
         return distribution
 
     def readers(self) -> list[Reader]:
+        """The layers that must change with the statistics of the observations."""
         if isinstance(self.encoder, nn.Identity):
             return [(self.cell.weight_ih, self.cell.bias_ih)]
         first = self.encoder[0]
@@ -106,12 +113,27 @@ class RecurrentPolicy(nn.Module):
 
 
 class DeterministicPolicy(nn.Module):
-    """Observations (B, …) -> actions (B, d) in [−1, 1], stretched to the bounds of the task."""
+    """Observations (B, …) -> actions (B, d) in [−1, 1], stretched to the bounds of the task.
+
+    Parameters
+    ----------
+    features
+        Observations -> the inputs of the network.
+    network
+        Features -> d outputs, which tanh takes to ±1.
+    """
 
     def __init__(self, features: Features, network: Network) -> None:
         super().__init__()
         self.features, self.network = features, network
 
     def forward(self, observations: Observations) -> Tensor:
+        """The actions, (B, d).
+
+        Parameters
+        ----------
+        observations
+            (B, …), in the structure of the space.
+        """
         actions: Tensor = torch.tanh(self.network(self.features(observations)))
         return actions

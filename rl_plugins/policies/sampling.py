@@ -13,7 +13,20 @@ from rl_plugins.policies.joint import Joint
 
 @singledispatch
 def sample(distribution: Distribution, generator: torch.Generator) -> Tensor:
-    """One draw for each element of the batch; ``sample.register`` adds a family."""
+    """One draw for each element of the batch; ``sample.register`` adds a family.
+
+    Parameters
+    ----------
+    distribution
+        A normal, categorical, Bernoulli or :class:`Joint` distribution, or ``Independent`` of one.
+    generator
+        Source of all randomness.
+
+    Raises
+    ------
+    TypeError
+        For a family that is not registered.
+    """
     raise TypeError(
         f"cannot sample {type(distribution).__name__} with a generator; "
         "register the family with rl_plugins.policies.sample.register"

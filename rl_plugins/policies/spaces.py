@@ -1,4 +1,4 @@
-"""Gymnasium's spaces -> features, heads and action maps: the one place that reads them."""
+"""Gymnasium's spaces -> features, heads and action maps. No other module reads spaces."""
 
 from __future__ import annotations
 
@@ -26,18 +26,32 @@ ACTION_MASK = "action_mask"
 UNBOUNDED = 1e6
 # Below this an array of bytes is a board or a row of registers, not a picture.
 SMALLEST_IMAGE = 8
-# What a network divides a picture by; the codes on a board would vanish.
+# A network divides an image by 255; codes on a board, which end below, would vanish.
 BRIGHTEST = 255
 
 
 def observation_features(space: Space[Any], *, normalise: bool, choices: int = 0) -> Features:
-    """Features of observations of a space; ``choices`` is what the policy's head can mask.
+    """Features of the observations of a space.
 
     Box (standardised numbers, or an image: see below), Discrete and MultiDiscrete (one-hot),
     MultiBinary, Dict and Tuple of them to any depth. A Box of uint8 up to 255 with two dimensions
     of at least 8 pixels, and at most one more for the channels, is an image; the channels are the
     smaller of its first and last dimension. An entry "action_mask" of a Dict, with one number for
-    every choice, says which actions are valid. Raises :class:`UsageError` for other spaces.
+    every choice, says which actions are valid.
+
+    Parameters
+    ----------
+    space
+        The observation space of one environment.
+    normalise
+        Standardise numbers by running moments.
+    choices
+        Entries of a mask that the policy's head understands: see :class:`Head`.
+
+    Raises
+    ------
+    UsageError
+        For other spaces, for one without entries, and for a mask of another size.
     """
     mask = None
     if isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces:
@@ -94,8 +108,22 @@ def _image(space: spaces.Box, path: tuple[str | int, ...]) -> Leaf | None:
 
 
 def action_head(space: Space[Any], *, initial_log_std: float) -> Head:
-    """The head for an action space: Discrete, MultiDiscrete, MultiBinary, Box of floats, and Dict
-    and Tuple of them to any depth. Raises :class:`UsageError` for other spaces."""
+    """The head for an action space.
+
+    Discrete, MultiDiscrete, MultiBinary, Box of floats, and Dict and Tuple of them to any depth.
+
+    Parameters
+    ----------
+    space
+        The action space of one environment.
+    initial_log_std
+        log σ of Gaussian actions at the start, in units of :func:`action_map`.
+
+    Raises
+    ------
+    UsageError
+        For other spaces.
+    """
     return _head(space, (), initial_log_std)
 
 
@@ -115,16 +143,26 @@ def _head(space: Space[Any], path: tuple[str, ...], initial_log_std: float) -> H
 
 
 def action_map(space: Space[Any], *, bounds: ActionBounds = "clip") -> ActionMap:
-    """The map from policy actions (N, …) to what a vector environment takes.
+    """The map from policy actions (N, …) to the actions that a vector environment takes.
 
     Discrete and MultiDiscrete: shifted by ``start``. Box: each bounded dimension is clipped to ±1,
     or squashed by tanh, and stretched to its bounds, so that 0 is the middle and exploration noise
-    has the scale of the range, whatever the bounds are; an unbounded dimension passes through, a
+    has the scale of the range; an unbounded dimension passes through, a
     half-bounded one is clipped and starts from 0, or from its bound where that excludes 0.
 
-    The squashing is part of the task here, not of the distribution: ratios, KL and Fisher matrix
-    are the same for u and tanh u, and no action near a bound has to be inverted. The entropy is
-    that of u.
+    Parameters
+    ----------
+    space
+        The action space of one environment.
+    bounds
+        How actions are kept within ±1. tanh is part of the task here, not of the distribution:
+        ratios, KL and Fisher matrix are the same for u and tanh u, and no action near a bound has
+        to be inverted. The entropy is that of u.
+
+    Raises
+    ------
+    UsageError
+        For a space that :func:`action_head` does not know.
     """
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         return Shift(np.asarray(space.start).astype(np.int64), space.dtype)
@@ -141,7 +179,13 @@ def action_map(space: Space[Any], *, bounds: ActionBounds = "clip") -> ActionMap
 
 
 def action_columns(space: Space[Any]) -> int:
-    """Columns that a component takes in a joint action."""
+    """Columns that a component takes in a joint action.
+
+    Parameters
+    ----------
+    space
+        The component's space.
+    """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return sum(action_columns(part) for part in _components(space).values())
     return int(np.prod(space.shape or ()))
@@ -166,21 +210,36 @@ def _stretch(space: Space[Any], bounds: ActionBounds) -> Stretch:
     # Around the origin, or the bound next to it: far from a bound every draw would be clipped.
     origin = np.clip(0.0, low, high)
     least, most = np.where(bounded, low, origin - 1), np.where(bounded, high, origin + 1)
-    return Stretch(
-        low, high, (least + most) / 2, (most - least) / 2, bounded,
-        squash=bounds == "tanh", dtype=space.dtype,
-    )  # fmt: skip
+    middle, unit = (least + most) / 2, (most - least) / 2
+    return Stretch(low, high, middle, unit, bounded, squash=bounds == "tanh", dtype=space.dtype)
 
 
 def is_bounded(space: spaces.Box) -> NDArray[np.bool_]:
-    """Which dimensions have two bounds to stretch an action to; ±3e38 are none."""
+    """The dimensions that have two bounds to stretch an action to; ±3e38 are none.
+
+    Parameters
+    ----------
+    space
+        An action space.
+    """
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     bounded: NDArray[np.bool_] = (low > -UNBOUNDED) & (high < UNBOUNDED)
     return bounded
 
 
 def bounded_dimensions(space: Space[Any]) -> int:
-    """Dimensions of a Box that is bounded in all of them; :class:`UsageError` for any other."""
+    """The number of dimensions of a Box that is bounded in all of them.
+
+    Parameters
+    ----------
+    space
+        An action space.
+
+    Raises
+    ------
+    UsageError
+        For any other space.
+    """
     if not _is_continuous(space) or not is_bounded(space).all():
         raise UsageError(
             f"deterministic policies need an action space with bounds, a Box of floats, got {space}"

@@ -6,7 +6,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,25 +21,51 @@ Column = NDArray[np.float64]
 
 
 def draw_curve(run: Path, out: Path, title: str) -> None:
-    """Returns of training episodes and of evaluations against steps, from the run's CSV files."""
+    """Draw a run: returns of training episodes and of evaluations against steps.
+
+    Parameters
+    ----------
+    run
+        Its directory, with the CSV files.
+    out
+        The picture; its format is that of the suffix.
+    title
+        Above the picture.
+
+    Raises
+    ------
+    UsageError
+        Where the picture cannot be written.
+    """
     axes = _axes(title)
     steps, returns = _columns(run / "progress.csv", "steps", "episode_return")
     axes.plot(steps, returns, color="tab:blue", alpha=0.6, label="training episodes (sampled)")
     steps, returns, deviations = _columns(
         run / "evaluations.csv", "steps", "mean_return", "deviation"
     )
-    axes.errorbar(
-        steps, returns, deviations, color="tab:orange", marker="o", capsize=3,
-        label="evaluation (mode, ± std over episodes)",
-    )  # fmt: skip
+    label = "evaluation (mode, ± std over episodes)"
+    style: Any = {"color": "tab:orange", "marker": "o", "capsize": 3}
+    axes.errorbar(steps, returns, deviations, label=label, **style)
     _save(axes, out)
 
 
 def draw_curves(runs: Sequence[Path], out: Path) -> None:
-    """Evaluations of several runs: a line for each algorithm on each task, the mean over its runs
-    (its seeds), within the least and the greatest of them.
+    """Draw the evaluations of several runs.
 
-    Raises :class:`UsageError` where a directory holds no run, or none has been evaluated.
+    Each algorithm on each task is a line: the mean over its runs (its seeds), within the least and
+    the greatest of them.
+
+    Parameters
+    ----------
+    runs
+        Their directories.
+    out
+        The picture; its format is that of the suffix.
+
+    Raises
+    ------
+    UsageError
+        Where a directory holds no run, none has been evaluated, or the picture cannot be written.
     """
     if not runs:
         raise UsageError("name at least one run directory to plot")
@@ -55,7 +81,7 @@ def draw_curves(runs: Sequence[Path], out: Path) -> None:
         raise UsageError("none of the runs has been evaluated yet: there is nothing to draw")
     axes = _axes("evaluation, mode of the policy: mean, least and greatest run")
     for name, seeds in curves.items():
-        # Over the steps that all of them have reached, where the shortest run was evaluated.
+        # Only the steps that all of them have reached, where the shortest run was evaluated.
         last = min(steps[-1] for steps, _ in seeds)
         grid = next(steps for steps, _ in seeds if steps[-1] == last)
         values = np.stack([np.interp(grid, steps, returns) for steps, returns in seeds])
@@ -68,7 +94,7 @@ def draw_curves(runs: Sequence[Path], out: Path) -> None:
 
 
 def _axes(title: str) -> Axes:
-    # Imported here: a sixth of the start of every command, a mistyped one included.
+    # Imported here: it takes a sixth of the start of every command, a mistyped one included.
     from matplotlib.figure import Figure
 
     # A Figure of its own, not pyplot: no display, no global state.
@@ -84,7 +110,7 @@ def _save(axes: Axes, out: Path) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     try:
-        # The format is named because matplotlib would add an ending to a name that has none.
+        # The format is named: matplotlib would add a suffix to a name that has none.
         form = out.suffix[1:] or "png"
         replace_whole(out, lambda beside: figure.savefig(beside, dpi=150, format=form))
     except (OSError, ValueError) as error:

@@ -1,15 +1,12 @@
-"""The run directory: what a run leaves behind, valid at every moment.
+"""The run directory: the files of a run, valid at every moment.
 
-    config.json       what was run: algorithm, task, every setting, versions
-    progress.csv      one row per update, flushed as it is written
-    evaluations.csv   one row per evaluation
-    events.*          the same numbers for TensorBoard
-    checkpoint.pt     everything that a run goes on from, loadable with ``weights_only=True``
-    outcome.json      how the run ended: finished, interrupted or failed, steps, seconds
-    curve.png         the learning curve
-
-Files that are rewritten are written beside their place and moved into it, so that a crash leaves
-the old one or the new one, never half of one.
+config.json       algorithm, task, every setting, versions
+progress.csv      one row per update, flushed as it is written
+evaluations.csv   one row per evaluation
+events.*          the same numbers for TensorBoard
+checkpoint.pt     everything that a run goes on from, loadable with ``weights_only=True``
+outcome.json      how the run ended: finished, interrupted or failed, steps, seconds
+curve.png         the learning curve
 """
 
 from __future__ import annotations
@@ -31,15 +28,26 @@ import torch
 from rl_plugins.errors import UsageError
 
 Row = Mapping[str, Any]
-
 CHECKPOINT_PARTS = frozenset({"agent", "generator", "steps", "updates", "seconds"})
 
 
 class RunDirectory:
-    """Writes a run. A context manager: leaving it closes the files, whatever happened."""
+    """Writes a run. A context manager: leaving it closes the files, also after an exception.
+
+    Parameters
+    ----------
+    path
+        The directory.
+    after
+        Rows of later steps are dropped from the files: those of the checkpoint that is resumed.
+
+    Raises
+    ------
+    UsageError
+        Where it cannot be written, or another process is writing it.
+    """
 
     def __init__(self, path: Path, *, after: int = 0) -> None:
-        """Open the files of a run; rows of later steps than ``after`` are dropped from them."""
         # Imported here: it takes a second, and a mistyped command should not.
         from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -55,7 +63,20 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
-        """A new run. Raises :class:`UsageError` where the directory exists and is not empty."""
+        """Make the directory of a new run.
+
+        Parameters
+        ----------
+        path
+            The directory; it may exist if it is empty.
+        config
+            The content of ``config.json``.
+
+        Raises
+        ------
+        UsageError
+            Where it exists and is not empty, cannot be made, or ``config`` does not fit JSON.
+        """
         try:
             json.dumps(config)
         except TypeError as error:
@@ -87,20 +108,46 @@ class RunDirectory:
             os.close(self._lock)
 
     def log_progress(self, row: Row) -> None:
-        """Append an update. Every row has the columns of the first."""
+        """Append an update.
+
+        Parameters
+        ----------
+        row
+            Values by column; every row has the columns of the first, "steps" among them.
+        """
         self._progress.append(row)
         self._log_events(row)
 
     def log_evaluation(self, row: Row) -> None:
-        """Append an evaluation."""
+        """Append an evaluation.
+
+        Parameters
+        ----------
+        row
+            As for :meth:`log_progress`.
+        """
         self._evaluations.append(row)
         self._log_events({f"evaluation/{name}": value for name, value in row.items()}, row["steps"])
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file.
+
+        Parameters
+        ----------
+        name, content
+            Its name, and its object.
+        """
         text = json.dumps(content, indent=2) + "\n"
         replace_whole(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint.
+
+        Parameters
+        ----------
+        state
+            Everything that a run goes on from, with ``CHECKPOINT_PARTS`` as its keys.
+        """
         replace_whole(self.path / "checkpoint.pt", lambda path: torch.save(dict(state), path))
 
     def _log_events(self, row: Row, steps: int | None = None) -> None:
@@ -110,7 +157,18 @@ class RunDirectory:
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
-    """A JSON object of a run. Raises :class:`UsageError` where the directory holds no run."""
+    """A JSON object of a run.
+
+    Parameters
+    ----------
+    path, name
+        The run's directory, and the name of the file.
+
+    Raises
+    ------
+    UsageError
+        Where the directory holds no such file, or the file no JSON object.
+    """
     try:
         content = json.loads((path / name).read_text(encoding="utf-8"))
     except OSError as error:
@@ -123,7 +181,18 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What ``save_checkpoint`` saved. Raises :class:`UsageError` where nothing can be read."""
+    """The last checkpoint of a run, as :meth:`RunDirectory.save_checkpoint` took it.
+
+    Parameters
+    ----------
+    path
+        The run's directory.
+
+    Raises
+    ------
+    UsageError
+        Where there is none, or it cannot be read.
+    """
     if not (path / "checkpoint.pt").is_file():
         raise UsageError(f"{path} holds no checkpoint.pt yet")
     try:
@@ -139,7 +208,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _lock(path: Path) -> int | None:
-    """Nobody else writes this directory until the descriptor is closed, or its process gone."""
+    """A descriptor that keeps other processes from writing the directory until it is closed."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -197,7 +266,13 @@ def _drop_later_rows(path: Path, after: int) -> list[str]:
 
 
 def is_whole(row: Row) -> bool:
-    """Whether a row that was read has a cell for every column: one that a crash cut off has not."""
+    """Whether a row has a cell for every column: one that a crash cut off has not.
+
+    Parameters
+    ----------
+    row
+        As ``csv.DictReader`` returns it.
+    """
     return None not in row.values()
 
 
@@ -208,7 +283,13 @@ def _cell(value: Any) -> Any:
 
 
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file beside the path, then move it there: all of it or nothing."""
+    """Write a file beside its place, then move it there: a crash leaves the old one or the new one.
+
+    Parameters
+    ----------
+    path, write
+        The place, and a function that writes a given path.
+    """
     beside = path.with_name(path.name + ".part")
     try:
         write(beside)

@@ -16,7 +16,7 @@ from rl_plugins.data.autoreset import Environments
 from rl_plugins.data.environments import Backend, make_environments
 from rl_plugins.policies import Behaviour
 
-# Beyond any training seed that a person types, so that no episode was trained on.
+# Above usual training seeds, so that no episode was trained on.
 EVALUATION_SEED = 1_000_000
 MAX_EPISODE_STEPS = 100_000
 MOST_ENVIRONMENTS = 32
@@ -24,18 +24,27 @@ MOST_ENVIRONMENTS = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Undiscounted returns and lengths of whole episodes, in the task's own reward."""
+    """Whole episodes of a policy.
+
+    Attributes
+    ----------
+    returns
+        Undiscounted, in the task's own reward.
+    lengths
+        Steps of each.
+    """
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
 
     @property
     def mean(self) -> float:
+        """Mean return."""
         return float(np.mean(self.returns))
 
     @property
     def deviation(self) -> float:
-        """Standard deviation over the episodes."""
+        """Standard deviation of the return over the episodes."""
         return float(np.std(self.returns))
 
 
@@ -45,15 +54,34 @@ def evaluate(
     *,
     episodes: int,
     seed: int,
-    backend: Backend = Backend.SYNC,
+    backend: Backend | str = Backend.SYNC,
     stop: threading.Event | None = None,
 ) -> Evaluation | None:
-    """``episodes`` episodes of ``behave(count)``, an agent that acts in so many environments.
+    """Play whole episodes.
 
-    Every environment plays exactly one episode: counting whichever episodes end first would favour
-    short ones. An episode longer than 100,000 steps is cut there. The environments' seeds are
-    those of evaluations (1,000,000 + 1,000 · seed + index), never those of training. None where
-    ``stop`` was set before all episodes had ended.
+    Every environment plays exactly one episode: to count the first that end would favour short
+    ones. An episode longer than 100,000 steps is cut there.
+
+    Parameters
+    ----------
+    behave
+        A number of environments -> the agent's behaviour in them.
+    task
+        Its registered name.
+    episodes
+        Their number.
+    seed
+        Seed of the run. The environments' seeds are 1,000,000 + 1,000 · seed + index, never those
+        of training.
+    backend
+        See :func:`rl_plugins.data.environments.make_environments`.
+    stop
+        Ends the evaluation early when it is set; None: nothing does.
+
+    Returns
+    -------
+    Evaluation or None
+        None where ``stop`` was set before all episodes had ended.
     """
     returns: list[float] = []
     lengths: list[int] = []

@@ -21,6 +21,15 @@ class Deployed(nn.Module):
 
     Everything between the two is inside: the statistics that standardise observations, the mode of
     the distribution, the bounds of the action space.
+
+    Parameters
+    ----------
+    policy
+        Observations -> actions, or a distribution over them.
+    action_map
+        An :class:`rl_plugins.policies.action_maps.ActionMap`.
+    like
+        An observation: its structure.
     """
 
     def __init__(self, policy: nn.Module, action_map: Any, like: Any) -> None:
@@ -29,17 +38,43 @@ class Deployed(nn.Module):
         self._action_map, self._structure = action_map, optree.tree_structure(like)
 
     def forward(self, *leaves: Tensor) -> Any:
+        """The actions, a tensor or a dict of them.
+
+        Parameters
+        ----------
+        *leaves
+            The observation's, (N, …), in the order of optree.
+        """
         chosen = self.policy(optree.tree_unflatten(self._structure, leaves))
         actions = chosen if isinstance(chosen, Tensor) else chosen.mode
         return self._action_map.as_tensors(actions)
 
 
 def export_policy(policy: Any, action_map: Any, observation_space: Any, out: Path) -> list[str]:
-    """Write ``out``; the names of its inputs. The batch dimension is free.
+    """Write a policy as ONNX, with a free batch dimension.
 
-    Inputs are "observation", or "observation.key…" for the entries of a Dict or Tuple; outputs
-    "action", or "action.key…". Raises :class:`UsageError` for recurrent policies, for plugins
-    without a policy to export, and where the file cannot be written.
+    Parameters
+    ----------
+    policy
+        Observations -> actions, or a distribution whose mode is taken.
+    action_map
+        An :class:`rl_plugins.policies.action_maps.ActionMap`.
+    observation_space
+        The space of one environment.
+    out
+        The file.
+
+    Returns
+    -------
+    list
+        The names of the inputs: "observation", or "observation.key…" for the entries of a Dict or
+        Tuple. Outputs are "action", or "action.key…".
+
+    Raises
+    ------
+    UsageError
+        For recurrent policies, for plugins without a policy to export, and where the file cannot be
+        written.
     """
     if isinstance(policy, RecurrentPolicy):
         raise UsageError(
@@ -49,7 +84,7 @@ def export_policy(policy: Any, action_map: Any, observation_space: Any, out: Pat
         raise UsageError("this algorithm has no policy that can be exported")
     from gymnasium.vector.utils import batch_space
 
-    # Two: a batch of one would be taken for a constant.
+    # Two: torch.export would take a batch of one for a constant.
     space = batch_space(observation_space, 2)
     space.seed(0)
     sample = tensors(space.sample())
@@ -68,16 +103,22 @@ def export_policy(policy: Any, action_map: Any, observation_space: Any, out: Pat
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     with warnings.catch_warnings():
-        # Deprecations inside torch and onnxscript, and packages that nobody asked for.
+        # Deprecations inside torch and onnxscript, and notes on optional packages.
         warnings.simplefilter("ignore")
         exporter.setLevel(logging.ERROR)
         try:
+            # Dynamic shapes by position: torch 2.6 looks for names among `input_names` where there
+            # is one input.
             torch.onnx.export(
-                model, tuple(leaves), str(out), dynamo=True, verbose=False,
-                input_names=names, output_names=outputs,
-                # By place: torch 2.6 looks for names among `input_names` where there is one input.
+                model,
+                tuple(leaves),
+                str(out),
+                dynamo=True,
+                verbose=False,
+                input_names=names,
+                output_names=outputs,
                 dynamic_shapes=(tuple({0: batch} for _ in leaves),),
-            )  # fmt: skip
+            )
         except OSError as error:
             raise UsageError(f"cannot write {out}: {error.strerror}") from error
         except ImportError as error:

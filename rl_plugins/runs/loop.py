@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -20,14 +23,13 @@ from rl_plugins.plugin import Plugin
 from rl_plugins.runs.curve import draw_curve
 from rl_plugins.runs.directory import RunDirectory
 from rl_plugins.runs.evaluation import Evaluation, evaluate
-from rl_plugins.runs.interrupt import interrupt_as_request
 from rl_plugins.runs.progress import ProgressDisplay
-from rl_plugins.runs.settings import Settings
+from rl_plugins.runs.settings import RunPlan
 
 PASSING_EVALUATION_EPISODES = 5
 
 
-class Outcome(Enum):
+class RunOutcome(Enum):
     """How a run ended."""
 
     FINISHED = "all steps were taken"
@@ -37,55 +39,92 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended; ``evaluation`` is the final one, None where it was interrupted."""
+    """A run that has ended.
+
+    Attributes
+    ----------
+    directory
+        Its files.
+    outcome
+        How it ended.
+    steps
+        Environment steps that were taken, those before a resumption included.
+    seconds
+        Time that it took, that before a resumption included.
+    evaluation
+        The final one; None where the run was interrupted.
+    """
 
     directory: Path
-    outcome: Outcome
+    outcome: RunOutcome
     steps: int
     seconds: float
     evaluation: Evaluation | None
 
 
 class TrainingLoop:
-    """Collect, update, log; evaluate and save on the way. Knows a plugin by its contract only."""
+    """Collect, update, log; evaluate and save on the way.
+
+    Parameters
+    ----------
+    plan
+        All settings of the run.
+    plugin
+        The agent.
+    collector
+        Steps its environments.
+    generator
+        The agent's and the collector's, which checkpoints save.
+    directory
+        Takes everything that is written.
+    display
+        Takes everything that is shown.
+    """
 
     def __init__(
         self,
-        settings: Settings,
+        plan: RunPlan,
         plugin: Plugin,
         collector: RolloutCollector,
         generator: torch.Generator,
         directory: RunDirectory,
         display: ProgressDisplay,
     ) -> None:
-        self._settings, self._plugin, self._collector = settings, plugin, collector
+        self._plan, self._plugin, self._collector = plan, plugin, collector
         self._generator, self._directory, self._display = generator, directory, display
         self._steps = self._updates = 0
         self._stop = threading.Event()
         self._start = time.perf_counter()
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Go on where a checkpoint was made: the agent's own state is restored already."""
+        """Go on where a checkpoint was made; the agent's own state is restored by the caller.
+
+        Parameters
+        ----------
+        checkpoint
+            From :func:`rl_plugins.runs.directory.load_checkpoint`.
+        """
         self._steps, self._updates = checkpoint["steps"], checkpoint["updates"]
         self._generator.set_state(checkpoint["generator"])
         self._start -= checkpoint["seconds"]
         self._restart_episodes()
 
     def run(self) -> Run:
+        """Train to the end, or to the first Ctrl-C; evaluate, and write down how it ended."""
         final = None
         try:
-            with interrupt_as_request() as self._stop:
+            with torch_threads(self._plan.run.threads), interrupt_as_request() as self._stop:
                 self._loop()
                 self._save()
                 if not self._stop.is_set():
-                    final = self._evaluate(self._settings.run.evaluation_episodes)
+                    final = self._evaluate(self._plan.run.evaluation_episodes)
         except BaseException:
-            # A second Ctrl-C, or an error: what was logged stays, and says that the run failed.
-            self._conclude(Outcome.FAILED, None)
+            # A second Ctrl-C, or an error: the rows that were logged stay.
+            self._conclude(RunOutcome.FAILED, None)
             raise
-        return self._conclude(Outcome.FINISHED if final else Outcome.INTERRUPTED, final)
+        return self._conclude(RunOutcome.FINISHED if final else RunOutcome.INTERRUPTED, final)
 
-    def _conclude(self, outcome: Outcome, final: Evaluation | None) -> Run:
+    def _conclude(self, outcome: RunOutcome, final: Evaluation | None) -> Run:
         seconds = time.perf_counter() - self._start
         self._directory.write_json(
             "outcome.json",
@@ -97,9 +136,9 @@ class TrainingLoop:
                 "episodes": len(final.returns) if final else 0,
             },
         )
-        path, settings = self._directory.path, self._settings
+        path, plan = self._directory.path, self._plan
         if self._steps:
-            title = f"{settings.algorithm} on {settings.task}, seed {settings.run.seed}"
+            title = f"{plan.algorithm} on {plan.task}, seed {plan.run.seed}"
             draw_curve(path, path / "curve.png", title)
         return Run(path, outcome, self._steps, seconds, final)
 
@@ -115,13 +154,13 @@ class TrainingLoop:
         )
 
     def _restart_episodes(self) -> None:
-        """New episodes, from a seed that is this checkpoint's own: the states of environments
-        cannot be saved, so that going on exactly means that nobody goes on with old ones."""
-        sequence = np.random.SeedSequence([self._settings.run.seed, self._updates])
+        """New episodes, from a seed that is this checkpoint's own. The states of environments
+        cannot be saved: resumed and uninterrupted runs agree because both begin anew here."""
+        sequence = np.random.SeedSequence([self._plan.run.seed, self._updates])
         self._collector.restart(int(sequence.generate_state(1)[0] % 2**31))
 
     def _loop(self) -> None:
-        run = self._settings.run
+        run = self._plan.run
         per_update = run.environments * run.rollout_length
         updates = math.ceil(run.total_steps / per_update)
         evaluate_after = _spread(updates, run.evaluations)
@@ -173,12 +212,11 @@ class TrainingLoop:
         self._display.update(self._steps, episode_return, report.summary, speed)
 
     def _evaluate(self, episodes: int) -> Evaluation | None:
-        run, task = self._settings.run, self._settings.task
+        run, task = self._plan.run, self._plan.task
+        behave = partial(self._plugin.behaviour, explore=False)
         evaluation = evaluate(
-            partial(self._plugin.behaviour, explore=False), task,
-            episodes=episodes, seed=run.seed, backend=run.stepped_by,
-            stop=self._stop,
-        )  # fmt: skip
+            behave, task, episodes=episodes, seed=run.seed, backend=run.backend, stop=self._stop
+        )
         if evaluation is None:
             return None
         self._directory.log_evaluation(
@@ -202,3 +240,45 @@ class TrainingLoop:
 def _spread(updates: int, count: int) -> set[int]:
     """``count`` of the updates, evenly spaced, the last left out."""
     return {updates * k // (count + 1) for k in range(1, count + 1)}
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within the block torch has a number of threads; then that of before.
+
+    Parameters
+    ----------
+    count
+        Number of threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def interrupt_as_request() -> Iterator[threading.Event]:
+    """Within the block the first Ctrl-C sets the event, a second one raises KeyboardInterrupt.
+
+    An exception in the middle of an update would leave a new policy beside an old critic, in the
+    checkpoint too. Outside the main thread, where Python allows no signal
+    handlers, the event is never set.
+    """
+    request = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def on_interrupt(number: int, frame: object) -> None:
+        if request.is_set():
+            raise KeyboardInterrupt
+        request.set()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""The progress of a run on a terminal or in a log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class ProgressDisplay:
-    """A live line on a terminal; elsewhere (a log, a pipe) one plain line per evaluation."""
+    """A live line on a terminal; elsewhere (a log, a pipe) one plain line per evaluation.
+
+    Parameters
+    ----------
+    console
+        Where to write.
+    total_steps
+        Environment steps of the run.
+    """
 
     def __init__(self, console: Console, total_steps: int) -> None:
         self._console = console
@@ -33,11 +41,29 @@ class ProgressDisplay:
         self._progress.stop()
 
     def update(self, steps: int, episode_return: float | None, summary: str, speed: float) -> None:
-        """Show an update; where no episode ended (None) the last return stays in view."""
+        """Show an update.
+
+        Parameters
+        ----------
+        steps
+            Environment steps so far.
+        episode_return
+            Mean over the episodes that ended; None: none did, and the last one stays in view.
+        summary
+            Summary of the report.
+        speed
+            Environment steps a second.
+        """
         if episode_return is not None:
             self._progress.update(self._bar, episode_return=f"{episode_return:,.1f}")
         self._progress.update(self._bar, completed=steps, summary=summary, speed=speed)
 
     def line(self, text: str) -> None:
-        """A line that stays, above the live one."""
+        """Write a line that stays, above the live one.
+
+        Parameters
+        ----------
+        text
+            Plain text, not markup.
+        """
         self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a run is made of: the loop's own settings, the algorithm's, and where each came from."""
+"""The settings of a run: the loop's own, the algorithm's, and where each came from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
 
-from rl_plugins.data.environments import Backend
 from rl_plugins.errors import UsageError
 from rl_plugins.plugin import Plugin
 from rl_plugins.settings import configure, require_between, require_least
@@ -29,11 +28,12 @@ class RunSettings:
     seed: int = 0
     """Seed of the environments, the initial weights, the actions and the minibatches."""
     environments: int = 8
-    """Copies of the task that are stepped together."""
+    """Copies of the task that are stepped together; more for speed."""
     rollout_length: int = 256
-    """Steps of each copy between two updates."""
+    """Steps of each copy between two updates; more for less noisy and fewer updates."""
     backend: Literal["sync", "async", "envpool"] = "sync"
-    """Who steps the copies: Gymnasium in this process or in one each, or envpool if installed."""
+    """Who steps the copies: Gymnasium in this process or, for slow tasks, in one each, or envpool
+    if installed."""
     evaluations: int = 4
     """Evaluations during training, evenly spaced; the final one comes on top."""
     checkpoints: int = 4
@@ -41,7 +41,7 @@ class RunSettings:
     evaluation_episodes: int = 20
     """Episodes of the final evaluation, with the mode of the policy; those before take 5."""
     threads: int = 1
-    """Threads of torch; small networks are faster with one."""
+    """Threads of torch; small networks are faster with one, image networks with more."""
 
     def __post_init__(self) -> None:
         require_least(self, 1, "total_steps", "environments", "rollout_length")
@@ -49,15 +49,24 @@ class RunSettings:
         require_least(self, 0, "evaluations", "checkpoints")
         require_between(self, 0, 2**32 - 1, "seed")
 
-    @property
-    def stepped_by(self) -> Backend:
-        """The ``backend``, as what it names."""
-        return Backend[self.backend.upper()]
-
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything that determines a run; ``tuned`` is what the settings file has for the task."""
+class RunPlan:
+    """Everything that determines a run.
+
+    Attributes
+    ----------
+    algorithm
+        Its registered name.
+    task
+        The task's registered name.
+    run
+        Settings of the loop.
+    config
+        Settings of the algorithm, an instance of its ``Config``.
+    tuned
+        The settings file's entries for the task, by name.
+    """
 
     algorithm: str
     task: str
@@ -70,7 +79,13 @@ DEFAULT = "default"
 
 
 def tuned_settings(algorithm: str) -> dict[str, dict[str, Any]]:
-    """The settings file's entries for an algorithm, by task; empty where it has none."""
+    """The settings file's entries for an algorithm, by task; empty where it has none.
+
+    Parameters
+    ----------
+    algorithm
+        Its registered name.
+    """
     return {task: row for task, row in _settings_file(algorithm).items() if task != DEFAULT}
 
 
@@ -81,10 +96,25 @@ def _settings_file(algorithm: str) -> dict[str, dict[str, Any]]:
 
 def resolve(
     algorithm: str, plugin: type[Plugin], task: str, overrides: Mapping[str, Any]
-) -> Settings:
+) -> RunPlan:
     """Defaults, then the settings file's default row and the task's, then ``overrides`` by name.
 
-    Raises :class:`UsageError` for a name that neither the loop nor the algorithm has.
+    Parameters
+    ----------
+    algorithm
+        Its registered name.
+    plugin
+        Its class.
+    task
+        The task's registered name.
+    overrides
+        Settings of the loop and of the algorithm, by name.
+
+    Raises
+    ------
+    UsageError
+        For a name that neither the loop nor the algorithm has, one that both have, and a value of
+        another type or out of range.
     """
     rows = _settings_file(algorithm)
     tuned = rows.get(task, {})
@@ -93,6 +123,7 @@ def resolve(
     config_names = {field.name for field in dataclasses.fields(plugin.Config)}
     if clash := run_names & config_names:
         raise UsageError(f"{algorithm} redefines settings of the training loop: {sorted(clash)}")
-    run = configure(RunSettings, {k: v for k, v in merged.items() if k in run_names})
-    config: Any = configure(plugin.Config, {k: v for k, v in merged.items() if k not in run_names})
-    return Settings(algorithm, task, run, config, tuned)
+    of_run = {name: value for name, value in merged.items() if name in run_names}
+    of_config = {name: value for name, value in merged.items() if name not in run_names}
+    run, config = configure(RunSettings, of_run), configure(plugin.Config, of_config)
+    return RunPlan(algorithm, task, run, config, tuned)

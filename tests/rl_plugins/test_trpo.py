@@ -14,8 +14,7 @@ from rl_plugins import TRPO, TRPOConfig, UsageError, train
 from rl_plugins.agents import TRPOAgent
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
-from rl_plugins.policies import mlp
-from rl_plugins.policies.normalisation import ObservationNormaliser
+from rl_plugins.policies import ObservationNormaliser, mlp
 
 
 class Discrete(nn.Module):

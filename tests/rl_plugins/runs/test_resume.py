@@ -9,7 +9,7 @@ import torch
 
 from rl_plugins import UsageError, train
 from rl_plugins.plugin import find_plugin
-from rl_plugins.runs import Outcome, resume
+from rl_plugins.runs import RunOutcome, resume
 from rl_plugins.runs.directory import RunDirectory, load_checkpoint
 
 ON_POLICY: dict[str, Any] = {
@@ -82,7 +82,7 @@ def test_a_resumed_run_writes_what_the_run_would_have_written(
     assert load_checkpoint(tmp_path / "part")["updates"] == 5
     resumed = resume(tmp_path / "part")
 
-    assert resumed.outcome is Outcome.FINISHED
+    assert resumed.outcome is RunOutcome.FINISHED
     assert resumed.steps == whole.steps
     assert resumed.evaluation == whole.evaluation
     for name in ("progress.csv", "evaluations.csv"):
@@ -147,7 +147,7 @@ def test_a_directory_that_another_process_writes_is_not_resumed(part):
     with running, pytest.raises(UsageError, match="another process is writing"):
         resume(part)
     assert (part / "progress.csv").read_bytes() == before
-    assert resume(part).outcome is Outcome.FINISHED
+    assert resume(part).outcome is RunOutcome.FINISHED
 
 
 def edit(path, change):
@@ -204,4 +204,4 @@ def test_files_that_cannot_be_written_are_named(part):
     with pytest.raises(UsageError, match="cannot write the run directory"):
         resume(part)
     (part / "progress.csv").rmdir()
-    assert resume(part).outcome is Outcome.FINISHED  # the refusal left no lock behind
+    assert resume(part).outcome is RunOutcome.FINISHED  # the refusal left no lock behind

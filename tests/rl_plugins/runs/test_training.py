@@ -21,7 +21,7 @@ from rl_plugins.agents import TRPOAgent
 from rl_plugins.errors import ExperienceError
 from rl_plugins.plugin import find_plugin, registered_plugins
 from rl_plugins.policies import Sampling
-from rl_plugins.runs import Outcome, RunSettings, evaluate, resolve, tuned_settings
+from rl_plugins.runs import RunOutcome, RunSettings, evaluate, resolve, tuned_settings
 
 QUICK: dict[str, Any] = {
     "total_steps": 600,
@@ -49,7 +49,7 @@ def test_a_finished_run_leaves_everything_that_it_promises(run):
     assert names == {"config.json", "progress.csv", "evaluations.csv", "checkpoint.pt",
                      "outcome.json", "curve.png"}  # fmt: skip
     assert any(path.name.startswith("events") for path in run.directory.iterdir())
-    assert run.outcome is Outcome.FINISHED
+    assert run.outcome is RunOutcome.FINISHED
     outcome = json.loads((run.directory / "outcome.json").read_text())
     assert outcome["outcome"] == "finished"
     assert outcome["steps"] == run.steps == 600
