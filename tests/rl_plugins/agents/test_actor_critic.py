@@ -5,9 +5,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rl_plugins.agents.actor_critic import ActorCritic, OnPolicyConfig, standardise
+from rl_plugins.agents.actor_critic import ActorCritic
+from rl_plugins.agents.networks import OnPolicyConfig
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
+from rl_plugins.data.rollout import standardise
 
 BOX = spaces.Box(-np.inf, np.inf, (4,), np.float32)
 

@@ -8,7 +8,8 @@ from gymnasium import spaces
 from torch.distributions import Categorical, Independent, Normal, Poisson
 
 from rl_plugins import UsageError
-from rl_plugins.agents.actor_critic import ActorCritic, OnPolicyConfig
+from rl_plugins.agents.actor_critic import ActorCritic
+from rl_plugins.agents.networks import OnPolicyConfig
 from rl_plugins.policies import mlp, sample
 from rl_plugins.policies.spaces import action_map
 

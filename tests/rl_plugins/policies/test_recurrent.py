@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 
 from rl_plugins import train
-from rl_plugins.agents.actor_critic import ActorCritic, OnPolicyConfig
+from rl_plugins.agents.actor_critic import ActorCritic
+from rl_plugins.agents.networks import OnPolicyConfig
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import make_environments
 from rl_plugins.policies import Remembering
