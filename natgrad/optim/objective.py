@@ -74,8 +74,8 @@ class Objective:
                 stack.enter_context(self._recorded)
             self.returned = self._call()
         if observed is not None:
-            # Without a call of the model, the closure only repeats the loss of an earlier pass.
-            self.measures = observed.called
+            # Without a call of the model, a scalar only repeats the loss of an earlier pass.
+            self.measures = observed.called or self.residuals is not None
         if self.residuals is not None:
             return self.loss_of(self.residuals).to(self.residuals.dtype)
         if self._recorded is not None and isinstance(self.returned, Tensor):

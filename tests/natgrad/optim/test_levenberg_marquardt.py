@@ -797,3 +797,16 @@ def test_the_former_name_of_solver_is_taken_and_may_not_contradict_it():
     assert steps == ["cg"] * 3
     with pytest.raises(ValueError, match="former name"):
         LevenbergMarquardt([x], solver="cg", method="dense")
+
+
+def test_residuals_may_come_from_parts_of_the_model():
+    """The closure calls its layers and never the model itself."""
+    x, t = random_(8, 2, seed=0), random_(8, 1, seed=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    optimizer = LevenbergMarquardt(model)
+    first, between, last = model
+    losses = [float(optimizer.step(lambda: (last(between(first(x))) - t)[:, 0])) for _ in range(5)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
