@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -302,8 +303,57 @@ def machines() -> str:
     )
 
 
+def walks() -> str:
+    record = json.loads((RESULTS / "revisions.json").read_text())
+    header = ["a reader follows", "files before", "files", "stays before", "stays"]
+    rows = [
+        [
+            name,
+            *(str(walk[when][what]) for what in ("files", "stays") for when in ("before", "after")),
+        ]
+        for name, walk in record["walks"].items()
+    ]
+    return markdown(header, rows)
+
+
+def revisions() -> str:
+    record = json.loads((RESULTS / "revisions.json").read_text())
+    kinds: dict[str, list[dict[str, float]]] = {}
+    for case, row in record["cases"].items():
+        kinds.setdefault(case.split(":")[0], []).append(row)
+    rows = []
+    for kind, cases in kinds.items():
+        ratios = [case["time_ratio"] for case in cases]
+        worst = max(case["difference"] for case in cases)
+        rows.append(
+            [
+                f"{kind}s",
+                str(len(cases)),
+                str(sum(not case["difference"] for case in cases)),
+                f"{worst:.0e}" if worst else "0",
+                "" if any(map(math.isnan, ratios)) else f"{statistics.median(ratios):.3f}",
+                "" if any(map(math.isnan, ratios)) else f"{max(ratios):.3f}",
+            ]
+        )
+    header = [
+        "kind", "cases", "the same bit for bit", "largest relative difference",
+        "time, median of ratios", "largest ratio",
+    ]  # fmt: skip
+    sizes = "; ".join(
+        f"{package}: {now['all']:,} lines ({was['all']:,} before), {now['code']:,} of code "
+        f"({was['code']:,} before)"
+        for package, was, now in (
+            (package, record["lines"]["before"][package], record["lines"]["after"][package])
+            for package in record["lines"]["after"]
+        )
+    )
+    return f"{markdown(header, rows)}\n\nBase: {record['base']}. {sizes}."
+
+
 def main() -> None:
     for page, name, table in (
+        ("house.md", "walks", walks),
+        ("house.md", "revisions", revisions),
         ("accounts.md", "accounts", accounts),
         ("curvature.md", "curvature", curvature),
         ("solvers.md", "honesty", honesty),
