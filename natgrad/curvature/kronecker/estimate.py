@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.layers import recorded_layers, verified
 from natgrad.autodiff.side_effects import Forward, preserved_buffers
-from natgrad.curvature.kronecker.blocks import Block
+from natgrad.curvature.fisher import Fisher
+from natgrad.curvature.kronecker.blocks import Block, DenseBlock, DiagonalBlock
 from natgrad.curvature.kronecker.factors import Sharing, correct, layer_factors, require_samples
 from natgrad.curvature.kronecker.layer_block import KroneckerBlock
 from natgrad.curvature.kronecker.output_gradients import OutputGradients, checked_outputs
-from natgrad.curvature.kronecker.remaining import remaining_blocks
 from natgrad.curvature.metrics import Distributions, batch_shape
 from natgrad.flat import Slots
 
@@ -71,7 +71,7 @@ def estimated_blocks(
             ]
             covered = {owner for layer in layers for owner in layer.owners}
             rest = [p for p in slots.trained if p not in covered and graph.reaches(p)]
-            of_rest = remaining_blocks(rest, forward, data, gradients, max_dense)
+            of_rest = _remaining_blocks(rest, forward, data, gradients, max_dense)
             blocks: list[Block] = [*of_layers, *of_rest]
             for block in blocks:
                 before = earlier.get(tuple(block.owners))
@@ -115,3 +115,53 @@ def _weighted_sum(outputs: tuple[Tensor, ...], graph: Graph, slots: Slots) -> Te
             for output, weight in zip(outputs, weights, strict=True)
         ]
         return torch.stack(scalars).sum()
+
+
+def _remaining_blocks(
+    remaining: list[Tensor],
+    forward: Callable[[Any], Distributions],
+    data: Any,
+    gradients: OutputGradients,
+    max_dense: int,
+) -> list[Block]:
+    """The block of the parameters that no layer covers (norms, a policy's log σ, tied weights):
+    dense, or diagonal if they are many.
+
+    Parameters
+    ----------
+    remaining
+        The parameters, which the outputs depend on; if there are none, neither is the block.
+    forward, data
+        The forward function and its argument, for the dense block.
+    gradients
+        The backward passes, of which those of drawn labels give the diagonal.
+    max_dense
+        The largest number of elements for which the block is dense.
+
+    Raises
+    ------
+    ValueError
+        If there are more elements and labels are not drawn.
+    """
+    if not remaining:
+        return []
+    count = sum(parameter.numel() for parameter in remaining)
+    if count <= max_dense:
+        # From the forward function: its kernels may have to be replaced by differentiable ones.
+        return [DenseBlock(remaining, Fisher(forward, remaining, data=data).to_dense())]
+    if not gradients.samples:
+        raise ValueError(
+            f"{count} parameters are outside Linear, Conv1d, Conv2d (one group) and Embedding "
+            "layers, or these use them in ways a factor does not describe (tied weights, a "
+            f"frozen weight, dimension 0 not the batch); at most {max_dense} get a dense "
+            "block. Pass samples=1 and a generator for a diagonal one, or parameters=[...] "
+            "without them"
+        )
+    # Scores of drawn labels are independent with mean zero: the square of their sum has the
+    # sum of their squares for its expectation, and no per-sample gradient is formed.
+    like = remaining[0]
+    diagonal = torch.zeros(count, dtype=like.dtype, device=like.device)
+    for total in gradients.sampled():
+        pieces = torch.autograd.grad(total, remaining, retain_graph=True, allow_unused=True)
+        diagonal += Slots.vector_of(remaining, pieces).square() / gradients.divisor
+    return [DiagonalBlock(remaining, diagonal)]
