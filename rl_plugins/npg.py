@@ -13,9 +13,9 @@ Each update:
 Different from the paper and from some implementations: the step is scaled to a KL of δ to second
 order, not by a learning rate; with a constant multiple of s its length follows the scale of the
 rewards. There is no line search: no improvement is asked for, and the KL may be up to 2 δ, as the
-report says. Step 6 guards against the one case where the second order says nothing, a policy that
-is nearly certain: there a step of δ came out as one of 100 δ, and undid what had been learnt. A
-step that makes the policy's distribution not finite is taken back, bit for bit.
+report says. Step 6 is for near-deterministic policies, where the forecast is wrong by any factor:
+without it the actual KL reached 100 δ and training collapsed. A step that makes the policy's
+distribution not finite is taken back, bit for bit.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ Each update:
     5. fit the critic to the λ-returns                               critics/
 
 Different from the paper and from common implementations: the critic shares no parameters with the
-policy and is fitted apart, so that no coefficient weighs its loss against L; the old policy's
+policy and is fitted apart, so that there is no value-loss coefficient; the old policy's
 log-probabilities are computed once, with the parameters of the update's start; clipping and
 penalty bound no KL, step 4 does, and it keeps the direction that the epochs found.
 """

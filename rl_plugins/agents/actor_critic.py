@@ -92,7 +92,7 @@ class ActorCritic(nn.Module):
         states = optree.tree_map(lambda leaf: leaf.flatten(0, 1), rollout.observations)
         memories = None if rollout.memories is None else rollout.memories.flatten(0, 1)
         # The first rollout primes the statistics before its update. The policy's mean is near 0
-        # then for any observation; every later rollout is judged by the function that collected it.
+        # then for any observation. Later rollouts use the statistics they were collected with.
         normaliser = self.features.normaliser
         primes = normaliser is not None and not bool(normaliser.moments.count)
         kept = optree.tree_map(lambda leaf: leaf[keep], states)

@@ -12,7 +12,7 @@ from natgrad.flat import assign, flatten
 from rl_plugins.parts.surrogate import Surrogate
 
 SHRINK = 0.8
-# 0.8¹⁰⁰ is 2e-10: an update that breaks the bound there was not finite in size.
+# 0.8¹⁰⁰ is 2e-10: an update that breaks the bound even there has diverged.
 MAX_BACKTRACKS = 100
 
 

@@ -120,7 +120,7 @@ class Surrogate:
         advantages: Tensor,
         mask: Tensor | None = None,
     ) -> None:
-        # A critic that shares layers with the policy, or a reparametrised draw, must not pull g.
+        # Detached: g must not include paths through a shared critic or a reparametrised sample.
         self.observations = observations
         self.actions, self.advantages = actions.detach(), advantages.detach()
         if mask is not None and (mask.shape != advantages.shape or mask.dtype != torch.bool):
@@ -133,7 +133,7 @@ class Surrogate:
         if not self.count:
             raise ValueError("the batch is empty: a step needs at least one state")
         if mask is not None:
-            # The gradient of a NaN that no mean counts is 0 · NaN, and not 0.
+            # Replace masked NaNs: 0 × NaN is NaN, in the gradient too.
             self.actions = _padded(self.actions, mask)
             self.advantages = self.advantages.where(mask, 0.0)
         with torch.no_grad():

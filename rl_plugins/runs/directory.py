@@ -266,7 +266,7 @@ def _drop_later_rows(path: Path, after: int) -> list[str]:
 
 
 def is_whole(row: Row) -> bool:
-    """Whether a row has a cell for every column: one that a crash cut off has not.
+    """Whether a row has a cell for every column; False for a row truncated by a crash.
 
     Parameters
     ----------
