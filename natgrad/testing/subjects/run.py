@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,14 @@ from natgrad.testing.cases.objective import Objective
 from natgrad.testing.cases.reparametrisation import Regression
 from natgrad.testing.cases.training import Training
 
-if TYPE_CHECKING:
-    from natgrad.testing.subjects.optimizer import Optimizer
-
 Task = Training | Objective | Regression
+
+
+class SteppedInForms(Protocol):
+    """A subject that says in which forms it steps, the preferred one first."""
+
+    @property
+    def forms(self) -> tuple[str, ...]: ...
 
 
 @dataclass
@@ -35,7 +39,7 @@ class Run:
         The optimizer of its parameters.
     """
 
-    subject: Optimizer
+    subject: SteppedInForms
     task: Task
     model: nn.Module
     optimizer: Any
