@@ -178,6 +178,8 @@ def inner_products(left: Tensor, right: Tensor) -> Tensor:
             [3.]], dtype=torch.float64)
     """
     size = CHUNK if left.device.type == "cpu" else max(left.shape[-1], 1)
+    if left.shape[-1] <= size:
+        return torch.inner(left.double(), right.double())
     pieces = torch.split(left, size, dim=-1), torch.split(right, size, dim=-1)
     pairs = zip(*pieces, strict=True)
     return torch.stack([torch.inner(a.double(), b.double()) for a, b in pairs]).sum(dim=0)
