@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import configparser
 import io
+import itertools
 import json
 import math
 import os
@@ -169,9 +170,11 @@ def main(base: str, rounds: int = 5, repeats: int = 20, only: str = "") -> int:
                 record(*each, out, "--old-runs", str(runs), "--only", only) for each in trees
             )
             speeds: dict[str, list[tuple[float, float]]] = {}
-            given = ("--repeats", str(repeats), "--only", only)
-            for index in range(rounds):
+            # Kind by kind: what is compared runs within the same half minute.
+            kinds = dict.fromkeys(case.split(":")[0] for case in old if "old run" not in case)
+            for index, kind in itertools.product(range(rounds), kinds):
                 order = [0, 1] if index % 2 == 0 else [1, 0]
+                given = ("--repeats", str(repeats), "--only", only or f"{kind}: ")
                 seconds: dict[int, Record] = {i: record(*trees[i], out, *given) for i in order}
                 for case in seconds[0]:
                     pair = seconds[0][case][1], seconds[1][case][1]
