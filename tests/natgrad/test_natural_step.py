@@ -206,3 +206,68 @@ def test_what_is_no_step_is_zero_and_says_why(solver, status):
     )
     assert step.status is status
     assert step.d.tolist() == [0.0, 0.0]
+
+
+@given(spd_matrices(max_size=6, dtypes=DOUBLE), st.integers(0, 999))
+def test_without_damping_a_solver_gets_the_operator_itself(K, seed):
+    g, given_to = vectors_like(K, seed=seed), []
+
+    def solve(A, b):
+        given_to.append((A, b))
+        return exact(A, b)
+
+    step = natgrad.natural_step(K, g, damping=0.0, bound=0.01, solver=solve)
+    ((A, b),) = given_to
+    assert A is K
+    assert b is g
+    assert torch.equal(step.d, natgrad.natural_step(K, g, damping=0.0, bound=0.01, solver=exact).d)
+
+
+@pytest.mark.parametrize(("size", "stretch"), [(1.0, 1e6), (1e6, 1.0), (1e-6, 1e3)])
+@pytest.mark.parametrize(("units", "status"), [(0.5, "OK"), (2.0, "NONPOSITIVE_CURVATURE")])
+def test_below_zero_by_less_than_rounding_is_zero(size, stretch, units, status):
+    """sᵀK s = −u eps ‖s‖ ‖K s‖, the rounding of a product with vectors of these norms."""
+    eps = torch.finfo(torch.float64).eps
+    s = size * torch.tensor([1.0, 0.0], dtype=torch.float64)
+    Ks = stretch * torch.tensor([-units * eps, 1.0], dtype=torch.float64)
+    step = natgrad.natural_step(
+        torch.eye(2), s, damping=0.0, bound=0.01, longest=1.0, solver=_found(s, Ks)
+    )
+    assert step.status is StepSizeStatus[status]
+    assert torch.equal(step.d, s if status == "OK" else torch.zeros_like(s))
+
+
+def test_a_curvature_beyond_all_numbers_is_told_from_none():
+    tiny = torch.tensor([1e-170, 0.0], dtype=torch.float64)  # its square is 0, or next to it
+    found = _found(tiny, 1e-150 * torch.tensor([1.0, 0.0], dtype=torch.float64))
+    step = natgrad.natural_step(torch.eye(2), tiny, damping=0.0, bound=1e300, solver=found)
+    assert step.status is StepSizeStatus.NONFINITE
+    assert not step.d.any()
+
+
+class _Callable:
+    """A solver without a code object, with or without the argument."""
+
+    def __init__(self, *, damped):
+        self.damped = damped
+
+    def __call__(self, *args, **settings):
+        assert ("damping" in settings) is self.damped
+        return natgrad.cg(*args, **settings)
+
+
+class _Damped(_Callable):
+    def __call__(self, K, g, *, damping):
+        return super().__call__(K, g, damping=damping)
+
+
+class _Undamped(_Callable):
+    def __call__(self, K, g):
+        return super().__call__(K, g)
+
+
+@pytest.mark.parametrize("solver", [_Damped(damped=True), _Undamped(damped=False)])
+def test_solvers_that_are_objects_are_asked_for_what_they_take(solver):
+    K, g = Dense(torch.diag(torch.tensor([1.0, 4.0]))), torch.ones(2)
+    step = natgrad.natural_step(K, g, damping=0.5, longest=1.0, solver=solver)
+    assert torch.allclose(step.d, torch.tensor([1 / 1.5, 1 / 4.5]))
