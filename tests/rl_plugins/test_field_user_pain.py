@@ -193,18 +193,14 @@ def _tasks():
     gym.register("test/Hybrid-v0", Hybrid)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "steps", "settings"),
     [
         ("trpo", 8_000, {"max_kl": 0.1}),
-        pytest.param("npg", 8_000, {"max_kl": 0.1}, marks=pytest.mark.slow),
-        pytest.param(
-            "ppo",
-            8_000,
-            {"learning_rate": 0.01, "epochs": 4, "batch_size": 128},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param("a2c", 20_000, {"learning_rate": 0.03}, marks=pytest.mark.slow),
+        ("npg", 8_000, {"max_kl": 0.1}),
+        ("ppo", 8_000, {"learning_rate": 0.01, "epochs": 4, "batch_size": 128}),
+        ("a2c", 20_000, {"learning_rate": 0.03}),
     ],
 )
 def test_08_and_09_hybrid_actions_masks_and_memory_work_together(

@@ -142,10 +142,8 @@ class Riccati:
         pass
 
 
-SLOW_TD3 = pytest.param("td3", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("algorithm", ["ddpg", SLOW_TD3])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ddpg", "td3"])
 def test_a_whole_run_comes_close_to_the_best_return(algorithm, tmp_path):
     """From actions of its own, through replay buffer, bounds and time limits; the same episodes
     are played by the gain of the Riccati equation."""
