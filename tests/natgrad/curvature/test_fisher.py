@@ -161,7 +161,7 @@ def test_agrees_with_sampled_scores(network, x):
     """Monte Carlo over actions: within five standard errors, entry by entry."""
     parameters = list(network.parameters())
     F = Fisher(network(x), parameters).to_dense()
-    draws = 200
+    draws = 400
     with torch.random.fork_rng():
         torch.manual_seed(0)
         actions = network(x).sample((draws,))
