@@ -150,8 +150,8 @@ def _solve(solver: Solver, K: Any, g: Tensor, damping: float) -> Solution[Tensor
 
 def _takes_damping(solver: Solver) -> bool:
     function: Any = solver
-    while isinstance(function, partial):
-        function = function.func
+    while isinstance(function, partial) or hasattr(function, "__wrapped__"):
+        function = function.func if isinstance(function, partial) else function.__wrapped__
     # inspect.signature takes 50 µs, which is much of a step on a small network.
     if (code := getattr(function, "__code__", None)) is not None:
         return "damping" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]

@@ -1,7 +1,7 @@
 """The three answers together: operator, solver, step (theory, lines 5 to 8)."""
 
 import math
-from functools import partial
+from functools import partial, wraps
 
 import pytest
 import torch
@@ -266,8 +266,17 @@ class _Undamped(_Callable):
         return super().__call__(K, g)
 
 
-@pytest.mark.parametrize("solver", [_Damped(damped=True), _Undamped(damped=False)])
-def test_solvers_that_are_objects_are_asked_for_what_they_take(solver):
+@wraps(natgrad.cg)
+def _decorated(*args, **settings):
+    assert "damping" in settings
+    return natgrad.cg(*args, **settings)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [_Damped(damped=True), _Undamped(damped=False), _decorated, partial(_decorated, rtol=1e-6)],
+)
+def test_solvers_that_are_objects_or_decorated_get_what_they_take(solver):
     K, g = Dense(torch.diag(torch.tensor([1.0, 4.0]))), torch.ones(2)
     step = natgrad.natural_step(K, g, damping=0.5, longest=1.0, solver=solver)
     assert torch.allclose(step.d, torch.tensor([1 / 1.5, 1 / 4.5]))
