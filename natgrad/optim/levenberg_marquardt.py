@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from natgrad.optim.arguments import require_least
 from natgrad.optim.least_squares_step import LeastSquaresStep
 from natgrad.optim.linearised import Linearised, Method, cauchy_length, linearise
-from natgrad.optim.objective import Start
+from natgrad.optim.objective import ClosureForm, Start
 from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer
 from natgrad.optim.report import OptimizerStatus
 from natgrad.optim.trust_region_search import search_radius, unmeasured_step
@@ -113,7 +113,7 @@ class LevenbergMarquardt(SecondOrderOptimizer):
     """
 
     whole = ("radius", "damping", "momentum")
-    _closure_form: ClassVar = {"takes_residuals": True}
+    _closure_form = ClosureForm.RESIDUALS
 
     def __init__(
         self,

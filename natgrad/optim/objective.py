@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -25,6 +26,14 @@ Closure = Callable[[], Any]
 LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
+class ClosureForm(Enum):
+    """What an optimizer reads from the first call of a closure."""
+
+    STANDARD = "a loss, and gradients in .grad"
+    RESIDUALS = "a loss, or residuals r as a tensor with a dimension, whose loss is ½‖r‖²"
+    GRAPH = "a loss and gradients; the graph of the loss is kept for Objective.root"
+
+
 class Objective:
     """f(θ) by a closure, ``sign`` times the loss that it returns.
 
@@ -33,24 +42,19 @@ class Objective:
     their values can be compared. ``returned`` is the value of the first call, ``evaluations``
     counts all calls, ``measures`` says whether the closure can measure another θ than the first.
 
-    With ``takes_residuals`` a returned tensor with a dimension holds residuals r, and the loss is
-    ½‖r‖². With ``keeps_graph`` the graph of the first loss is kept for :meth:`root`. Both
-    differentiate the graph of the first call again, so that torch.compile is off for it: the graph
-    of compiled code can be differentiated once.
+    The forms RESIDUALS and GRAPH differentiate the graph of the first call again, so that
+    torch.compile is off for it: the graph of compiled code can be differentiated once.
     """
 
     def __init__(
         self,
         closure: Closure,
         device: torch.device,
-        sign: float = 1.0,
-        *,
-        takes_residuals: bool = False,
-        keeps_graph: bool = False,
+        sign: float,
+        form: ClosureForm,
     ) -> None:
-        self._closure, self._sign = closure, sign
-        self._takes_residuals = takes_residuals
-        self._recorded = RecordedBackward() if keeps_graph else None
+        self._closure, self._sign, self._form = closure, sign, form
+        self._recorded = RecordedBackward() if form is ClosureForm.GRAPH else None
         self._state = RandomState(device)
         self._forward_suffices = True
         self.returned: Any = None
@@ -68,7 +72,7 @@ class Objective:
                 observed.called = False
                 stack.enter_context(observed.renewed())
             stack.enter_context(torch.enable_grad())
-            if self._takes_residuals or self._recorded is not None:
+            if self._form is not ClosureForm.STANDARD:
                 stack.enter_context(eager())
             if self._recorded is not None:
                 stack.enter_context(self._recorded)
@@ -150,7 +154,8 @@ class Objective:
         return returned
 
     def _holds_residuals(self, returned: Any) -> bool:
-        return self._takes_residuals and isinstance(returned, Tensor) and returned.ndim > 0
+        takes = self._form is ClosureForm.RESIDUALS
+        return takes and isinstance(returned, Tensor) and returned.ndim > 0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from natgrad import flat
 from natgrad.optim.arguments import require_least
-from natgrad.optim.objective import Closure, Objective, Start, as_loss, start_of
+from natgrad.optim.objective import Closure, ClosureForm, Objective, Start, as_loss, start_of
 from natgrad.optim.observed_model import ObservedModel
 from natgrad.optim.report import Growth, NonFiniteError, OptimizerReport, OptimizerStatus
 
@@ -41,12 +41,12 @@ class SecondOrderOptimizer(Optimizer):
     was.
 
     Numbers that belong to the whole step (``whole``) stand in every group and must agree; ``lr`` is
-    each group's own. ``_closure_form`` says how the closure is read: see :class:`Objective`.
+    each group's own. ``_closure_form`` says how the closure is read: see :class:`ClosureForm`.
     """
 
     last_step: OptimizerReport | None = None
     whole: tuple[str, ...] = ()
-    _closure_form: ClassVar[dict[str, bool]] = {}
+    _closure_form: ClassVar[ClosureForm] = ClosureForm.STANDARD
 
     def __init__(
         self, parameters: nn.Module | Parameters, defaults: dict[str, Any], model: nn.Module | None
@@ -189,7 +189,7 @@ class SecondOrderOptimizer(Optimizer):
         sign = -1.0 if "maximize" in self.whole and self._setting("maximize") else 1.0
         objective, returned = None, None
         if closure is not None:
-            objective = Objective(closure, self._parameters()[0].device, sign, **self._closure_form)
+            objective = Objective(closure, self._parameters()[0].device, sign, self._closure_form)
             returned = objective.first(self._observed)
         start = start_of(objective, self._parameters(), sign)
         proposal = self._step_or_restore(start)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from natgrad.curvature import Hessian, LinearOperator
 from natgrad.optim.arguments import require_least
-from natgrad.optim.objective import Start
+from natgrad.optim.objective import ClosureForm, Start
 from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer
 from natgrad.optim.report import OptimizerStatus
 from natgrad.optim.trust_region_search import search_radius
@@ -94,7 +94,7 @@ class TrustRegionNewton(SecondOrderOptimizer):
     """
 
     whole = ("radius", "largest_gradient", "maximize")
-    _closure_form: ClassVar = {"keeps_graph": True}
+    _closure_form = ClosureForm.GRAPH
 
     def __init__(
         self,
