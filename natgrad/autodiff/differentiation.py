@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,25 @@ def eager() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+@contextmanager
+def without_hooks(hooks: Iterable[dict[int, Any]], parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Run backward passes without the ``hooks`` of modules and those of ``parameters``.
+
+    Such hooks clip or log the gradients of a training step, while curvature is that of the model.
+    They are put back afterwards; no other code runs meanwhile.
+    """
+    emptied = [each for each in hooks if each]
+    emptied += [each for p in parameters if (each := getattr(p, "_backward_hooks", None))]
+    copies = [dict(each) for each in emptied]
+    try:
+        for each in emptied:
+            each.clear()
+        yield
+    finally:
+        for each, copy in zip(emptied, copies, strict=True):
+            each.update(copy)
 
 
 def gradients(

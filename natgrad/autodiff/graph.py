@@ -9,7 +9,6 @@ model (:meth:`Graph.try_once`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,7 +37,8 @@ class Graph:
     """The nodes behind ``outputs``.
 
     ``custom`` names the autograd Functions of Python and of C++ extensions among the nodes, whose
-    backward passes need not be linear or differentiable.
+    backward passes need not be linear or differentiable. ``hooks`` are those of modules, as torch
+    keeps them, for :func:`~natgrad.autodiff.differentiation.without_hooks`.
 
     Raises :class:`NotTwiceDifferentiable` for a reentrant checkpoint, behind which the graph ends.
     Cost: about a microsecond a node.
@@ -88,7 +88,7 @@ class Graph:
             elif kind.__name__ != "CppFunction":  # the type that untyped nodes share
                 built_in.add(kind)
         self._structure = hash(tuple(kinds))
-        self._hooks = [hooks for node in module_hooks for hooks in _hooks_of(node)]
+        self.hooks = [hooks for node in module_hooks for hooks in _hooks_of(node)]
 
     @property
     def nodes(self) -> list[Node]:
@@ -142,27 +142,6 @@ class Graph:
         if not count & (count - 1):
             trial()
         known[key] = count
-
-    @contextmanager
-    def unhooked(self, parameters: Sequence[Tensor]) -> Iterator[None]:
-        """Run backward passes without the hooks of modules and of ``parameters``.
-
-        Such hooks clip or log the gradients of a training step, while curvature is that of the
-        model. They are put back afterwards; no other code runs meanwhile.
-        """
-        emptied = [hooks for hooks in self._hooks if hooks]
-        emptied += [hooks for p in parameters if (hooks := getattr(p, "_backward_hooks", None))]
-        if not emptied:
-            yield
-            return
-        copies = [dict(hooks) for hooks in emptied]
-        try:
-            for hooks in emptied:
-                hooks.clear()
-            yield
-        finally:
-            for hooks, copy in zip(emptied, copies, strict=True):
-                hooks.update(copy)
 
 
 def _hooks_of(node: Node) -> Iterator[dict[int, Any]]:

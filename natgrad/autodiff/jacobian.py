@@ -18,7 +18,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from natgrad.autodiff.differentiation import NotTwiceDifferentiable, gradients, many_gradients
+from natgrad.autodiff.differentiation import (
+    NotTwiceDifferentiable,
+    gradients,
+    many_gradients,
+    without_hooks,
+)
 from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.hooks import ROUNDING, not_linear
 from natgrad.flat import Slots
@@ -69,7 +74,7 @@ class Jacobian:
 
     def unhooked(self) -> AbstractContextManager[None]:
         """Run backward passes through this graph without hooks of parameters and modules."""
-        return self._graph.unhooked(self.reached)
+        return without_hooks(self._graph.hooks, self.reached)
 
     def record(self) -> None:
         """Record z ↦ Jᵀz with its own graph, as products with J need it.

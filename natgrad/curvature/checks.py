@@ -1,47 +1,9 @@
-"""Checks of vectors, matrices and weights that callers pass, with errors that name the cure."""
+"""Checks of matrices and weights that callers pass, with errors that name the cure."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def checked_operand(
-    vector: Tensor, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Return the right-hand operand of an operator as a detached matrix (n, k).
-
-    Parameters
-    ----------
-    vector
-        A vector (n,) or matrix (n, k).
-    shape, dtype, device
-        Those of the operator.
-
-    Raises
-    ------
-    TypeError
-        If the operand is not a tensor.
-    ValueError
-        If its shape, dtype or device does not fit the operator.
-    """
-    if not isinstance(vector, Tensor):
-        raise TypeError(
-            f"expected a torch tensor, got {type(vector).__name__}; "
-            "use torch.from_numpy(v), or A.to_scipy() @ v for NumPy arrays"
-        )
-    if vector.ndim not in (1, 2) or vector.shape[0] != shape[0]:
-        raise ValueError(
-            f"an operator of shape {shape} multiplies vectors of shape "
-            f"({shape[0]},) or ({shape[0]}, k), got {tuple(vector.shape)}"
-        )
-    if vector.dtype != dtype or vector.device != device:
-        raise ValueError(
-            f"the operator is {dtype} on {device}, the vector is {vector.dtype} on "
-            f"{vector.device}; convert the vector with .to(A.device, A.dtype)"
-        )
-    vector = vector.detach()
-    return vector.unsqueeze(1) if vector.ndim == 1 else vector
 
 
 def checked_symmetric(matrix: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natgrad.autodiff.differentiation import gradients
+from natgrad.autodiff.differentiation import gradients, without_hooks
 from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.hooks import ROUNDING, not_linear
 from natgrad.autodiff.jacobian import Jacobian
@@ -103,7 +103,7 @@ class _LossBatch:
         self.reached = [p for p in slots.trained if self._graph.reaches(p)]
         if not self.reached:
             return
-        with torch.enable_grad(), self._graph.unhooked(self.reached):
+        with torch.enable_grad(), without_hooks(self._graph.hooks, self.reached):
             found = gradients([loss], self.reached, create_graph=True)
         for parameter, piece in zip(self.reached, found, strict=True):
             if piece is not None and piece.requires_grad:  # otherwise the loss is linear in it
@@ -124,7 +124,7 @@ class _LossBatch:
         if not self._nonlinear:
             return self._slots.vector((), ())
         pieces = self._slots.pieces(vector, self._nonlinear)
-        with self._graph.unhooked(self.reached):
+        with without_hooks(self._graph.hooks, self.reached):
             products = gradients(self._gradient, self.reached, pieces)
         return self.samples * self._slots.vector(self.reached, products)
 

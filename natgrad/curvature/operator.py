@@ -1,8 +1,4 @@
-"""Symmetric matrices (n, n) known by their products, and the algebra of such matrices.
-
-``Dense`` and ``FunctionOperator`` are defined here since ``from_dense`` and ``from_scipy`` return
-them.
-"""
+"""Symmetric matrices (n, n) known by their products, and the algebra of such matrices."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from natgrad.curvature.checks import checked_operand, checked_symmetric
+from natgrad.curvature.checks import checked_symmetric
 from natgrad.curvature.scipy_operators import scipy_product, to_scipy
 
 if TYPE_CHECKING:
@@ -44,10 +40,8 @@ class LinearOperator(ABC):
 
     Raises
     ------
-    TypeError
-        In ``A @ v``, if v is not a tensor.
-    ValueError
-        In ``A @ v``, if the shape, dtype or device of v differ from the operator's.
+    TypeError, ValueError
+        In ``A @ v``, unless v is a tensor of the operator's size, dtype and device.
     """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -77,8 +71,24 @@ class LinearOperator(ABC):
         return self._multiply(matrix).view(vector.shape)
 
     def _as_matrix(self, vector: Tensor) -> Tensor:
-        """Return a right-hand operand as a detached matrix (n, k)."""
-        return checked_operand(vector, self.shape, self.dtype, self.device)
+        """Return a right-hand operand (n,) or (n, k) as a detached matrix (n, k)."""
+        if not isinstance(vector, Tensor):
+            raise TypeError(
+                f"expected a torch tensor, got {type(vector).__name__}; "
+                "use torch.from_numpy(v), or A.to_scipy() @ v for NumPy arrays"
+            )
+        if vector.ndim not in (1, 2) or vector.shape[0] != self.shape[0]:
+            raise ValueError(
+                f"an operator of shape {self.shape} multiplies vectors of shape "
+                f"({self.shape[0]},) or ({self.shape[0]}, k), got {tuple(vector.shape)}"
+            )
+        if vector.dtype != self.dtype or vector.device != self.device:
+            raise ValueError(
+                f"the operator is {self.dtype} on {self.device}, the vector is {vector.dtype} on "
+                f"{vector.device}; convert the vector with .to(A.device, A.dtype)"
+            )
+        vector = vector.detach()
+        return vector.unsqueeze(1) if vector.ndim == 1 else vector
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
         return Sum(self, other) if isinstance(other, LinearOperator) else NotImplemented
@@ -115,12 +125,12 @@ class LinearOperator(ABC):
 
     def diagonal(self) -> Tensor:
         """Return the diagonal (n,). Cost: n products, but only O(n) memory."""
-        entries = []
+        diagonal = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
         for index in range(self.shape[0]):
-            basis = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
+            basis = torch.zeros_like(diagonal)
             basis[index] = 1
-            entries.append((self @ basis)[index])
-        return torch.stack(entries) if entries else torch.empty(0, dtype=self.dtype)
+            diagonal[index] = (self @ basis)[index]
+        return diagonal
 
     def to_scipy(self) -> ScipyOperator:
         """Return this operator for SciPy, with NumPy vectors of the same precision in and out."""
@@ -138,10 +148,8 @@ class LinearOperator(ABC):
 
         Raises
         ------
-        ValueError
-            If it is not square.
-        TypeError
-            If it is not real floating point.
+        ValueError, TypeError
+            Unless it is square and of real floating point.
         """
         multiply, size, dtype = scipy_product(operator)
         return FunctionOperator(multiply, size, dtype=dtype)
@@ -225,10 +233,8 @@ class Dense(LinearOperator):
 
     Raises
     ------
-    ValueError
-        If the matrix is not square, or not symmetric up to rounding in its own dtype.
-    TypeError
-        If it is not real floating point.
+    ValueError, TypeError
+        Unless the matrix is square, real floating point and symmetric up to rounding.
 
     Notes
     -----
@@ -284,15 +290,11 @@ class FunctionOperator(LinearOperator):
         self._function = function
 
     def _multiply(self, matrix: Tensor) -> Tensor:
-        products = torch.zeros_like(matrix)
-        for column in range(matrix.shape[1]):
-            vector = matrix[:, column].contiguous()
-            product = self._function(vector)
-            if product.shape != vector.shape or product.dtype != vector.dtype:
+        products = [self._function(column.contiguous()).detach() for column in matrix.T]
+        for product in products:
+            if product.shape != self.shape[:1] or product.dtype != self.dtype:
                 raise ValueError(
-                    f"the function returned shape {tuple(product.shape)} of {product.dtype} for a "
-                    f"vector of shape {tuple(vector.shape)} of {vector.dtype}; a square operator "
-                    "keeps both"
+                    f"the function returned shape {tuple(product.shape)} of {product.dtype} for "
+                    f"({self.shape[0]},) of {self.dtype}; a square operator keeps both"
                 )
-            products[:, column] = product.detach()
-        return products
+        return torch.stack(products, dim=1)

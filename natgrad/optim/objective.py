@@ -15,7 +15,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.overrides import TorchFunctionMode
 
 from natgrad import flat
-from natgrad.autodiff.differentiation import eager
+from natgrad.autodiff.differentiation import eager, without_hooks
 from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.side_effects import RandomState, preserved_buffers
 from natgrad.curvature import LinearOperator
@@ -229,7 +229,7 @@ def _start_at_residuals(objective: Objective, residuals: Tensor, parameters: lis
         # Not ½‖r‖² with its float32 sum: the same gradient from the residuals themselves.
         scalar = residuals.reshape(-1) @ residuals.detach().reshape(-1)
     # Jᵀr as it is: a hook that clips gradients would part it from J.
-    with Graph([residuals]).unhooked(active):
+    with without_hooks(Graph([residuals]).hooks, active):
         gradient = flat.gradient(scalar, active, retain_graph=True)
     return Start(active, flat.flatten(active), gradient, loss, objective)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natgrad.autodiff.differentiation import without_hooks
 from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.layers import recorded_layers, verified
 from natgrad.autodiff.side_effects import Forward, preserved_buffers
@@ -57,7 +58,7 @@ def estimated_blocks(
         outputs = checked_outputs(distribution, samples)
         graph = Graph([output for output in outputs if output.requires_grad])
         # preserved_buffers: checkpointed modules run again in a backward pass.
-        with graph.unhooked(slots.trained), preserved_buffers():
+        with without_hooks(graph.hooks, slots.trained), preserved_buffers():
             scalar = _weighted_sum(outputs, graph, slots)
             batch = batch_shape(distribution)
             reached = [layer for layer in recorded if graph.reaches(layer.weight)]
