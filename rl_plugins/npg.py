@@ -84,10 +84,13 @@ class NPG(PolicyStep[NaturalGradientSettings]):
         g = gradient(objective, parameters)
         natural = policy_step(self.policy, parameters, surrogate, g, settings)
 
-        status, fraction = LineSearchStatus.ZERO_STEP, 0.0
+        finite = bool(torch.isfinite(natural.d).all())
+        status = LineSearchStatus.ZERO_STEP if finite else LineSearchStatus.NONFINITE
+        evaluations, fraction = 0, 0.0
         improvement = kl = math.nan
         with Snapshot(parameters) as before:
-            if bool(natural.d.any()) and bool(torch.isfinite(natural.d).all()):
+            if finite and bool(natural.d.any()):
+                evaluations = 1
                 assign(parameters, before.theta + natural.d)
                 # Where a policy is nearly certain the quadratic model is wrong by any factor.
                 fraction = pull_back(
@@ -108,6 +111,6 @@ class NPG(PolicyStep[NaturalGradientSettings]):
             objective=-improvement,
             constraint=kl,
             improvement=improvement,
-            evaluations=int(status is not LineSearchStatus.ZERO_STEP),
+            evaluations=evaluations,
         )
         return report_step(surrogate, g, natural, search, settings.max_kl)

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from rl_plugins.parts.first_order import Snapshot, ascend
 from rl_plugins.parts.optimizers import make_optimizer
-from rl_plugins.parts.pull_back import pull_back
-from rl_plugins.parts.surrogate import PolicyStep, Surrogate, frozen
+from rl_plugins.parts.pull_back import frozen, pull_back
+from rl_plugins.parts.surrogate import PolicyStep, Surrogate
 from rl_plugins.reports import GradientReport, StepStatus
 from rl_plugins.settings import Settings, require_least, require_one_of
 

@@ -22,8 +22,11 @@ class LineSearchStatus(Enum):
         "the constraint exceeded its bound: lower the step or allow more backtracks"
     )
     NO_IMPROVEMENT = "the objective fell by less than asked: is the step a descent direction?"
-    NONFINITE = "the objective, the constraint or the point itself was NaN or infinite"
-    ZERO_STEP = "the step is zero or not finite; nothing was evaluated"
+    NONFINITE = (
+        "the objective, the constraint, the step or the point itself was NaN or infinite: look for "
+        "NaN in what the gradient was computed from (rewards, advantages, observations)"
+    )
+    ZERO_STEP = "the step is zero; nothing was evaluated"
     ZERO_GRADIENT = (
         "the gradient is exactly zero, so that there is nothing to search along. Of a policy whose "
         "advantages are not: its log-probabilities do not depend on its parameters, or it is so "
@@ -132,7 +135,9 @@ def backtracking(
     """
     _check(start, step, bound, shrink, accept_ratio, max_backtracks)
     nan = math.nan
-    if not bool(torch.isfinite(step).all()) or not bool(step.any()):
+    if not bool(torch.isfinite(step).all()):
+        return LineSearchResult(start, LineSearchStatus.NONFINITE, 0.0, nan, nan, nan, 0)
+    if not bool(step.any()):
         return LineSearchResult(start, LineSearchStatus.ZERO_STEP, 0.0, nan, nan, nan, 0)
 
     evaluations = 0

@@ -9,7 +9,15 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from natgrad import Fisher, LineSearchResult, LineSearchStatus, Step, cg, natural_step
+from natgrad import (
+    Fisher,
+    LineSearchResult,
+    LineSearchStatus,
+    Step,
+    StepSizeStatus,
+    cg,
+    natural_step,
+)
 from rl_plugins.parts.surrogate import Surrogate
 from rl_plugins.reports import TrustRegionReport
 from rl_plugins.settings import Settings, require_least
@@ -106,6 +114,8 @@ def report_step(
     """
     norm = float(torch.linalg.vector_norm(g))
     status, solution = search.status, natural.solution
+    if natural.status is StepSizeStatus.NONFINITE:  # d is zero then: say why
+        status = LineSearchStatus.NONFINITE
     if status is LineSearchStatus.ZERO_STEP and norm == 0 and bool(surrogate.advantages.any()):
         # The advantages are not 0: the gradient vanishes because of the policy.
         status = LineSearchStatus.ZERO_GRADIENT

@@ -1,11 +1,15 @@
-"""A finished update of a policy, pulled back onto the trust region."""
+"""A finished update of a policy, pulled back onto the trust region; a policy as it was."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.func import functional_call
 
 from natgrad import backtracking
 from natgrad.flat import assign, flatten
@@ -82,3 +86,15 @@ def pull_back(
     )
     assign(parameters, search.theta)
     return PullBack(search.fraction, kls[0] if kls else math.inf)
+
+
+def frozen(policy: nn.Module) -> Callable[[Any], Distribution]:
+    """The policy with its present parameters, for good.
+
+    Parameters
+    ----------
+    policy
+        Its parameters are copied, its buffers are not.
+    """
+    parameters = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    return lambda observations: functional_call(policy, parameters, (observations,))

@@ -11,7 +11,6 @@ import optree
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.func import functional_call
 
 from natgrad.curvature import metrics
 from rl_plugins.reports import StepReport
@@ -41,6 +40,11 @@ class PolicyStep(Generic[SettingsType]):
     def __init__(
         self, policy: nn.Module, *, generator: torch.Generator | None = None, **settings: Any
     ) -> None:
+        if not isinstance(policy, nn.Module):
+            raise TypeError(
+                f"{type(self).__name__} takes a policy, a torch.nn.Module from observations to a "
+                f"distribution; got {policy!r}. rl_plugins.train(algorithm, task) makes one"
+            )
         self.policy, self.settings = policy, configure(self.Settings, settings)
         self.generator = generator or torch.Generator().manual_seed(0)
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -105,6 +109,8 @@ class Surrogate:
     ------
     ValueError
         Where the shapes do not fit or the batch is empty.
+    TypeError
+        Where actions, advantages or mask are no tensors, or the policy returns no distribution.
 
     Notes
     -----
@@ -120,6 +126,7 @@ class Surrogate:
         advantages: Tensor,
         mask: Tensor | None = None,
     ) -> None:
+        _require_tensors(actions=actions, advantages=advantages, mask=mask)
         # Detached: g must not include paths through a shared critic or a reparametrised sample.
         self.observations = observations
         self.actions, self.advantages = actions.detach(), advantages.detach()
@@ -138,7 +145,7 @@ class Surrogate:
             self.advantages = self.advantages.where(mask, 0.0)
         with torch.no_grad():
             # A copy: a distribution may share memory with a parameter that a step overwrites.
-            self.old = copy.deepcopy(policy(observations))
+            self.old = copy.deepcopy(_distribution(policy(observations)))
             self.old_log_prob = self.old.log_prob(self.actions)
             if self.old_log_prob.shape != advantages.shape:
                 # Broadcasting would silently make a (B, B) matrix of it, and a wrong step.
@@ -263,16 +270,22 @@ class Surrogate:
         return part
 
 
-def frozen(policy: nn.Module) -> Callable[[Any], Distribution]:
-    """The policy with its present parameters, for good.
+def _require_tensors(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            got = type(value).__name__
+            raise TypeError(f"{name} must be a tensor, got {got}; use torch.as_tensor({name})")
 
-    Parameters
-    ----------
-    policy
-        Its parameters are copied, its buffers are not.
-    """
-    parameters = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    return lambda observations: functional_call(policy, parameters, (observations,))
+
+def _distribution(outputs: Any) -> Distribution:
+    """What the policy returned. Raises ``TypeError`` unless it is a distribution."""
+    if not isinstance(outputs, Distribution):
+        raise TypeError(
+            f"the policy returned a {type(outputs).__name__}; a step needs a "
+            "torch.distributions.Distribution: return Categorical(logits=outputs) for discrete "
+            "actions, Independent(Normal(mean, deviation), 1) for continuous ones"
+        )
+    return outputs
 
 
 def _padded(actions: Tensor, mask: Tensor) -> Tensor:

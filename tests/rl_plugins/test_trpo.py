@@ -117,8 +117,8 @@ def test_the_measured_kl_old_new_is_within_the_bound_after_every_accepted_step(
 @pytest.mark.parametrize(
     ("settings", "poison", "status"),
     [
-        ({}, float("nan"), LineSearchStatus.ZERO_STEP),
-        ({}, float("inf"), LineSearchStatus.ZERO_STEP),
+        ({}, float("nan"), LineSearchStatus.NONFINITE),
+        ({}, float("inf"), LineSearchStatus.NONFINITE),
         ({"accept_ratio": 0.999, "max_kl": 1.0, "max_backtracks": 3}, None,
          LineSearchStatus.NO_IMPROVEMENT),
         ({"damping": 100.0, "max_kl": 5.0, "max_backtracks": 0, "accept_ratio": 0.0}, None,

@@ -108,15 +108,21 @@ def test_without_an_expectation_any_improvement_is_enough():
     assert result.improvement == 1e-300
 
 
-@pytest.mark.parametrize("step", [torch.zeros(2), torch.tensor([NAN, 1.0]),
-                                  torch.tensor([math.inf, 1.0])])  # fmt: skip
-def test_a_step_that_is_none_costs_no_evaluation(step):
+@pytest.mark.parametrize(
+    ("step", "status"),
+    [
+        (torch.zeros(2), LineSearchStatus.ZERO_STEP),
+        (torch.tensor([NAN, 1.0]), LineSearchStatus.NONFINITE),
+        (torch.tensor([math.inf, 1.0]), LineSearchStatus.NONFINITE),
+    ],
+)
+def test_a_step_that_is_none_costs_no_evaluation(step, status):
     def evaluate(theta):
         raise AssertionError("evaluated")
 
     start = torch.ones(2)
     result = backtracking(evaluate, start, step)
-    assert result.status is LineSearchStatus.ZERO_STEP
+    assert result.status is status
     assert result.theta is start
     assert (result.fraction, result.evaluations) == (0, 0)
     assert_nan(result.objective, result.constraint, result.improvement)
