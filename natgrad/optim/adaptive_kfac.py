@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, Kronecker, LinearOperator, Sharing
-from natgrad.optim.arguments import require_least
+from natgrad.optim.arguments import require_counts, require_least
 from natgrad.optim.kronecker_optimizer import KroneckerOptimizer, mixed_seed
 from natgrad.optim.likelihoods import Likelihood
 from natgrad.optim.objective import Start
@@ -128,12 +128,8 @@ class AdaptiveKFAC(KroneckerOptimizer):
         seed: int = 0,
         maximize: bool = False,
     ) -> None:
-        if adapt_every < 1 or factor <= 1:
-            raise ValueError(
-                f"adapt_every must be at least 1 and factor above 1, got {adapt_every} and {factor}"
-            )
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+        require_counts(adapt_every=adapt_every)
+        require_least({"factor": factor}, 1, "factor", exclusive=True)
         self._adapt_every, self._factor = adapt_every, factor
         self._fraction, self._seed = fraction, seed
         defaults = {

@@ -18,8 +18,40 @@ def require_least(
             raise ValueError(f"{name} must be {relation} {least}, got {settings[name]}")
 
 
+def require_share(most: str, **settings: Any) -> None:
+    """Raise ``ValueError`` unless the settings lie in [0, 1) or, for ``most`` = "]", in (0, 1]."""
+    for name, given in settings.items():
+        value = _number(name, given)
+        if not (0 < value <= 1 if most == "]" else 0 <= value < 1):
+            interval = "(0, 1]" if most == "]" else "[0, 1)"
+            raise ValueError(f"{name} must be in {interval}, got {given}")
+
+
+def require_counts(*, optional: tuple[str, ...] = (), **settings: Any) -> None:
+    """Raise ``ValueError`` unless the settings are whole numbers of at least 1; ``optional`` ones
+    may be None."""
+    for name, value in settings.items():
+        if value is None and name in optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            none = ", or None" if name in optional else ""
+            raise ValueError(f"{name} must be a whole number of at least 1{none}, got {value!r}")
+
+
+def require_seed(seed: Any) -> None:
+    """Raise ``ValueError`` unless a seed is a whole number."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+
+
 def require_one_source(params: Any, model: nn.Module | None, curvature: Any, form: str) -> None:
-    """Raise ``ValueError`` unless there is either a model or a curvature callable."""
+    """Raise ``ValueError`` unless there is either a model or a curvature callable, ``TypeError``
+    unless the latter can be called."""
+    if curvature is not None and not callable(curvature):
+        raise TypeError(
+            "curvature must be a function that makes an operator at the present parameters, "
+            f"curvature=lambda: {type(curvature).__name__}(...); got {curvature!r}"
+        )
     if (curvature is None) == (model is None and not isinstance(params, nn.Module)):
         name = form.split("(")[0]
         raise ValueError(
@@ -37,4 +69,7 @@ def _number(name: str, value: Any) -> float:
         )
     if isinstance(value, (str, bytes)):
         raise ValueError(f"{name} must be a number, got the text {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a number, got {value!r}") from None

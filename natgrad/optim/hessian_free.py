@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.curvature import GaussNewton, LinearOperator
-from natgrad.optim.arguments import require_least, require_one_source
+from natgrad.optim.arguments import require_counts, require_least, require_one_source
 from natgrad.optim.curvature_source import Curvature, operator_of
 from natgrad.optim.likelihoods import Metric, metric_of
 from natgrad.optim.objective import Start
@@ -123,6 +123,10 @@ class HessianFree(SecondOrderOptimizer):
         preconditioner: Preconditioner | None = None,
     ) -> None:
         require_one_source(params, model, curvature, "HessianFree(model, loss=...)")
+        require_least({"rtol": rtol, "progress": progress}, 0, "rtol", "progress")
+        require_counts(
+            max_iterations=max_iterations, chunk_size=chunk_size, optional=("chunk_size",)
+        )
         self._metric, self._curvature = metric_of(loss), curvature
         self._max_iterations, self._rtol = max_iterations, rtol
         self._progress = progress
@@ -133,7 +137,7 @@ class HessianFree(SecondOrderOptimizer):
             "warm_start": warm_start,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, model)
+        super().__init__(params, defaults, model, self._metric)
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)

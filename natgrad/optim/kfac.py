@@ -102,6 +102,7 @@ class KFAC(KroneckerOptimizer):
     """
 
     whole = ("max_kl", "damping", "maximize")
+    _searches = False
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from natgrad.autodiff.layers import candidates
 from natgrad.curvature import DampingSplit, Kronecker, Sharing
 from natgrad.curvature.kronecker import NonFiniteFactors
 from natgrad.curvature.kronecker.factors import require_samples_drawn
+from natgrad.optim.arguments import require_counts, require_seed, require_share
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.observed_model import Batch, ObservedModel
 from natgrad.optim.optimizer import Parameters, SecondOrderOptimizer
@@ -49,8 +50,8 @@ class RunningFactors:
         seed: int,
         fraction: float = 1.0,
     ) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        require_share(")", decay=decay)
+        require_share("]", fraction=fraction)
         if samples is not None:
             require_samples_drawn(samples)
         self._observed, self._likelihood = observed, likelihood
@@ -188,10 +189,10 @@ class KroneckerOptimizer(SecondOrderOptimizer):
             raise ValueError(
                 f"{name} needs the model: {name}(model, ...), or {name}(groups, model=model)"
             )
-        if refresh_every < 1:
-            raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
+        require_counts(refresh_every=refresh_every)
+        require_seed(seed)
         self._refresh_every, self._likelihood = refresh_every, likelihood_of(likelihood)
-        super().__init__(params, defaults, model)
+        super().__init__(params, defaults, model, self._likelihood)
         self._factors = RunningFactors(
             self._observed,
             self._likelihood,

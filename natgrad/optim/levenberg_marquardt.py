@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natgrad.optim.arguments import require_least
+from natgrad.optim.arguments import require_counts, require_least
 from natgrad.optim.least_squares_step import LeastSquaresStep
 from natgrad.optim.linearised import Linearised, Method, cauchy_length, linearise
 from natgrad.optim.objective import ClosureForm, Start
@@ -141,6 +141,11 @@ class LevenbergMarquardt(SecondOrderOptimizer):
             raise ValueError(
                 f'solver must be "dense", "sample_space", "cg" or None, got {solver!r}'
             )
+        require_least({"acceleration": acceleration, "rtol": rtol}, 0, "acceleration", "rtol")
+        require_least({"accept_ratio": accept_ratio}, -math.inf, "accept_ratio")
+        require_counts(
+            max_attempts=max_attempts, max_iterations=max_iterations, optional=("max_iterations",)
+        )
         self._jacobian, self._solver = jacobian, solver
         self._accept_ratio, self._max_attempts = accept_ratio, max_attempts
         self._scaled, self._acceleration = scaled, acceleration

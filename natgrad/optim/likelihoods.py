@@ -65,6 +65,17 @@ EXAMPLES = {
     "binary_cross_entropy": "natgrad.curvature.metrics.binary_cross_entropy({})",
     "squared_error": "natgrad.curvature.metrics.squared_error({})",
 }
+_SQUARES = ("mse", "mse_loss", "l2", "gaussian", "squared_error", "normal")
+_BINARY = ("bce", "binary", "bce_with_logits", "sigmoid", "binary_cross_entropy", "bernoulli")
+_CLASSES = ("ce", "nll", "softmax", "multinomial", "cross_entropy", "crossentropy", "categorical")
+OTHER_NAMES = {
+    "normal": _SQUARES,
+    "squared_error": _SQUARES,
+    "bernoulli": _BINARY,
+    "binary_cross_entropy": _BINARY,
+    "categorical": _CLASSES,
+    "cross_entropy": _CLASSES,
+}
 LOSSES: dict[str, Metric] = {
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
@@ -83,7 +94,7 @@ def likelihood_of(likelihood: str | Likelihood | None) -> Likelihood:
         return _itself
     if callable(likelihood):
         return likelihood
-    return _OfTensors("likelihood", likelihood, _named(likelihood, LIKELIHOODS, "likelihood"))
+    return NamedMeaning("likelihood", likelihood, _named(likelihood, LIKELIHOODS, "likelihood"))
 
 
 def metric_of(loss: str | Metric) -> Metric:
@@ -92,12 +103,13 @@ def metric_of(loss: str | Metric) -> Metric:
     "squared_error". Raises ``ValueError`` for other names."""
     if callable(loss):
         return loss
-    return _OfTensors("loss", loss, _named(loss, LOSSES, "loss"))
+    return NamedMeaning("loss", loss, _named(loss, LOSSES, "loss"))
 
 
 @dataclass(frozen=True)
-class _OfTensors:
-    """``act`` for outputs that are one tensor; an error that names the cure for others."""
+class NamedMeaning:
+    """What outputs that are one tensor mean, by a name: ``act`` for such outputs, and an error that
+    names the cure for others."""
 
     argument: str
     name: str
@@ -126,7 +138,9 @@ def _part(outputs: Any) -> str:
 def _named(name: str, known: dict[str, Any], argument: str) -> Any:
     if name not in known:
         names = ", ".join(map(repr, known))
+        meant = next((k for k in known if str(name).lower() in OTHER_NAMES.get(k, ())), None)
         raise ValueError(
             f"{argument} must be one of {names}, or a function of the outputs; got {name!r}"
+            + (f", which is {meant!r} here" if meant else "")
         )
     return known[name]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from natgrad.curvature import Fisher, LinearOperator
 from natgrad.natural_step import Solver, natural_step
-from natgrad.optim.arguments import require_least, require_one_source
+from natgrad.optim.arguments import require_counts, require_least, require_one_source
 from natgrad.optim.curvature_source import Curvature, operator_of
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.measured_kl import MeasuredKL
@@ -138,13 +138,17 @@ class NaturalGradient(SecondOrderOptimizer):
         search: Search = backtracking,
     ) -> None:
         require_one_source(params, model, curvature, "NaturalGradient(model, likelihood=...)")
+        require_least({"rtol": rtol}, 0, "rtol")
+        require_counts(
+            max_iterations=max_iterations, chunk_size=chunk_size, optional=("chunk_size",)
+        )
         self._likelihood, self._curvature = likelihood_of(likelihood), curvature
         self._measure_kl = measure_kl
         self._solver = solver or partial(cg, rtol=rtol, max_iterations=max_iterations)
         self._solver_name = "cg" if solver is None else getattr(solver, "__name__", "solver")
         self._search, self._chunk_size = search, chunk_size
         defaults = {"lr": lr, "max_kl": max_kl, "damping": damping, "maximize": maximize}
-        super().__init__(params, defaults, model)
+        super().__init__(params, defaults, model, self._likelihood)
         if self._observed is not None:
             self._observed.keeps_outputs = measure_kl
 

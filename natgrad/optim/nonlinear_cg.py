@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from natgrad.optim.arguments import require_counts
 from natgrad.optim.objective import Start
 from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer
 from natgrad.optim.report import OptimizerReport, OptimizerStatus
@@ -74,6 +75,7 @@ class NonlinearCG(SecondOrderOptimizer):
         maximize: bool = False,
         max_evaluations: int = 40,
     ) -> None:
+        require_counts(max_evaluations=max_evaluations)
         self._max_evaluations = max_evaluations
         super().__init__(params, {"lr": lr, "maximize": maximize}, None)
 

@@ -269,6 +269,20 @@ def moved(parameters: Sequence[Tensor], theta: Tensor, start: Tensor) -> Iterato
             flat.assign(parameters, start)
 
 
+@contextmanager
+def kept_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Afterwards ``.grad`` is the same tensors with the same values as before."""
+    before = [parameter.grad for parameter in parameters]
+    values = [None if grad is None else grad.clone() for grad in before]
+    try:
+        yield
+    finally:
+        for parameter, grad, value in zip(parameters, before, values, strict=True):
+            if grad is not None and value is not None:
+                grad.copy_(value)
+            parameter.grad = grad
+
+
 class _WithoutBackward(TorchFunctionMode):
     """Inside, ``tensor.backward()`` does nothing."""
 

@@ -76,16 +76,18 @@ class Batch:
 class ObservedModel:
     """``model`` and the batches that its gradients come from; ``clear()`` forgets them.
 
-    ``called`` is set by any call of the model; with ``keeps_outputs`` a batch holds the model's
-    output.
+    ``called`` is set by any call of the model; with ``keeps_outputs``, and until the model is
+    ``examined``, a batch holds the model's output.
 
     Copies and pickles of the model carry a hook that does nothing.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
         self.model = model
         self.batches: list[Batch] = []
-        self.keeps_outputs = False
+        self.keeps_outputs = self.examined = False
         self._watch()
 
     def _watch(self) -> None:
@@ -98,11 +100,15 @@ class ObservedModel:
             weakref.finalize(self, handle.remove)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "keeps_outputs": self.keeps_outputs}
+        return {
+            "model": self.model,
+            "keeps_outputs": self.keeps_outputs,
+            "examined": self.examined,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.model, self.batches = state["model"], []
-        self.keeps_outputs = state["keeps_outputs"]
+        self.keeps_outputs, self.examined = state["keeps_outputs"], state["examined"]
         self._watch()
 
     def clear(self) -> None:
@@ -153,7 +159,7 @@ class ObservedModel:
         version = sum(parameter._version for parameter in self._parameters)
         batch = Batch(args, kwargs, self._random, version)
         alone = isinstance(output, Tensor)
-        if alone and self.keeps_outputs:
+        if alone and (self.keeps_outputs or not self.examined):
             batch.output, batch.output_version = output.detach(), output._version
 
         # Names neither the output nor a tensor of it: a cycle would keep the graph until gc.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,9 +16,18 @@ from torch.optim import Optimizer
 
 from natgrad import flat
 from natgrad.optim.arguments import require_least
-from natgrad.optim.objective import Closure, ClosureForm, Objective, Start, as_loss, start_of
+from natgrad.optim.loop_warnings import LoopWarnings, gradient_marks
+from natgrad.optim.objective import (
+    Closure,
+    ClosureForm,
+    Objective,
+    Start,
+    as_loss,
+    kept_gradients,
+    start_of,
+)
 from natgrad.optim.observed_model import ObservedModel
-from natgrad.optim.report import Growth, NonFiniteError, OptimizerReport, OptimizerStatus
+from natgrad.optim.report import NonFiniteError, OptimizerReport, OptimizerStatus
 
 MAX_NONFINITE = 3
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -40,22 +49,31 @@ class SecondOrderOptimizer(Optimizer):
     accepted the parameters stay bitwise as they were, exceptions included. ``.grad`` is left as it
     was.
 
+    ``meaning`` is what the optimizer makes of the model's outputs, a likelihood or a loss; where it
+    goes by a name, a loss that contradicts it is told.
+
     Numbers that belong to the whole step (``whole``) stand in every group and must agree; ``lr`` is
-    each group's own. ``_closure_form`` says how the closure is read: see :class:`ClosureForm`.
+    each group's own. ``_closure_form`` says how the closure is read: see :class:`ClosureForm`;
+    ``_searches``, whether candidates are measured by its loss.
     """
 
     last_step: OptimizerReport | None = None
     whole: tuple[str, ...] = ()
     _closure_form: ClassVar[ClosureForm] = ClosureForm.STANDARD
+    _searches: ClassVar[bool] = True
 
     def __init__(
-        self, parameters: nn.Module | Parameters, defaults: dict[str, Any], model: nn.Module | None
+        self,
+        parameters: nn.Module | Parameters,
+        defaults: dict[str, Any],
+        model: nn.Module | None,
+        meaning: object = None,
     ) -> None:
         if isinstance(parameters, nn.Module):
             model = parameters if model is None else model
             parameters = parameters.parameters()
         self._observed = None if model is None else ObservedModel(model)
-        self._growth = Growth()
+        self._warnings, self._meaning = LoopWarnings(), meaning
         super().__init__(parameters, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -187,12 +205,20 @@ class SecondOrderOptimizer(Optimizer):
         began = time.perf_counter()
         _require_one_process()
         sign = -1.0 if "maximize" in self.whole and self._setting("maximize") else 1.0
-        objective, returned = None, None
+        objective, returned, silent = None, None, False
         if closure is not None:
             objective = Objective(closure, self._parameters()[0].device, sign, self._closure_form)
+            marks = gradient_marks(self._parameters())
             returned = objective.first(self._observed)
+            silent = returned is None and marks != gradient_marks(self._parameters())
         start = start_of(objective, self._parameters(), sign)
+        if not start.parameters:
+            self._warnings.no_gradient(self._parameters())
+        if self._observed is not None:
+            self._warnings.see_batches(self._observed, self._meaning)
         proposal = self._step_or_restore(start)
+        if silent and self._searches:
+            self._warnings.loss_not_returned()
         seconds = time.perf_counter() - began
         loss = start.loss
         if loss is None and objective is not None and objective.returned is not None:
@@ -207,7 +233,7 @@ class SecondOrderOptimizer(Optimizer):
         self._record(report)
         measured = objective is not None and objective.measures
         if not measured and report.status is OptimizerStatus.ACCEPTED:
-            self._growth.see(report.gradient_norm)
+            self._warnings.see_gradient(report.gradient_norm)
         if self._observed is not None:
             self._observed.clear()
         return returned
@@ -228,7 +254,7 @@ class SecondOrderOptimizer(Optimizer):
                 if self._observed is not None:
                     stack.enter_context(self._observed.paused())
                 if start.objective is not None:
-                    stack.enter_context(_kept_gradients(self._parameters()))
+                    stack.enter_context(kept_gradients(self._parameters()))
                 proposal = self._compute_step(start)
             if proposal.theta is not None and not bool(torch.isfinite(proposal.theta).all()):
                 status = OptimizerStatus.NONFINITE_CURVATURE
@@ -272,17 +298,3 @@ def _require_one_process() -> None:
                 f"{ranks} ranks: gradients are averaged over them, losses and curvature are not "
                 "yet, so that each rank would take a step of its own. Train in one process"
             )
-
-
-@contextmanager
-def _kept_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Afterwards ``.grad`` is the same tensors with the same values as before."""
-    before = [parameter.grad for parameter in parameters]
-    values = [None if grad is None else grad.clone() for grad in before]
-    try:
-        yield
-    finally:
-        for parameter, grad, value in zip(parameters, before, values, strict=True):
-            if grad is not None and value is not None:
-                grad.copy_(value)
-            parameter.grad = grad

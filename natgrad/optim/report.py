@@ -1,16 +1,12 @@
-"""How a step went: its status and report, and the warning and the error for a run of bad steps."""
+"""How a step went: its status and report, and the error for a run of bad steps."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from enum import Enum
 
 from natgrad.solvers import Status
-
-# The gradient's growth in one step that counts as too much, and how many such steps in a row.
-GROWTH, GROWING = 4.0, 3
 
 
 class OptimizerStatus(Enum):
@@ -114,24 +110,3 @@ class OptimizerReport:
 
 class NonFiniteError(RuntimeError):
     """Three steps in a row met NaN or infinity; the parameters are as before the first of them."""
-
-
-class Growth:
-    """Warns, once, of unmeasured steps in a row that make the gradient larger and larger."""
-
-    def __init__(self) -> None:
-        self._last, self._count = 0.0, 0
-
-    def see(self, norm: float) -> None:
-        """Take note of the gradient's norm at the start of an unmeasured step."""
-        self._count = self._count + 1 if self._last and norm > GROWTH * self._last else 0
-        self._last = norm
-        if self._count == GROWING:
-            warnings.warn(
-                f"{GROWING} steps in a row made the gradient more than {GROWTH:g} times as large, "
-                f"to a norm of {norm:.3g}: the steps are too long, and without a closure that "
-                "computes the loss nothing measures them. Is the loss a sum, where the curvature "
-                'is that of a mean? Use reduction="mean", or lr=1/N; or the curvature another '
-                "loss's? step(closure) goes back where the loss rises",
-                stacklevel=5,
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from natgrad.curvature import Hessian, LinearOperator
-from natgrad.optim.arguments import require_least
+from natgrad.optim.arguments import require_counts, require_least
 from natgrad.optim.objective import ClosureForm, Start
 from natgrad.optim.optimizer import Parameters, Proposal, SecondOrderOptimizer
 from natgrad.optim.report import OptimizerStatus
@@ -108,6 +109,9 @@ class TrustRegionNewton(SecondOrderOptimizer):
         maximize: bool = False,
         solver: RegionSolver = steihaug_path,
     ) -> None:
+        require_least({"rtol": rtol}, 0, "rtol")
+        require_least({"accept_ratio": accept_ratio}, -math.inf, "accept_ratio")
+        require_counts(max_attempts=max_attempts)
         self._rtol, self._accept_ratio, self._max_attempts = rtol, accept_ratio, max_attempts
         self._solver = solver
         defaults = {

@@ -492,7 +492,8 @@ def test_what_is_frozen_or_has_no_gradient_stays(set_to_none, name, train):
 def test_without_any_gradient_there_is_no_step(name, train):
     training = train(name)
     before = training.theta
-    training.optimizer.step()
+    with pytest.warns(UserWarning, match="found no gradient"):
+        training.optimizer.step()
     assert training.status == "NO_GRADIENT"
     assert torch.equal(training.theta, before)
 
