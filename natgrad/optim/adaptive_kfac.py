@@ -152,6 +152,9 @@ class AdaptiveKFAC(KroneckerOptimizer):
             fraction=fraction,
         )
 
+    def _vectors(self) -> tuple[str, ...]:
+        return ("last_step",)
+
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         require_least(group, 0, "damping", "minimum_damping")

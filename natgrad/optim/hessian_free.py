@@ -139,6 +139,9 @@ class HessianFree(SecondOrderOptimizer):
         }
         super().__init__(params, defaults, model, self._metric)
 
+    def _vectors(self) -> tuple[str, ...]:
+        return ("solution",)
+
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         require_least(group, 0, "damping", "warm_start")

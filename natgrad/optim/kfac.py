@@ -147,6 +147,10 @@ class KFAC(KroneckerOptimizer):
         )
         self._observed.keeps_outputs = max_kl is not None and measure_kl
 
+    def _vectors(self) -> tuple[str, ...]:
+        momentum = any(float(group["momentum"]) for group in self.param_groups)
+        return ("momentum_buffer",) if momentum else ()
+
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         require_least(group, 0, "damping", "momentum", "weight_decay")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from natgrad.autodiff.layers import candidates
 from natgrad.curvature import DampingSplit, Kronecker, Sharing
 from natgrad.curvature.kronecker import NonFiniteFactors
 from natgrad.curvature.kronecker.factors import require_samples_drawn
+from natgrad.curvature.kronecker.operator import MAX_DENSE
 from natgrad.optim.arguments import require_counts, require_seed, require_share
 from natgrad.optim.likelihoods import Likelihood, likelihood_of
 from natgrad.optim.observed_model import Batch, ObservedModel
@@ -76,7 +77,7 @@ class RunningFactors:
         K is refreshed if that is ``due``, or if the known factors belong to other parameters.
         """
         if self._kronecker is None:
-            self._kronecker = self._restored(state, parameters)
+            self._kronecker = self._restored(state, parameters, refreshes)
         if due or self._kronecker is None or not _same(self._kronecker.parameters, parameters):
             refreshes += 1
             self._kronecker = self._refreshed(parameters, refreshes)
@@ -124,7 +125,30 @@ class RunningFactors:
                 decay=decay,
             )
 
+    def reserve(self, state: Any, parameters: list[Tensor]) -> None:
+        """Put zeros in place of the factors to come, as the template of a checkpoint.
+
+        Before the first batch all that is known of them is the modules; a layer that turns out to
+        be used in another way has its factors elsewhere, and its checkpoint does not fit.
+        """
+        rest = list(parameters)
+        for layer in candidates(self._observed.model, parameters):
+            V = layer.matrix([owner.new_zeros(*owner.shape, 1) for owner in layer.owners])
+            d_out, d_in = V.shape[-2:]
+            A = V.new_zeros(d_in) if layer.is_embedding else V.new_zeros(d_in, d_in)
+            moments = (V.new_zeros(d_out, d_in),) if self._corrected else ()
+            factors = A, V.new_zeros(d_out, d_out), *moments
+            state[layer.owners[0]].update(zip(LAYER_FACTORS, factors, strict=False))
+            rest = [p for p in rest if all(p is not owner for owner in layer.owners)]
+        count = sum(parameter.numel() for parameter in rest)
+        for parameter in rest:
+            shape = (parameter.numel(), count) if count <= MAX_DENSE else (parameter.numel(),)
+            state[parameter][REST] = parameter.new_zeros(shape)
+
     def _store(self, state: Any, kronecker: Kronecker) -> None:
+        for parameter in kronecker.parameters:
+            for name in (*LAYER_FACTORS, REST):  # of the template, or of a layer used otherwise
+                state[parameter].pop(name, None)
         for owners, factors in kronecker.factors():
             if len(factors) > 1:
                 state[owners[0]].update(zip(LAYER_FACTORS, factors, strict=False))
@@ -133,8 +157,10 @@ class RunningFactors:
             for owner, row in zip(owners, rows, strict=True):
                 state[owner][REST] = row
 
-    def _restored(self, state: Any, parameters: list[Tensor]) -> Kronecker | None:
+    def _restored(self, state: Any, parameters: list[Tensor], refreshes: int) -> Kronecker | None:
         """K of a loaded ``state``, None if it holds no factors."""
+        if not refreshes:  # the zeros of a template
+            return None
         blocks: list[tuple[list[Tensor], tuple[Tensor, ...]]] = []
         for layer in candidates(self._observed.model, parameters):
             held = state[layer.owners[0]]
@@ -168,6 +194,11 @@ class KroneckerOptimizer(SecondOrderOptimizer):
     """
 
     _observed: ObservedModel
+    counters: ClassVar[dict[str, Any]] = {
+        **SecondOrderOptimizer.counters,
+        "steps": 0,
+        "refreshes": 0,
+    }
 
     def __init__(
         self,
@@ -214,6 +245,12 @@ class KroneckerOptimizer(SecondOrderOptimizer):
         """
         super().load_state_dict(state_dict)
         self._factors.forget()
+
+    def _complete_state(self) -> None:
+        super()._complete_state()
+        if not self._counters["refreshes"]:
+            trained = [p for p in self._parameters() if p.requires_grad]
+            self._factors.reserve(self.state, trained)
 
     def _factors_at(self, parameters: list[Tensor]) -> Kronecker | None:
         """K over the parameters for this step; None if a factor is NaN or infinite."""

@@ -153,6 +153,10 @@ class LevenbergMarquardt(SecondOrderOptimizer):
         defaults = {"lr": lr, "radius": radius, "damping": damping, "momentum": momentum}
         super().__init__(params, defaults, model)
 
+    def _vectors(self) -> tuple[str, ...]:
+        momentum = any(float(group["momentum"]) for group in self.param_groups)
+        return ("last_step",) * momentum + ("scale",) * self._scaled
+
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         require_least(group, 0, "damping", "momentum")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -67,6 +68,8 @@ class NonlinearCG(SecondOrderOptimizer):
 
     whole = ("lr", "maximize")
 
+    counters: ClassVar[dict[str, Any]] = {**SecondOrderOptimizer.counters, "length": None}
+
     def __init__(
         self,
         params: Parameters,
@@ -78,6 +81,9 @@ class NonlinearCG(SecondOrderOptimizer):
         require_counts(max_evaluations=max_evaluations)
         self._max_evaluations = max_evaluations
         super().__init__(params, {"lr": lr, "maximize": maximize}, None)
+
+    def _vectors(self) -> tuple[str, ...]:
+        return "gradient", "direction"
 
     def _compute_step(self, start: Start) -> Proposal:
         if start.objective is None or start.loss is None:
@@ -99,7 +105,7 @@ class NonlinearCG(SecondOrderOptimizer):
         direction = self._direction(start, g, unit)
         found = self._search(start, g, direction, loss, unit)
         if not found.accepted and not torch.equal(direction, -g):
-            self._counters.pop("length", None)
+            self._counters["length"] = None
             direction = -g
             found = self._search(start, g, direction, loss, unit)
         length = found.alpha / float(unit)

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from natgrad import flat
 from natgrad.optim.arguments import require_least
@@ -28,6 +27,7 @@ from natgrad.optim.objective import (
 )
 from natgrad.optim.observed_model import ObservedModel
 from natgrad.optim.report import NonFiniteError, OptimizerReport, OptimizerStatus
+from natgrad.optim.step_state import StatefulOptimizer
 
 MAX_NONFINITE = 3
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -40,7 +40,7 @@ class Proposal(NamedTuple):
     report: OptimizerReport
 
 
-class SecondOrderOptimizer(Optimizer):
+class SecondOrderOptimizer(StatefulOptimizer):
     """The contract of ``torch.optim.Optimizer`` around a step that a subclass finds.
 
     Subclasses define ``_compute_step(start) -> Proposal``. Here the closure is called, gradients
@@ -115,9 +115,6 @@ class SecondOrderOptimizer(Optimizer):
         """Raise ``ValueError`` for settings of a group that are out of range."""
         require_least(group, 0, "lr")
 
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
-
     def _setting(self, name: str) -> Any:
         values = [group[name] for group in self.param_groups]
         if any(value != values[0] for value in values):
@@ -140,30 +137,6 @@ class SecondOrderOptimizer(Optimizer):
             for parameter in group["params"]
         }
         return torch.cat([like.new_full((p.numel(),), value_of[p]) for p in parameters])
-
-    def _remembered(self, name: str, parameters: list[Tensor]) -> Tensor | None:
-        """The vector (n,) that :meth:`_remember` stored, 0 for new parameters; None before it."""
-        found = [self.state[parameter].get(name) for parameter in parameters]
-        if all(piece is None for piece in found):
-            return None
-        return flat.flatten(
-            torch.zeros_like(parameter) if piece is None else piece
-            for parameter, piece in zip(parameters, found, strict=True)
-        )
-
-    def _remember(self, name: str, parameters: list[Tensor], vector: Tensor) -> None:
-        for parameter, piece in zip(parameters, flat.unflatten(vector, parameters), strict=True):
-            self.state[parameter][name] = piece.clone()
-
-    def _forget(self, name: str, parameters: list[Tensor]) -> None:
-        for parameter in parameters:
-            self.state[parameter].pop(name, None)
-
-    @property
-    def _counters(self) -> dict[str, Any]:
-        """Counters of the whole optimizer; torch saves them with the first parameter's state."""
-        counters: dict[str, Any] = self.state[self._parameters()[0]]
-        return counters
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, as in torch.optim, and forget the batches that they came from.
@@ -270,8 +243,9 @@ class SecondOrderOptimizer(Optimizer):
 
     def _record(self, report: OptimizerReport) -> None:
         self.last_step = report
+        self._complete_state()
         counters = self._counters
-        count = counters.get("nonfinite_steps", 0) + 1 if report.status.nonfinite else 0
+        count = counters["nonfinite_steps"] + 1 if report.status.nonfinite else 0
         counters["nonfinite_steps"] = count
         if count >= MAX_NONFINITE:
             raise NonFiniteError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 
 from natgrad.solvers import Status
@@ -106,6 +106,25 @@ class OptimizerReport:
     solver: str = ""
     solver_status: Status | None = None
     seconds: float = math.nan
+
+    def scalars(self) -> dict[str, float]:
+        """Return the numbers that were measured, by the names of their fields, for a logger.
+
+        ``accepted`` is 1 for a step that was taken, else 0. Numbers that were not measured are left
+        out; infinite ones, which JSON has no word for, stay.
+
+        Examples
+        --------
+        >>> OptimizerReport(OptimizerStatus.ACCEPTED, loss=0.5, iterations=3).scalars()["loss"]
+        0.5
+        """
+        numbers = {
+            field.name: float(value)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), (int, float))
+        }
+        numbers["accepted"] = float(self.status is OptimizerStatus.ACCEPTED)
+        return {name: number for name, number in numbers.items() if not math.isnan(number)}
 
 
 class NonFiniteError(RuntimeError):
