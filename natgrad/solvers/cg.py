@@ -74,6 +74,9 @@ def cg(
 
     Notes
     -----
+    ``x`` carries derivatives in b and A where these require gradients, at one more solve each:
+    :mod:`natgrad.solvers.implicit`.
+
     Cost, for each column: one product an iteration, one more to verify a claim of convergence, one
     more for x0; memory of nine vectors. 4 dot products, 3 vector updates and one scaling an
     iteration; damping adds two vector updates and a vector, ``stop`` a dot product and an addition.
@@ -112,7 +115,18 @@ def cg(
             Recurrence(Scaled.of(rhs, stopping), damping, precondition, stopping), start
         )
 
-    return problem.solve(iterate, x0)
+    def again(rhs: Tensor) -> Solution[Tensor]:
+        return cg(
+            A,
+            rhs,
+            damping=damping,
+            preconditioner=preconditioner,
+            rtol=rtol,
+            max_iterations=max_iterations,
+            check_every=check_every,
+        )
+
+    return problem.differentiable(problem.solve(iterate, x0), again)
 
 
 def _iterate(state: Recurrence, start: Tensor | None) -> Iteration:

@@ -59,6 +59,9 @@ def cholesky(
 
     Notes
     -----
+    ``x`` carries derivatives in b and A where these require gradients, at one more solve each:
+    :mod:`natgrad.solvers.implicit`.
+
     Where the factorisation fails in float32 it is tried in float64, then with jitter. Up to three
     steps of refinement with the residual of the system as given follow.
 
@@ -117,7 +120,10 @@ def cholesky(
             count, residual_norm = products if column == 0 else 0, float(norm_here * unit)
             found.append(Solution(answer, Ax, own, tries, count, residual_norm, direction))
         whole = stack(found) if rhs.ndim == 2 else found[0]
-        return as_kind(whole, in_numpy=problem.in_numpy)
+        return problem.differentiable(as_kind(whole, in_numpy=problem.in_numpy), again)
+
+    def again(rhs: Tensor) -> Solution[Tensor]:
+        return cholesky(A, rhs, damping=damping, rtol=rtol, jitter=jitter)
 
     zero = torch.zeros_like(hat)
     if not bool(torch.isfinite(wide).all()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic
 
@@ -30,6 +31,8 @@ class Krylov(Generic[V]):
         A and b, checked.
     rtol, limit, search, generator
         As in :func:`lanczos`; ``limit`` bounds the size of the basis.
+    again
+        Solves (A + λ I) x = b for another b and a λ, for derivatives.
     """
 
     def __init__(
@@ -39,7 +42,10 @@ class Krylov(Generic[V]):
         limit: int,
         search: int,
         generator: torch.Generator,
+        again: Callable[[Tensor, float], Solution[Tensor]],
     ) -> None:
+        self._problem: Problem[V] = problem
+        self._again = again
         self._multiply, self._in_numpy = problem.multiply, problem.in_numpy
         self._rtol, self._limit, self._search = rtol, limit, search
         self._generator = generator
@@ -97,7 +103,8 @@ class Krylov(Generic[V]):
             if status is None:
                 status = self._grow(best)
             if status is not None:
-                return self._solution(best, status, self._products - before)
+                solution = self._solution(best, status, self._products - before)
+                return self._problem.differentiable(solution, lambda rhs: self._again(rhs, damping))
 
     def _best(self, damping: float, radius: float) -> _Best:
         """The minimiser in the basis."""

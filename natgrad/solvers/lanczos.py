@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from natgrad.solvers.checks import as_count, as_limit, check_tolerances
 from natgrad.solvers.krylov import Krylov
 from natgrad.solvers.linear_map import LinearMap
 from natgrad.solvers.problem import pose
-from natgrad.solvers.solution import V
+from natgrad.solvers.solution import Solution, V
 
 DEFAULT_LIMIT = 500
 # An unusual seed, so that the random start differs from a user's random b.
@@ -56,6 +57,9 @@ def lanczos(
 
     Notes
     -----
+    The ``x`` of a solve without a radius in its way carries derivatives in b and A, at one more solve
+    each: :mod:`natgrad.solvers.implicit`.
+
     A search takes some 8 √(‖A‖ / (λ_min + λ + μ)) products, fewer where it finds curvature sooner;
     it is not repeated for a smaller radius.
 
@@ -84,4 +88,9 @@ def lanczos(
     search = search if search is None else as_count(search, "search")
     if generator is None:
         generator = torch.Generator(problem.rhs.device).manual_seed(SEED)
-    return Krylov(problem, rtol, limit, limit if search is None else search, generator)
+
+    def again(rhs: Tensor, damping: float) -> Solution[Tensor]:
+        krylov = lanczos(A, rhs, rtol=rtol, max_iterations=max_iterations, search=search)
+        return krylov.solve(damping=damping)
+
+    return Krylov(problem, rtol, limit, limit if search is None else search, generator, again)

@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from natgrad.solvers.cg import cg
 from natgrad.solvers.checks import as_samples, check_dense, check_region, check_tolerances, require
+from natgrad.solvers.cholesky import cholesky
+from natgrad.solvers.implicit import System, attach
 from natgrad.solvers.scaling import as_float, length, power_of_two, quotient, rescale, unscale
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.singular_values import singular_values
@@ -36,6 +39,9 @@ def least_squares(J: Tensor) -> LeastSquares:
 
     Notes
     -----
+    The ``x`` of a solve carries derivatives in r and J, where J has full column rank or λ > 0: those
+    of the normal equations, by one solve more (:mod:`natgrad.solvers.implicit`).
+
     Unlike :func:`sample_space` and solves with JᵀJ, which know singular values only by their
     squares, it resolves them down to the rounding of J: eps times the largest where columns and
     rows are of one size, far less where they are not, up to min(m, n) = 512.
@@ -72,7 +78,7 @@ class LeastSquares:
             J.ndim == 2 and J.numel() > 0 and J.dtype in (torch.float32, torch.float64),
             f"expected a matrix (m, n) of float32 or float64, got {tuple(J.shape)} of {J.dtype}",
         )
-        J = J.detach()
+        self._given, J = J, J.detach()
         self._J, self._scale = J, power_of_two(J).double()
         wide = J.double() / self._scale
         self._finite = bool(torch.isfinite(wide).all())
@@ -122,7 +128,7 @@ class LeastSquares:
         """
         check_region(damping, radius)
         check_tolerances(rtol)
-        r = as_samples(r, len(self._J), self._J)
+        given, r = r, as_samples(r, len(self._J), self._J)
         # In units of the scales: J = σ Ĵ, r = β r̂, x = (β / σ) x̂.
         r_scale = power_of_two(r).double()
         hat = r.double() / r_scale
@@ -162,4 +168,27 @@ class LeastSquares:
             status = Status.STAGNATED
         multiplier = multiplier * self._scale * self._scale
         residual_norm = float(residual * self._scale * r_scale)
-        return Solution(answer, Ax, status, 0, 0, residual_norm, None, float(multiplier))
+        found = Solution(answer, Ax, status, 0, 0, residual_norm, None, float(multiplier))
+        return self._differentiable(found, given, damping, rtol)
+
+    def _differentiable(
+        self, solution: Solution[Tensor], r: Tensor, damping: float, rtol: float
+    ) -> Solution[Tensor]:
+        """x as the solution of (JᵀJ + λ I) x = Jᵀr, whose derivatives are solves with JᵀJ."""
+        J = self._given
+        if not torch.is_grad_enabled() or not (r.requires_grad or J.requires_grad):
+            return solution
+
+        def product(v: Tensor) -> Tensor:
+            image: Tensor = J.mT @ (J @ v)
+            return image
+
+        def again(rhs: Tensor) -> Solution[Tensor]:
+            if J.shape[0] < J.shape[1]:  # n² memory for the matrix itself
+                return cg(product, rhs, damping=damping, rtol=rtol)
+            return cholesky(J.mT @ J, rhs, damping=damping, rtol=rtol)
+
+        singular = not damping and (J.shape[0] < J.shape[1] or not bool(self._parts.values.all()))
+        why_not = "J has not full column rank, and damping is 0" if singular else ""
+        system = System(product, again, why_not)
+        return attach(solution, system, J.mT @ r, curved=J.requires_grad)

@@ -19,13 +19,38 @@ class SupportsMatmul(Protocol):
 
 
 LinearMap = SupportsMatmul | Callable[[Any], Any]
-Multiply = Callable[[Tensor], Tensor]
+
+
+class Multiply:
+    """v ↦ A v on torch vectors (n,) and matrices (n, k), without a graph.
+
+    Parameters
+    ----------
+    with_graph
+        The same with the graph that A's own code records.
+
+    Attributes
+    ----------
+    curved
+        Whether a product so far had a graph: A depends on something that requires gradients.
+    """
+
+    def __init__(self, with_graph: Callable[[Tensor], Tensor]) -> None:
+        self.with_graph = with_graph
+        self.curved = False
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        product = self.with_graph(vector)
+        if product.requires_grad:
+            self.curved = True
+            product = product.detach()
+        return product
 
 
 def as_multiply(
     operator: LinearMap, like: Tensor, *, numpy_caller: bool, name: str, like_name: str = "b"
 ) -> Multiply:
-    """v ↦ A v on torch vectors (n,) and matrices (n, k).
+    """v ↦ A v of a caller's operator, matrix or function.
 
     NumPy arrays, and SciPy operators and sparse matrices, are passed NumPy vectors; torch matrices
     and this package's operators torch ones; a plain function gets the kind that the solver's caller
@@ -87,14 +112,14 @@ def as_multiply(
                 f"{name} maps a vector of shape {tuple(vector.shape)} and {like.dtype} to shape "
                 f"{tuple(product.shape)} and {product.dtype}; expected the same shape and dtype"
             )
-        return product.detach()
+        return product
 
     def multiply(vector: Tensor) -> Tensor:
         if by_columns and vector.ndim == 2 and vector.shape[1]:
             return torch.stack([checked(column) for column in vector.mT.contiguous()], dim=1)
         return checked(vector)
 
-    return multiply
+    return Multiply(multiply)
 
 
 def as_tensor(vector: Tensor | NDArray[Any], name: str, *, columns: bool) -> Tensor:

@@ -61,6 +61,9 @@ def minres(
 
     Notes
     -----
+    ``x`` carries derivatives in b and A where these require gradients, at one more solve each:
+    :mod:`natgrad.solvers.implicit`.
+
     The residual falls at every iteration, in the preconditioner's norm.
 
     Cost: one product an iteration, one to verify the end, two for a claim of least squares, one
@@ -87,7 +90,12 @@ def minres(
     def iterate(rhs: Tensor, start: Tensor | None) -> Iteration:
         return _iterate(_State(Scaled.of(rhs, stopping), precondition), start, limit)
 
-    return problem.solve(iterate, x0)
+    def again(rhs: Tensor) -> Solution[Tensor]:
+        return minres(
+            A, rhs, preconditioner=preconditioner, rtol=rtol, max_iterations=max_iterations
+        )
+
+    return problem.differentiable(problem.solve(iterate, x0), again)
 
 
 def _iterate(state: _State, start: Tensor | None, limit: int) -> Iteration:

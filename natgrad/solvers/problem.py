@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from natgrad.solvers.checks import require
+from natgrad.solvers.implicit import System, attach
 from natgrad.solvers.linear_map import LinearMap, Multiply, as_multiply, as_tensor
 from natgrad.solvers.solution import Iterate, Solution, V, stack
 
@@ -31,11 +32,14 @@ class Problem(Generic[V]):
         v ↦ A v on torch vectors and matrices.
     in_numpy
         Whether b was a NumPy array, as the answer then is.
+    given
+        b with its graph, where it is a tensor.
     """
 
     rhs: Tensor
     multiply: Multiply
     in_numpy: bool
+    given: Tensor | None
 
     def preconditioner(self, given: LinearMap | None) -> Multiply | None:
         """A preconditioner as a function on vectors like b, or like one of its columns.
@@ -48,6 +52,27 @@ class Problem(Generic[V]):
         if given is None:
             return None
         return as_multiply(given, self.rhs, numpy_caller=self.in_numpy, name="preconditioner")
+
+    def differentiable(
+        self, solution: Solution[V], again: Callable[[Tensor], Solution[Tensor]], why_not: str = ""
+    ) -> Solution[V]:
+        """The solution with an x that carries derivatives, where b or A ask for them.
+
+        Parameters
+        ----------
+        solution
+            The solver's answer.
+        again
+            Solves the same system, symmetric as it is, for another right-hand side.
+        why_not
+            Why x has no derivatives; empty if it has them.
+        """
+        if self.given is None or not torch.is_grad_enabled():
+            return solution
+        if not self.given.requires_grad and not self.multiply.curved:
+            return solution
+        system = System(self.multiply.with_graph, again, why_not)
+        return attach(solution, system, self.given, curved=self.multiply.curved)  # type: ignore[return-value, arg-type]
 
     def solve(
         self, iterate: Callable[[Tensor, Tensor | None], Iteration], x0: V | None
@@ -172,7 +197,8 @@ def pose(A: LinearMap, b: V, *, columns: bool = False, name: str = "b") -> Probl
     rhs = as_tensor(b, name, columns=columns)
     require(rhs.ndim == 1 or rhs.shape[1] > 0, f"{name} has no columns; expected at least one")
     multiply = as_multiply(A, rhs, numpy_caller=in_numpy, name="A", like_name=name)
-    return Problem(rhs, multiply, in_numpy)
+    given = b if isinstance(b, Tensor) else None
+    return Problem(rhs, multiply, in_numpy, given)
 
 
 def as_start(x0: Tensor | NDArray[Any] | None, rhs: Tensor) -> Tensor | None:

@@ -161,6 +161,11 @@ class SampleSpace:
         """
         check_region(damping, radius)
         check_tolerances(rtol)
+        if torch.is_grad_enabled() and r.requires_grad:
+            raise ValueError(
+                "r requires gradients, but a Gram matrix has no product with J, which derivatives "
+                "need: pass r.detach(), or use least_squares or cg"
+            )
         r = as_samples(r, len(self.eigenvalues), self._like)
         # In units of the scales: K = σ K̂, r = β r̂, Jᵀu = (β / σ) Jᵀû.
         r_scale = power_of_two(r).double()

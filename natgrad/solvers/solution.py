@@ -86,7 +86,8 @@ class Solution(Generic[V]):
     Attributes
     ----------
     x
-        A x ≈ b, in the kind, shape, dtype and device of b.
+        A x ≈ b, in the kind, shape, dtype and device of b. The only field with a graph, where b or
+        A require gradients.
     Ax
         A x: xᵀA x is ``x @ Ax``, at no further product. Where the status is CONVERGED or STAGNATED
         it is the operator's own product to rounding, otherwise b minus the recursive residual.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Generic
 
 import torch
 from torch import Tensor
 
+from natgrad.solvers.cg import cg
 from natgrad.solvers.checks import as_limit, check_tolerances, require
 from natgrad.solvers.linear_map import LinearMap
-from natgrad.solvers.problem import as_kind, pose
+from natgrad.solvers.problem import Problem, as_kind, pose
 from natgrad.solvers.scaled import Scaled
 from natgrad.solvers.scaling import as_float, norm, quotient
 from natgrad.solvers.solution import Solution, V
@@ -69,6 +72,9 @@ def steihaug(
 
     Notes
     -----
+    Inside the radius ``x`` carries derivatives in g and A, at one more solve each:
+    :mod:`natgrad.solvers.implicit`. On it s is a point of a path and has none.
+
     ‖s‖ grows along the path, and the model falls at least as far as at the Cauchy point. To try
     smaller radii after a rejection at no product, keep a :class:`SteihaugPath`. For indefinite A,
     :func:`lanczos` finds the minimiser itself.
@@ -91,7 +97,7 @@ def steihaug(
     path = SteihaugPath(
         A, g, preconditioner=preconditioner, rtol=rtol, atol=atol, max_iterations=max_iterations
     )
-    return path._follow(radius, path._segments)
+    return path._differentiable(path._follow(radius, path._segments))
 
 
 class SteihaugPath(Generic[V]):
@@ -129,7 +135,11 @@ class SteihaugPath(Generic[V]):
         limit = as_limit(max_iterations, len(problem.rhs))
         check_tolerances(rtol, atol)
         self._g = Scaled.of(problem.rhs, Stopping(rtol, atol, limit))
+        self._problem: Problem[V] = problem
         self._in_numpy = problem.in_numpy
+        self._again = partial(
+            cg, A, preconditioner=preconditioner, rtol=rtol, max_iterations=max_iterations
+        )
         self._recurrence = Recurrence(self._g, problem.multiply, precondition, limit)
         # The generator refers to the recurrence, not to this object: a cycle would keep A alive
         # until garbage collection.
@@ -149,7 +159,14 @@ class SteihaugPath(Generic[V]):
         Solution
             As of :func:`steihaug`; ``products`` counts those of this call.
         """
-        return self._follow(radius, self._replay())
+        return self._differentiable(self._follow(radius, self._replay()))
+
+    def _differentiable(self, solution: Solution[V]) -> Solution[V]:
+        """Inside the radius s = −A⁻¹ g. On it s is a point of a path, no solution of equations."""
+        problem = self._problem
+        if problem.given is not None:
+            problem = replace(problem, given=-problem.given)
+        return problem.differentiable(solution, self._again)
 
     def _replay(self) -> Iterator[Segment | EndPoint]:
         yield from self._kept

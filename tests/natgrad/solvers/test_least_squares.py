@@ -383,11 +383,10 @@ def test_many_columns_of_unlike_norms_are_solved_as_far_as_the_common_algorithm_
 @pytest.mark.parametrize("shape", [(2, 2), (5, 2), (2, 5)], ids=str)
 def test_what_is_given_is_left_alone(shape):
     J = torch.ones(shape)
-    before, r = J.clone().requires_grad_(), torch.ones(len(J), requires_grad=True)
-    s = least_squares(before).solve(r)
+    before, r = J.clone(), torch.ones(len(J))
+    least_squares(before).solve(r)
     assert torch.equal(before, J)
-    assert not s.x.requires_grad
-    assert torch.equal(r.detach(), torch.ones(len(J)))
+    assert torch.equal(r, torch.ones(len(J)))
 
 
 @pytest.mark.parametrize(
