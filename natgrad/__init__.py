@@ -5,6 +5,7 @@ way (``solvers``), how far (``trust_region``). ``optim`` puts the answers togeth
 """
 
 from natgrad import curvature, flat, optim, solvers, trust_region
+from natgrad.autodiff.function_module import FunctionModule
 from natgrad.curvature import (
     EmpiricalFisher,
     Fisher,
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EmpiricalFisher",
     "Fisher",
+    "FunctionModule",
     "GaussNewton",
     "Gram",
     "Hessian",

@@ -219,5 +219,10 @@ class _GradientMonitor(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _address(tensor: Tensor) -> int | None:
-    """Return the address of a tensor's memory; None for sparse tensors, which have none."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None
+    """Return the address of a tensor's memory.
+
+    None for those that have none: sparse tensors, and the symbolic zeros of forward mode.
+    """
+    if tensor.layout is not torch.strided or tensor._is_zerotensor():
+        return None
+    return tensor.untyped_storage().data_ptr()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from natgrad.autodiff.data import length, subset, take
 from natgrad.autodiff.differentiation import NotTwiceDifferentiable
+from natgrad.autodiff.function_module import Parameters, resolved
 from natgrad.autodiff.side_effects import Forward, preserved_buffers
 from natgrad.curvature.checks import checked_weights
 from natgrad.curvature.operator import LinearOperator
@@ -44,7 +45,8 @@ class BatchedOperator(LinearOperator):
         A function has no side effects: buffers and generators stay unchanged, and every product
         draws the same random numbers, from the state at construction.
     parameters
-        The parameters to differentiate in, in the order of the vectors.
+        The parameters to differentiate in, in the order of the vectors. A mapping's are its values,
+        and a forward function is then called as torch.func has it: ``source(parameters, data)``.
     data
         The argument of a forward function; required with one, refused otherwise.
     chunk_size
@@ -63,7 +65,7 @@ class BatchedOperator(LinearOperator):
     def __init__(
         self,
         source: Any,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         *,
         data: Any,
         chunk_size: int | None,
@@ -73,6 +75,7 @@ class BatchedOperator(LinearOperator):
         mean: bool = True,
     ) -> None:
         self._mean = mean
+        source, parameters = resolved(source, parameters)
         self._slots = Slots(parameters)
         first = self._slots.parameters[0]
         super().__init__(self._slots.size, first.dtype, first.device)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from natgrad.autodiff.function_module import Parameters
 from natgrad.curvature.batched import BatchedOperator
 from natgrad.curvature.metric_batch import MetricBatch
 from natgrad.curvature.metrics import OutputMetric
@@ -28,6 +29,8 @@ class EmpiricalFisher(BatchedOperator):
     parameters
         The parameters to differentiate in, n elements, in the order of the vectors. Frozen and
         unused ones have zero rows. Do not change them while E is in use: products raise then.
+        A mapping's are its values, and a forward function is then called as torch.func has it:
+        ``source(parameters, data)``.
     data
         The argument of a forward function, N samples: a tensor, or mappings, lists and tuples of
         tensors, cut along dimension 0. Required with a function, refused without one.
@@ -69,8 +72,8 @@ class EmpiricalFisher(BatchedOperator):
 
     def __init__(
         self,
-        source: Tensor | Callable[[Any], Tensor],
-        parameters: Iterable[Tensor],
+        source: Tensor | Callable[..., Tensor],
+        parameters: Parameters,
         *,
         data: Any = None,
         chunk_size: int | None = None,

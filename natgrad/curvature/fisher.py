@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from natgrad.autodiff.function_module import Parameters
 from natgrad.curvature.batched import BatchedOperator
 from natgrad.curvature.metric_batch import MetricBatch
 from natgrad.curvature.metrics import Distributions, batch_shape, output_metric
 
-Forward = Callable[[Any], Distributions]
+Forward = Callable[..., Distributions]
 
 
 class Fisher(BatchedOperator):
@@ -36,6 +37,8 @@ class Fisher(BatchedOperator):
     parameters
         The parameters to differentiate in, n elements, in the order of the vectors. Frozen and
         unused ones have zero rows. Do not change them while F is in use: products raise then.
+        A mapping's are its values, and a forward function is then called as torch.func has it:
+        ``source(parameters, data)``.
     data
         The argument of a forward function, N samples: a tensor, or mappings, lists and tuples of
         tensors, cut along dimension 0. Required with a function, refused without one.
@@ -95,7 +98,7 @@ class Fisher(BatchedOperator):
     def __init__(
         self,
         source: Distributions,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         *,
         weights: Tensor | None = None,
     ) -> None: ...
@@ -103,7 +106,7 @@ class Fisher(BatchedOperator):
     def __init__(
         self,
         source: Forward,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         *,
         data: Any,
         chunk_size: int | None = None,
@@ -114,7 +117,7 @@ class Fisher(BatchedOperator):
     def __init__(
         self,
         source: Distributions | Forward,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         *,
         data: Any = None,
         chunk_size: int | None = None,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from natgrad.autodiff.function_module import Parameters
 from natgrad.curvature.batched import BatchedOperator
 from natgrad.curvature.metric_batch import MetricBatch
 from natgrad.curvature.metrics import OutputMetric
@@ -30,6 +31,8 @@ class GaussNewton(BatchedOperator):
     parameters
         The parameters to differentiate in, n elements, in the order of the vectors. Frozen and
         unused ones have zero rows. Do not change them while G is in use: products raise then.
+        A mapping's are its values, and a forward function is then called as torch.func has it:
+        ``source(parameters, data)``.
     metric
         Maps outputs to their :class:`OutputMetric`: ``squared_error``, ``cross_entropy``,
         ``binary_cross_entropy`` or ``convex_loss(loss)`` of :mod:`natgrad.curvature.metrics`, or
@@ -78,8 +81,8 @@ class GaussNewton(BatchedOperator):
 
     def __init__(
         self,
-        source: Tensor | OutputMetric | Callable[[Any], Any],
-        parameters: Iterable[Tensor],
+        source: Tensor | OutputMetric | Callable[..., Any],
+        parameters: Parameters,
         metric: Metric | None = None,
         *,
         data: Any = None,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from natgrad.autodiff.function_module import Parameters, resolved
 from natgrad.autodiff.jacobian import Jacobian
 from natgrad.autodiff.layers import Layer, output_gradients, recorded_layers, verified
 from natgrad.autodiff.side_effects import Forward, preserved_buffers
@@ -31,6 +32,8 @@ class Gram(LinearOperator):
     parameters
         The parameters to differentiate in, n elements. Frozen and unused ones have zero columns in
         J. Do not change them while K is in use: products raise then.
+        A mapping's are its values, and a forward function is then called as torch.func has it:
+        ``source(parameters, data)``.
     data
         The argument of a forward function. Required with a function, refused without one.
     model
@@ -69,12 +72,13 @@ class Gram(LinearOperator):
 
     def __init__(
         self,
-        source: Tensor | Callable[[Any], Tensor],
-        parameters: Iterable[Tensor],
+        source: Tensor | Callable[..., Tensor],
+        parameters: Parameters,
         *,
         data: Any = None,
         model: nn.Module | None = None,
     ) -> None:
+        source, parameters = resolved(source, parameters)
         self._slots = Slots(parameters)
         self._model, self._data = model, data
         self._forward: Forward | None = None

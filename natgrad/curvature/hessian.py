@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from natgrad.autodiff.differentiation import gradients, without_hooks
+from natgrad.autodiff.function_module import Parameters
 from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.hooks import ROUNDING, not_linear
 from natgrad.autodiff.jacobian import Jacobian
@@ -29,6 +30,8 @@ class Hessian(BatchedOperator):
     parameters
         The parameters to differentiate in, n elements, in the order of the vectors. Frozen and
         unused ones have zero rows. Do not change them while H is in use: products raise then.
+        A mapping's are its values, and a forward function is then called as torch.func has it:
+        ``source(parameters, data)``.
     data
         The argument of a forward function, N samples: a tensor, or mappings, lists and tuples of
         tensors, cut along dimension 0. Required with a function, refused without one.
@@ -66,8 +69,8 @@ class Hessian(BatchedOperator):
 
     def __init__(
         self,
-        source: Tensor | Callable[[Any], Tensor],
-        parameters: Iterable[Tensor],
+        source: Tensor | Callable[..., Tensor],
+        parameters: Parameters,
         *,
         data: Any = None,
         chunk_size: int | None = None,

@@ -57,8 +57,8 @@ def lanczos(
 
     Notes
     -----
-    The ``x`` of a solve without a radius in its way carries derivatives in b and A, at one more solve
-    each: :mod:`natgrad.solvers.implicit`.
+    The ``x`` of a solve that no radius cuts carries derivatives in b and A, at one more solve each:
+    :mod:`natgrad.solvers.implicit`.
 
     A search takes some 8 √(‖A‖ / (λ_min + λ + μ)) products, fewer where it finds curvature sooner;
     it is not repeated for a smaller radius.

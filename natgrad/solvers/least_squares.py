@@ -39,8 +39,8 @@ def least_squares(J: Tensor) -> LeastSquares:
 
     Notes
     -----
-    The ``x`` of a solve carries derivatives in r and J, where J has full column rank or λ > 0: those
-    of the normal equations, by one solve more (:mod:`natgrad.solvers.implicit`).
+    The ``x`` of a solve carries derivatives in r and J where J has full column rank or λ > 0: those
+    of the normal equations, by one more solve (:mod:`natgrad.solvers.implicit`).
 
     Unlike :func:`sample_space` and solves with JᵀJ, which know singular values only by their
     squares, it resolves them down to the rounding of J: eps times the largest where columns and
