@@ -1,7 +1,8 @@
 """Convert between lists of parameters and one flat vector (n,).
 
 Operators, solvers and step rules take vectors; models hold lists of tensors. Only this module
-converts one to the other.
+converts one to the other. Vectors are real: a complex number is two of their elements, its real and
+its imaginary part, of which torch's gradients are those of a real function.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+__all__ = ["assign", "check_alike", "flatten", "gradient", "unflatten"]
+
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
     """Concatenate tensors, in their order and row by row, into a new vector (n,).
@@ -18,8 +21,8 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
     Parameters
     ----------
     tensors
-        Real floating-point tensors of any shapes, one dtype and one device. Empty and 0-d tensors
-        count with their number of elements.
+        Floating-point tensors of any shapes, one precision and one device. Empty and 0-d tensors
+        count with their number of elements, complex ones with twice that.
 
     Returns
     -------
@@ -31,7 +34,7 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
     ValueError
         If there is no tensor, or dtypes or devices differ.
     TypeError
-        If a tensor is sparse or not real floating point.
+        If a tensor is sparse or no floating-point number.
 
     Examples
     --------
@@ -40,23 +43,25 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
     """
     pieces = list(tensors)
     check_alike(pieces)
-    return torch.cat([piece.detach().reshape(-1) for piece in pieces])
+    return torch.cat([as_real(piece.detach()).reshape(-1) for piece in pieces])
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Split a vector (n,) into views shaped like the tensors of ``like``, without a copy.
+    """Split a vector (n,) into pieces shaped like the tensors of ``like``.
+
+    Real pieces are views, without a copy.
 
     Parameters
     ----------
     vector
         A vector (n,), in the order of :func:`flatten`.
     like
-        Tensors whose shapes the pieces take, n elements together; their values are not read.
+        Tensors whose shapes the pieces take, complex where they are; their values are not read.
 
     Returns
     -------
     tuple of Tensor
-        One view of the vector for each tensor of ``like``.
+        One piece for each tensor of ``like``.
 
     Raises
     ------
@@ -68,14 +73,14 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
     >>> [piece.shape for piece in unflatten(torch.zeros(5), [torch.zeros(2, 2), torch.zeros(())])]
     [torch.Size([2, 2]), torch.Size([])]
     """
-    sizes = [tensor.numel() for tensor in like]
+    sizes = [size(tensor) for tensor in like]
     if vector.ndim != 1 or vector.numel() != sum(sizes):
         raise ValueError(
             f"expected a vector of shape ({sum(sizes)},) for {len(sizes)} tensors, "
             f"got shape {tuple(vector.shape)}"
         )
     pieces = torch.split(vector, sizes)
-    return tuple(piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True))
+    return tuple(as_piece(piece, tensor) for piece, tensor in zip(pieces, like, strict=True))
 
 
 @torch.no_grad()
@@ -97,7 +102,7 @@ def assign(parameters: Sequence[Tensor], vector: Tensor) -> None:
         that a rejected step restores the parameters exactly.
     """
     check_alike(parameters)
-    if vector.dtype != parameters[0].dtype or vector.device != parameters[0].device:
+    if vector.dtype != real_dtype(parameters[0]) or vector.device != parameters[0].device:
         raise ValueError(
             f"the parameters are {parameters[0].dtype} on {parameters[0].device}, the vector is "
             f"{vector.dtype} on {vector.device}; convert the vector with .to(...) first"
@@ -151,7 +156,7 @@ def gradient(output: Tensor, parameters: Sequence[Tensor], *, retain_graph: bool
 
 
 def check_alike(tensors: Sequence[Tensor]) -> None:
-    """Raise unless the tensors can be one vector: at least one, all real, one dtype, one device.
+    """Raise unless the tensors can be one vector: at least one, of one precision on one device.
 
     Parameters
     ----------
@@ -163,7 +168,7 @@ def check_alike(tensors: Sequence[Tensor]) -> None:
     ValueError
         If there is no tensor, or dtypes or devices differ.
     TypeError
-        If a tensor is sparse or not real floating point.
+        If a tensor is sparse or no floating-point number.
     """
     if not tensors:
         raise ValueError(
@@ -172,22 +177,43 @@ def check_alike(tensors: Sequence[Tensor]) -> None:
         )
     first = tensors[0]
     for index, tensor in enumerate(tensors):
-        if not tensor.dtype.is_floating_point:
-            raise TypeError(
-                f"tensor {index} is {tensor.dtype}; expected real floating point. Keep a real "
-                "parameter (..., 2) in place of a complex one, and make it complex where it is "
-                "used, by torch.view_as_complex"
-            )
+        if not (tensor.dtype.is_floating_point or tensor.is_complex()):
+            raise TypeError(f"tensor {index} is {tensor.dtype}; expected floating-point numbers")
         if tensor.layout != torch.strided:
             raise TypeError(
                 f"tensor {index} is sparse; expected dense ones. Build an embedding with "
                 "sparse=False"
             )
-        if tensor.dtype != first.dtype or tensor.device != first.device:
+        if real_dtype(tensor) != real_dtype(first) or tensor.device != first.device:
             raise ValueError(
                 f"tensor {index} is {tensor.dtype} on {tensor.device}, but tensor 0 is "
-                f"{first.dtype} on {first.device}; one vector needs one dtype and one device"
+                f"{first.dtype} on {first.device}; one vector needs one precision and one device"
             )
+
+
+def size(tensor: Tensor) -> int:
+    """Return the number of elements that a parameter takes in a vector."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+def real_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of a vector that holds a parameter."""
+    return tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Return a tensor with the two parts of complex numbers along a last dimension."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def as_piece(values: Tensor, like: Tensor, *leading: int) -> Tensor:
+    """Return elements of a vector, ``leading`` rows of them, as a parameter's shape and kind."""
+    if not like.is_complex():
+        return values.reshape((*leading, *like.shape))
+    # A copy where the place in the vector is odd: pairs must be aligned in memory.
+    pairs = values.reshape((*leading, *like.shape, 2))
+    aligned = pairs.storage_offset() % 2 == 0 and pairs.is_contiguous()
+    return torch.view_as_complex(pairs if aligned else pairs.contiguous().clone())
 
 
 class Slots:
@@ -199,8 +225,8 @@ class Slots:
         All parameters.
     trained
         Those with requires_grad.
-    size
-        n, the number of their elements.
+    size, dtype
+        n, the number of elements of a vector, and its dtype.
 
     Raises
     ------
@@ -216,9 +242,10 @@ class Slots:
         self.trained = [parameter for parameter in self.parameters if parameter.requires_grad]
         # Keyed by the tensors, not by id(): in a deep copy of this object the keys are the copies.
         self._spans: dict[Tensor, slice] = {}
+        self.dtype = real_dtype(self.parameters[0])
         self.size = 0
         for parameter in self.parameters:
-            start, self.size = self.size, self.size + parameter.numel()
+            start, self.size = self.size, self.size + size(parameter)
             self._spans[parameter] = slice(start, self.size)
         self._versions = [parameter._version for parameter in self.parameters]
 

@@ -26,7 +26,7 @@ from natgrad.autodiff.differentiation import (
 )
 from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.hooks import ROUNDING, not_linear
-from natgrad.flat import Slots
+from natgrad.flat import Slots, as_piece, as_real
 
 ROWS = 64  # rows or columns of J in one vectorised backward pass
 
@@ -184,7 +184,7 @@ class Jacobian:
         def random(shape: torch.Size, dtype: torch.dtype) -> Tensor:
             return torch.randn(shape, generator=generator, dtype=dtype, device=like.device)
 
-        v = random(torch.Size([self._slots.size]), like.dtype)
+        v = random(torch.Size([self._slots.size]), self._slots.dtype)
         images = self.forward(v)
         # u is partly along J v, where an error of J shows most, and partly random: J v may be 0.
         noise = [random(image.shape, image.dtype) for image in images]
@@ -196,7 +196,7 @@ class Jacobian:
         difference = _inner([v], [pulled]) - _inner(images, u)
         # At an optimum both are rounding errors of 0: measure these as the change under scaling.
         rounding = _norm([self.transpose([3 * piece for piece in u]) / 3 - pulled])
-        allowed = torch.finfo(like.dtype).eps ** 0.5 * torch.maximum(size, _norm([pulled]))
+        allowed = torch.finfo(self._slots.dtype).eps ** 0.5 * torch.maximum(size, _norm([pulled]))
         allowed = allowed + ROUNDING * rounding
         # Where values are not finite this comparison is False, and says nothing.
         if bool(difference.abs() > allowed):
@@ -219,7 +219,8 @@ class Jacobian:
         like = self._slots.parameters[0]
         columns = []
         for start in range(0, n, ROWS):
-            basis = torch.zeros(min(ROWS, n - start), n, dtype=like.dtype, device=like.device)
+            rows = min(ROWS, n - start)
+            basis = torch.zeros(rows, n, dtype=self._slots.dtype, device=like.device)
             basis[:, start:].fill_diagonal_(1)
             columns.append(self._columns(basis))
         return torch.cat(columns, dim=1)
@@ -230,7 +231,7 @@ class Jacobian:
             m = sum(output.numel() for output in self._outputs)
             return basis.new_zeros(m, len(basis))
         along = [
-            basis[:, self._slots.span(parameter)].reshape(len(basis), *parameter.shape)
+            as_piece(basis[:, self._slots.span(parameter)], parameter, len(basis))
             for parameter in self._recorded
         ]
         assert self._transposed is not None
@@ -267,7 +268,9 @@ class Jacobian:
             for parameter, piece in zip(slots.trained, found, strict=True):
                 if piece is not None:
                     span = slots.span(parameter)
-                    rows[start : start + len(picked), span] = piece.reshape(len(picked), -1)
+                    rows[start : start + len(picked), span] = as_real(piece).reshape(
+                        len(picked), -1
+                    )
         return rows
 
 

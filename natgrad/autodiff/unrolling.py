@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 
 def supported(module: nn.Module) -> bool:
-    """Tell whether a module's gradient is Σ g aᵀ with the rows a of :func:`unroll`."""
+    """Tell whether a module's gradient is Σ g aᵀ with the rows a of :func:`unroll`, all real."""
+    if any(parameter.is_complex() for parameter in module.parameters(recurse=False)):
+        return False
     if type(module) in (nn.Conv1d, nn.Conv2d):
         return bool(module.groups == 1)
     if type(module) is nn.Embedding:

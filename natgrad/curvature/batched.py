@@ -78,7 +78,7 @@ class BatchedOperator(LinearOperator):
         source, parameters = resolved(source, parameters)
         self._slots = Slots(parameters)
         first = self._slots.parameters[0]
-        super().__init__(self._slots.size, first.dtype, first.device)
+        super().__init__(self._slots.size, self._slots.dtype, first.device)
         if not self._slots.trained:
             raise ValueError(
                 f"0 of {len(self._slots.parameters)} parameters have requires_grad=True"

@@ -103,7 +103,9 @@ class Gram(LinearOperator):
         """Run the forward pass, and record its Jacobian and the layers that it went through."""
         assert self._forward is not None
         with self._forward.replayed(), preserved_buffers():
-            with recorded_layers(self._model or nn.Module(), self._slots.trained) as layers:
+            with recorded_layers(
+                nn.Module() if self._model is None else self._model, self._slots.trained
+            ) as layers:
                 outputs = self._forward(self._data)
             self._record(outputs)
             if self._model is None:

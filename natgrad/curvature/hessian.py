@@ -136,12 +136,12 @@ class _LossBatch:
         like = self.reached[0]
         generator = torch.Generator(like.device).manual_seed(2)
         u, v = torch.randn(
-            2, self._slots.size, generator=generator, dtype=like.dtype, device=like.device
+            2, self._slots.size, generator=generator, dtype=self._slots.dtype, device=like.device
         )
         Hu, Hv = self.product(u).double(), self.product(v).double()
         # Sums that cancel leave rounding errors: measure these as the change under scaling.
         rounding = (self.product(3 * u).double() / 3 - Hu).norm()
-        allowed = torch.finfo(like.dtype).eps ** 0.5 * torch.maximum(Hu.norm(), Hv.norm())
+        allowed = torch.finfo(self._slots.dtype).eps ** 0.5 * torch.maximum(Hu.norm(), Hv.norm())
         allowed = allowed + ROUNDING * rounding
         if bool((u.double() @ Hv - Hu @ v.double()).abs() > allowed):
             raise not_linear(self._graph.custom)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from natgrad import flat
 from natgrad.curvature import LinearOperator, Submatrix
 from natgrad.optim.observed_model import ObservedModel
 
@@ -32,7 +33,7 @@ def operator_of(
         return observed.curvature(lambda forward, data: make(forward, data, active))
     with torch.enable_grad():
         operator = curvature()
-    sizes = sum(p.numel() for p in parameters), sum(p.numel() for p in active)
+    sizes = sum(map(flat.size, parameters)), sum(map(flat.size, active))
     if operator.shape[0] == sizes[1]:
         return operator
     if operator.shape[0] != sizes[0]:
@@ -41,5 +42,5 @@ def operator_of(
             f"{sizes[0]} parameters, {sizes[1]} of them with a gradient"
         )
     wanted = set(active)
-    kept = [torch.full((p.numel(),), p in wanted, device=p.device) for p in parameters]
+    kept = [torch.full((flat.size(p),), p in wanted, device=p.device) for p in parameters]
     return Submatrix(operator, torch.cat(kept))

@@ -171,7 +171,7 @@ class KFAC(KroneckerOptimizer):
         active = set(start.parameters)
         pieces = iter(flat.unflatten(start.gradient, start.parameters))
         g = flat.flatten(next(pieces) if p in active else torch.zeros_like(p) for p in trained)
-        kept = torch.cat([torch.full((p.numel(),), p in active) for p in trained]).to(g.device)
+        kept = torch.cat([torch.full((flat.size(p),), p in active) for p in trained]).to(g.device)
         s = K.solve(g, damping=damping, split=self._factors.split)
         move = s if before is None else s + momentum * before
         move = torch.where(kept, move, 0.0)

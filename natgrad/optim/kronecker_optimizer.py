@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from natgrad import flat
 from natgrad.autodiff.layers import candidates
 from natgrad.curvature import DampingSplit, Kronecker, Sharing
 from natgrad.curvature.kronecker import NonFiniteFactors
@@ -140,10 +141,11 @@ class RunningFactors:
             factors = A, V.new_zeros(d_out, d_out), *moments
             state[layer.owners[0]].update(zip(LAYER_FACTORS, factors, strict=False))
             rest = [p for p in rest if all(p is not owner for owner in layer.owners)]
-        count = sum(parameter.numel() for parameter in rest)
+        count = sum(map(flat.size, rest))
         for parameter in rest:
-            shape = (parameter.numel(), count) if count <= MAX_DENSE else (parameter.numel(),)
-            state[parameter][REST] = parameter.new_zeros(shape)
+            rows, dtype = flat.size(parameter), flat.real_dtype(parameter)
+            shape = (rows, count) if count <= MAX_DENSE else (rows,)
+            state[parameter][REST] = parameter.new_zeros(shape, dtype=dtype)
 
     def _store(self, state: Any, kronecker: Kronecker) -> None:
         for parameter in kronecker.parameters:
@@ -153,7 +155,7 @@ class RunningFactors:
             if len(factors) > 1:
                 state[owners[0]].update(zip(LAYER_FACTORS, factors, strict=False))
                 continue
-            rows = torch.split(factors[0], [owner.numel() for owner in owners])
+            rows = torch.split(factors[0], list(map(flat.size, owners)))
             for owner, row in zip(owners, rows, strict=True):
                 state[owner][REST] = row
 

@@ -91,6 +91,11 @@ class NonlinearCG(SecondOrderOptimizer):
                 "NonlinearCG needs step(closure), and the loss that the closure returns: "
                 "zero_grad(), compute the loss, loss.backward(), return loss"
             )
+        if not start.objective.computes:
+            raise TypeError(
+                "the closure computed no gradient, which NonlinearCG needs at every point that it "
+                "tries: put zero_grad() and loss.backward() into the closure"
+            )
         if not self._rate():
             return Proposal(
                 None, OptimizerReport(OptimizerStatus.NO_IMPROVEMENT, solver="hager_zhang")

@@ -40,7 +40,8 @@ class Objective:
     The first call is the user's own: it draws random numbers and updates buffers as any forward
     pass does. Further calls see the same randomness (dropout masks) and leave no trace, so that
     their values can be compared. ``returned`` is the value of the first call, ``evaluations``
-    counts all calls, ``measures`` says whether the closure can measure another θ than the first.
+    counts all calls, ``measures`` says whether the closure can measure another θ than the first,
+    ``computes`` whether its first call wrote to ``.grad``.
 
     The forms RESIDUALS and GRAPH differentiate the graph of the first call again, so that
     torch.compile is off for it: the graph of compiled code can be differentiated once.
@@ -59,7 +60,7 @@ class Objective:
         self._forward_suffices = True
         self.returned: Any = None
         self.evaluations = 0
-        self.measures = True
+        self.measures = self.computes = True
 
     def first(self, observed: ObservedModel | None) -> Any:
         """Call the closure at the parameters as they are; the step starts from its gradients.

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from natgrad.autodiff.data import subset, take
 from natgrad.autodiff.side_effects import RandomState
 from natgrad.curvature import LinearOperator
+from natgrad.flat import real_dtype
 
 
 @dataclass
@@ -182,7 +183,7 @@ class ObservedModel:
     def call(self, pieces: list[Tensor], join: Callable[..., Any]) -> Any:
         """The model's output for the data of a batch, or a chunk of them, in full precision."""
         parameter = next(self.model.parameters())
-        args, kwargs = join([_unhalved(piece, parameter.dtype) for piece in pieces])
+        args, kwargs = join([_unhalved(piece, real_dtype(parameter)) for piece in pieces])
         # The module inside torch.compile's wrapper: uncompiled, it runs without warnings here.
         model = getattr(self.model, "_orig_mod", self.model)
         with self.paused(), torch.autocast(parameter.device.type, enabled=False):

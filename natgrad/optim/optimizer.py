@@ -99,7 +99,7 @@ class SecondOrderOptimizer(StatefulOptimizer):
         try:
             flat.check_alike(self._parameters())
             first = self._parameters()[0]
-            if first.dtype not in (torch.float32, torch.float64):
+            if flat.real_dtype(first) not in (torch.float32, torch.float64):
                 raise ValueError(
                     f"the parameters are {first.dtype}; curvature needs float32 or float64. Keep "
                     "the model in float32 and run its forward pass under torch.autocast"
@@ -127,16 +127,21 @@ class SecondOrderOptimizer(StatefulOptimizer):
 
     def _per_parameter(self, name: str, parameters: list[Tensor]) -> Tensor:
         """A number of each group, ``lr`` for example: 0-d if the groups agree, else (n,)."""
-        like = parameters[0]
+        dtype, device = flat.real_dtype(parameters[0]), parameters[0].device
         values = [float(group[name]) for group in self.param_groups]
         if len(set(values)) == 1:
-            return torch.tensor(values[0], dtype=like.dtype, device=like.device)
+            return torch.tensor(values[0], dtype=dtype, device=device)
         value_of = {
             parameter: value
             for group, value in zip(self.param_groups, values, strict=True)
             for parameter in group["params"]
         }
-        return torch.cat([like.new_full((p.numel(),), value_of[p]) for p in parameters])
+        return torch.cat(
+            [
+                torch.full((flat.size(p),), value_of[p], dtype=dtype, device=device)
+                for p in parameters
+            ]
+        )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, as in torch.optim, and forget the batches that they came from.
@@ -183,7 +188,8 @@ class SecondOrderOptimizer(StatefulOptimizer):
             objective = Objective(closure, self._parameters()[0].device, sign, self._closure_form)
             marks = gradient_marks(self._parameters())
             returned = objective.first(self._observed)
-            silent = returned is None and marks != gradient_marks(self._parameters())
+            objective.computes = marks != gradient_marks(self._parameters())
+            silent = returned is None and objective.computes
         start = start_of(objective, self._parameters(), sign)
         if not start.parameters:
             self._warnings.no_gradient(self._parameters())

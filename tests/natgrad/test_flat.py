@@ -67,7 +67,33 @@ def test_errors_say_what_came_and_what_was_wanted(call, message):
         call()
 
 
-def test_integer_and_complex_parameters_are_refused():
-    for dtype in (torch.int64, torch.complex64):
-        with pytest.raises(TypeError, match="floating point"):
-            flatten([torch.zeros(2, dtype=dtype)])
+def test_integer_parameters_are_refused():
+    with pytest.raises(TypeError, match="expected floating-point numbers"):
+        flatten([torch.zeros(2, dtype=torch.int64)])
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_complex_parameters_are_pairs_of_real_numbers(before):
+    """Also at an odd place of the vector, where they cannot be views."""
+    z = torch.tensor([[1 + 2j, 3 - 4j]], dtype=torch.complex128)
+    tensors = [torch.zeros(before, dtype=torch.float64), z, z.conj()]
+    vector = flatten(tensors)
+    assert vector.tolist() == [0.0] * before + [1, 2, 3, -4, 1, -2, 3, 4]
+    for piece, tensor in zip(unflatten(vector, tensors), tensors, strict=True):
+        assert torch.equal(piece, tensor)
+    target = [torch.empty_like(t.resolve_conj()) for t in tensors]
+    assign(target, vector)
+    assert torch.equal(target[1], z)
+    assert torch.equal(target[2], z.conj())
+
+
+def test_gradients_of_complex_parameters_are_those_of_their_parts():
+    z = torch.tensor([1 + 2j, -1j], dtype=torch.complex128, requires_grad=True)
+    pair = torch.view_as_real(z.detach()).requires_grad_()
+    losses = [(w.abs().square() * w.real.exp()).sum() for w in (z, torch.view_as_complex(pair))]
+    torch.testing.assert_close(gradient(losses[0], [z]), gradient(losses[1], [pair]))
+
+
+def test_complex_and_real_parameters_have_one_precision():
+    with pytest.raises(ValueError, match="one vector needs one precision"):
+        flatten([torch.zeros(1), torch.zeros(1, dtype=torch.complex128)])

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from natgrad import flat
+
 
 class DampingSplit(Enum):
     """How damping λ enters a Kronecker product G ⊗ A.
@@ -85,9 +87,9 @@ class DenseBlock:
         return torch.cat([piece.reshape(-1, piece.shape[-1]) for piece in pieces])
 
     def _split(self, matrix: Tensor) -> list[Tensor]:
-        sizes = [owner.numel() for owner in self.owners]
+        sizes = [flat.size(owner) for owner in self.owners]
         return [
-            piece.reshape(*owner.shape, matrix.shape[1])
+            piece.reshape(*flat.as_real(owner).shape, matrix.shape[1])
             for piece, owner in zip(torch.split(matrix, sizes), self.owners, strict=True)
         ]
 
@@ -119,9 +121,9 @@ class DiagonalBlock:
         ]
 
     def _weights(self) -> list[Tensor]:
-        sizes = [owner.numel() for owner in self.owners]
+        sizes = [flat.size(owner) for owner in self.owners]
         return [
-            weight.reshape(*owner.shape, 1)
+            weight.reshape(*flat.as_real(owner).shape, 1)
             for weight, owner in zip(torch.split(self._diagonal, sizes), self.owners, strict=True)
         ]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natgrad import flat
 from natgrad.autodiff.differentiation import without_hooks
 from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.layers import recorded_layers, verified
@@ -146,7 +147,7 @@ def _remaining_blocks(
     """
     if not remaining:
         return []
-    count = sum(parameter.numel() for parameter in remaining)
+    count = sum(flat.size(parameter) for parameter in remaining)
     if count <= max_dense:
         # From the forward function: its kernels may have to be replaced by differentiable ones.
         return [DenseBlock(remaining, Fisher(forward, remaining, data=data).to_dense())]
@@ -161,7 +162,7 @@ def _remaining_blocks(
     # Scores of drawn labels are independent with mean zero: the square of their sum has the
     # sum of their squares for its expectation, and no per-sample gradient is formed.
     like = remaining[0]
-    diagonal = torch.zeros(count, dtype=like.dtype, device=like.device)
+    diagonal = torch.zeros(count, dtype=flat.real_dtype(like), device=like.device)
     for total in gradients.sampled():
         pieces = torch.autograd.grad(total, remaining, retain_graph=True, allow_unused=True)
         diagonal += Slots.vector_of(remaining, pieces).square() / gradients.divisor

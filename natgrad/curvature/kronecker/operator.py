@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natgrad import flat
 from natgrad.autodiff.layers import candidates
 from natgrad.curvature.kronecker.blocks import Block, DampingSplit, DenseBlock, DiagonalBlock
 from natgrad.curvature.kronecker.estimate import estimated_blocks
@@ -112,7 +113,7 @@ class Kronecker(LinearOperator):
     ) -> None:
         self._slots = Slots(model.parameters() if parameters is None else parameters)
         first = self._slots.parameters[0]
-        super().__init__(self._slots.size, first.dtype, first.device)
+        super().__init__(self._slots.size, self._slots.dtype, first.device)
         if samples is not None:
             require_samples_drawn(samples)
             if generator is None:
@@ -160,7 +161,8 @@ class Kronecker(LinearOperator):
         operator = cls.__new__(cls)
         operator._slots = Slots(parameters)
         first = operator._slots.parameters[0]
-        LinearOperator.__init__(operator, operator._slots.size, first.dtype, first.device)
+        size, dtype = operator._slots.size, operator._slots.dtype
+        LinearOperator.__init__(operator, size, dtype, first.device)
         operator.corrected = corrected
         layers = {
             tuple(layer.owners): layer for layer in candidates(model, operator._slots.trained)
@@ -235,7 +237,7 @@ class Kronecker(LinearOperator):
         if split is DampingSplit.TRACE and self.corrected:
             raise ValueError("a corrected (E-KFAC) matrix has only the EXACT damping")
         matrix = self._as_matrix(b)
-        covered = sum(owner.numel() for block in self._blocks for owner in block.owners)
+        covered = sum(flat.size(owner) for block in self._blocks for owner in block.owners)
         if not damping and covered < self.shape[0]:
             raise ValueError(
                 "some parameters are frozen or unused, their rows zero: solve needs damping > 0"
@@ -256,7 +258,7 @@ class Kronecker(LinearOperator):
         for block in self._blocks:
             spans = [self._slots.span(owner) for owner in block.owners]
             pieces = [
-                matrix[span].reshape(*owner.shape, matrix.shape[1])
+                matrix[span].reshape(*flat.as_real(owner).shape, matrix.shape[1])
                 for span, owner in zip(spans, block.owners, strict=True)
             ]
             for span, piece in zip(spans, act(block, pieces), strict=True):
