@@ -111,9 +111,8 @@ def cg(
     stopping = Stopping(rtol, atol, limit, stop, check_every, growth)
 
     def iterate(rhs: Tensor, start: Tensor | None) -> Iteration:
-        return _iterate(
-            Recurrence(Scaled.of(rhs, stopping), damping, precondition, stopping), start
-        )
+        b = Scaled.of(rhs, rtol, atol)
+        return _iterate(Recurrence(b, damping, precondition, stopping), start)
 
     def again(rhs: Tensor) -> Solution[Tensor]:
         return cg(

@@ -47,7 +47,6 @@ class Recurrence:
     ) -> None:
         self.b, self.damping, self.precondition, self.stopping = b, damping, precondition, stopping
         self.scale = self.A_scale = self.ratio = torch.ones_like(b.unit)  # α, κ, κ/α
-        self.shift = torch.zeros_like(b.unit)  # λ/α
         self.x, self.r = torch.zeros_like(b.rhs), b.rhs
         self.Ax = torch.zeros_like(b.rhs) if damping else None  # without damping A x is b − r
         self.products = self.restarts = 0
@@ -64,7 +63,7 @@ class Recurrence:
             # The maximum, since the sum could leave the range.
             damping = power_of_two(self.A_scale.new_tensor(self.damping))
             self.scale = torch.maximum(self.A_scale, damping)
-            self.shift = (self.damping / self.scale.double()).to(self.scale)
+            self.shift = (self.damping / self.scale.double()).to(self.scale)  # λ/α
             self.ratio = self.A_scale / self.scale
 
     def _damped(self, product: Tensor, v: Tensor) -> Tensor:
@@ -114,7 +113,7 @@ class Recurrence:
         if not bool(self.rz > 0):
             return breakdown(self.rz)
         self.claim_squared = self.claim.square().to(self.rz)
-        self.alive = torch.ones((), dtype=torch.bool, device=self.r.device)
+        self.alive = torch.ones_like(self.rz, dtype=torch.bool)
         self.positive, self.claimed, self.stopped = self.alive, ~self.alive, ~self.alive
         return None
 

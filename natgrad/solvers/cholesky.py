@@ -79,7 +79,7 @@ def cholesky(
     n = len(rhs)
     columns = rhs if rhs.ndim == 2 else rhs.unsqueeze(1)
     products = 0 if isinstance(A, (Tensor, np.ndarray)) else n
-    matrix = problem.multiply(torch.eye(n, dtype=rhs.dtype, device=rhs.device))
+    matrix = problem.multiply(rhs.new_ones(n).diag())
     asymmetry, largest = (matrix - matrix.mT).abs(), matrix.abs().amax() if n else matrix.sum()
     if bool((asymmetry > math.sqrt(torch.finfo(rhs.dtype).eps) * largest).any()):
         raise ValueError(
@@ -137,7 +137,7 @@ def cholesky(
 
 
 def _shifted(matrix: Tensor, shift: Tensor) -> Tensor:
-    return matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return matrix + shift.expand(len(matrix)).diag()
 
 
 def _factorise(matrix: Tensor, dtype: torch.dtype, jitter: bool) -> tuple[Tensor | None, int]:

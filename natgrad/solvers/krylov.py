@@ -16,7 +16,6 @@ from natgrad.solvers.scaled import Scaled
 from natgrad.solvers.scaling import as_float, length, norm, power_of_two, quotient
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.solution import Solution, Status, V
-from natgrad.solvers.stopping import Stopping
 
 # The accepted probability that a search for curvature ends too early.
 FAILURE = 1e-3
@@ -49,13 +48,13 @@ class Krylov(Generic[V]):
         self._multiply, self._in_numpy = problem.multiply, problem.in_numpy
         self._rtol, self._limit, self._search = rtol, limit, search
         self._generator = generator
-        self._scaled = Scaled.of(problem.rhs, Stopping(rtol, 0.0, limit))
+        self._scaled = Scaled.of(problem.rhs, rtol)
         self._b, self._A_scale = self._scaled.rhs, torch.ones_like(self._scaled.unit)
         self._finite = bool(torch.isfinite(self._b).all())
         # Rows of an orthonormal basis Q (k, n), their products, and H = Q A Qᵀ in float64.
         self._basis: list[Tensor] = []
         self._images: list[Tensor] = []
-        self._projected = self._b.new_zeros(0, 0, dtype=torch.float64)
+        self._projected = self._scaled.norm.new_zeros(0, 0)
         self._products = self._searched = 0
         self._random_at: int | None = None  # the place of the random vector in the basis
 
@@ -180,13 +179,12 @@ class Krylov(Generic[V]):
         return None if bool(known) else outside
 
     def _sample(self) -> Tensor:
-        return torch.randn(
-            len(self._b), generator=self._generator, dtype=torch.float64, device=self._b.device
-        ).to(self._b)
+        sample = self._scaled.norm.new_empty(len(self._b)).normal_(generator=self._generator)
+        return sample.to(self._b)
 
     def _start(self, radius: float) -> _Best:
         zero = torch.zeros_like(self._b)
-        nothing = zero.new_zeros((), dtype=torch.float64)
+        nothing = torch.zeros_like(self._scaled.norm)
         if not self._finite:
             return _Best(zero, zero, self._b, Status.NONFINITE, None, nothing, None)
         if bool(self._b.any()):

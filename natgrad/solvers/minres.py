@@ -14,7 +14,6 @@ from natgrad.solvers.problem import Iteration, pose
 from natgrad.solvers.scaled import Scaled, breakdown
 from natgrad.solvers.scaling import dot, norm, power_of_two
 from natgrad.solvers.solution import Solution, Status, V
-from natgrad.solvers.stopping import Stopping
 
 MAX_RESTARTS = 3
 
@@ -85,10 +84,9 @@ def minres(
     precondition = problem.preconditioner(preconditioner)
     limit = as_limit(max_iterations, len(problem.rhs))
     check_tolerances(rtol, atol)
-    stopping = Stopping(rtol, atol, limit)
 
     def iterate(rhs: Tensor, start: Tensor | None) -> Iteration:
-        return _iterate(_State(Scaled.of(rhs, stopping), precondition), start, limit)
+        return _iterate(_State(Scaled.of(rhs, rtol, atol), precondition), start, limit)
 
     def again(rhs: Tensor) -> Solution[Tensor]:
         return minres(

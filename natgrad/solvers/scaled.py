@@ -10,7 +10,6 @@ from torch import Tensor
 
 from natgrad.solvers.scaling import norm, power_of_two, unscale
 from natgrad.solvers.solution import Iterate, Solution, Status
-from natgrad.solvers.stopping import Stopping
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,20 @@ class Scaled:
     eps: float
 
     @classmethod
-    def of(cls, b: Tensor, stopping: Stopping) -> Scaled:
+    def of(cls, b: Tensor, rtol: float, atol: float = 0.0) -> Scaled:
         """Divide b by its power of two.
 
         Parameters
         ----------
         b
             A vector (n,), float32 or float64.
-        stopping
-            The settings with the tolerances.
+        rtol, atol
+            The residual norm to reach is max(rtol ‖b‖, atol).
         """
         unit = power_of_two(b)
         b_hat = b / unit
         size = norm(b_hat)
-        tolerance = torch.maximum(stopping.rtol * size, stopping.atol / unit.double())
+        tolerance = torch.maximum(rtol * size, atol / unit.double())
         return cls(b_hat, unit, size, tolerance, torch.finfo(b.dtype).eps)
 
     def trivial(self) -> Status | None:

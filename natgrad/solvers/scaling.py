@@ -177,9 +177,8 @@ def inner_products(left: Tensor, right: Tensor) -> Tensor:
     tensor([[3.],
             [3.]], dtype=torch.float64)
     """
-    size = CHUNK if left.device.type == "cpu" else max(left.shape[-1], 1)
-    if left.shape[-1] <= size:
+    if left.device.type != "cpu" or left.shape[-1] <= CHUNK:
         return torch.inner(left.double(), right.double())
-    pieces = torch.split(left, size, dim=-1), torch.split(right, size, dim=-1)
+    pieces = torch.split(left, CHUNK, dim=-1), torch.split(right, CHUNK, dim=-1)
     pairs = zip(*pieces, strict=True)
     return torch.stack([torch.inner(a.double(), b.double()) for a, b in pairs]).sum(dim=0)

@@ -13,6 +13,15 @@ TALL = 1.5  # rows to columns, above which a QR factorisation comes first
 MAX_JACOBI = 512  # min(m, n) above which Jacobi's rotations would take minutes
 # Norms below this are computed again in units of the largest entry: their squares underflow.
 TINY = 1e-140
+# What LAPACK's dgejsv is asked for.
+JOBS = {
+    "joba": 2,  # pivot rows and columns, so that small ones of either keep their digits
+    "jobu": 0,  # U (m, n)
+    "jobv": 0,  # V (n, n)
+    "jobr": 0,  # no small column counts as zero
+    "jobt": 1,  # transpose a square matrix where that converges faster
+    "jobp": 1,  # move denormal entries, which are slow, off zero
+}
 
 
 class SingularValues(NamedTuple):
@@ -155,10 +164,7 @@ def _jacobi(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if matrix.shape[0] < matrix.shape[1]:
         right, values, left = _jacobi(matrix.mT)
         return left.mT, values, right.mT
-    # joba=2: row and column pivoting; jobr=0: no small column counts as zero.
-    values, left, right, work, _, info = lapack.dgejsv(
-        matrix.cpu().numpy(), joba=2, jobu=0, jobv=0, jobr=0, jobt=1, jobp=1
-    )
+    values, left, right, work, _, info = lapack.dgejsv(matrix.cpu().numpy(), **JOBS)
     if info:  # no convergence within 30 sweeps; no known matrix needs more
         left, found, right = torch.linalg.svd(matrix, full_matrices=False)
         return left, found, right

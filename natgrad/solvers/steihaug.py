@@ -19,7 +19,6 @@ from natgrad.solvers.scaled import Scaled
 from natgrad.solvers.scaling import as_float, norm, quotient
 from natgrad.solvers.solution import Solution, V
 from natgrad.solvers.steihaug_recurrence import EndPoint, Recurrence, Segment
-from natgrad.solvers.stopping import Stopping
 
 LIMIT = 500  # the radius, in a model of unit size, is clamped to 2^±500
 
@@ -134,7 +133,7 @@ class SteihaugPath(Generic[V]):
         precondition = problem.preconditioner(preconditioner)
         limit = as_limit(max_iterations, len(problem.rhs))
         check_tolerances(rtol, atol)
-        self._g = Scaled.of(problem.rhs, Stopping(rtol, atol, limit))
+        self._g = Scaled.of(problem.rhs, rtol, atol)
         self._problem: Problem[V] = problem
         self._in_numpy = problem.in_numpy
         self._again = partial(
