@@ -92,6 +92,39 @@ def test_columns_and_kept_iterates_are_without_the_damping(generator):
             torch.testing.assert_close(iterate.xAx, iterate.x @ A @ iterate.x)
 
 
+@pytest.mark.parametrize("share", [100.0, 1e6])
+def test_kept_curvatures_are_without_a_damping_that_exceeds_them(share, generator):
+    A = torch.randn(12, 12, generator=generator, dtype=torch.float64)
+    A, b = A @ A.mT, torch.randn(12, generator=generator, dtype=torch.float64)
+    damping = share * float(torch.linalg.matrix_norm(A, 2))
+    s = cg(A, b, damping=damping, rtol=1e-12, iterate_growth=1.3)
+    assert len(s.iterates) > 1
+    for x, xAx in s.iterates:
+        torch.testing.assert_close(xAx, x @ A @ x, rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("damping", [2.0, 1e9])
+def test_a_start_at_the_answer_has_the_product_of_the_matrix_itself(damping):
+    A, x = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64)), torch.ones(2).double()
+    s = cg(A, A @ x + damping * x, x0=x, damping=damping)
+    assert (s.status, s.iterations, s.products) == (Status.CONVERGED, 0, 1)
+    assert torch.equal(s.x, x)
+    assert torch.equal(s.Ax, A @ x)
+    assert s.residual_norm == 0.0
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 40])
+def test_the_residual_told_is_that_of_the_damped_system(limit, generator):
+    A = torch.randn(12, 12, generator=generator, dtype=torch.float64)
+    A, b = A @ A.mT, torch.randn(12, generator=generator, dtype=torch.float64)
+    for damping in (0.0, 5.0):
+        s = cg(A, b, damping=damping, x0=0.01 * b, max_iterations=limit, rtol=1e-9)
+        residual = b - A @ s.x - damping * s.x
+        rounding = 1e-12 * float(b.norm())
+        assert s.residual_norm == pytest.approx(float(residual.norm()), rel=1e-9, abs=rounding)
+        torch.testing.assert_close(s.Ax, A @ s.x, rtol=1e-9, atol=1e-12)
+
+
 def test_no_curvature_at_all_leaves_the_damping():
     b = torch.tensor([3.0, -4.0])
     s = cg(torch.zeros_like, b, damping=2.0)

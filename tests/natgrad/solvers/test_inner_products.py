@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from natgrad.solvers.scaling import CHUNK, inner_products
 
@@ -39,5 +42,31 @@ def test_nan_and_infinity_come_through() -> None:
 
 
 def test_vectors_of_different_lengths_are_refused() -> None:
-    with pytest.raises((RuntimeError, ValueError)):
-        inner_products(torch.ones(CHUNK + 1), torch.ones(CHUNK - 1))
+    for longer, shorter in ((CHUNK + 1, CHUNK - 1), (CHUNK + 1, CHUNK), (2 * CHUNK, CHUNK)):
+        with pytest.raises((RuntimeError, ValueError)):
+            inner_products(torch.ones(longer), torch.ones(shorter))
+
+
+class Sums(TorchDispatchMode):
+    """The lengths of the vectors whose inner products are taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lengths: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.overloadpacket in (torch.ops.aten.dot, torch.ops.aten.mm):
+            self.lengths.append(args[0].shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cpu", [CHUNK, CHUNK, 5]), ("meta", [2 * CHUNK + 5])]
+)
+def test_only_a_cpu_takes_them_piece_by_piece(device: str, expected: list[int]) -> None:
+    v = torch.ones(2 * CHUNK + 5, device=device)
+    with Sums() as sums:
+        assert inner_products(v, v).shape == ()
+    assert sums.lengths == expected

@@ -70,6 +70,20 @@ def test_the_damped_matrix_itself_needs_one_iteration(A, seed, damping):
     assert (s.status, s.iterations) == (Status.CONVERGED, 1)
 
 
+@pytest.mark.parametrize(
+    ("solve", "power"), [(cg, -600), (cg, -60), (cg, 600), (minres, -60), (minres, 60)]
+)
+def test_a_power_of_two_in_the_preconditioner_changes_no_bit(solve, power):
+    A = matrix_with_spectrum(torch.logspace(0, 2, 20, dtype=torch.float64), seed=0)
+    b, inverse = vectors_like(A, seed=1), jacobi(A.diagonal())
+    plain = solve(A, b, preconditioner=inverse, rtol=1e-8)
+    scaled = solve(A, b, preconditioner=lambda v: 2.0**power * (inverse @ v), rtol=1e-8)
+    assert plain.status is Status.CONVERGED
+    assert plain.iterations > 5
+    assert (scaled.status, scaled.iterations) == (plain.status, plain.iterations)
+    assert torch.equal(scaled.x, plain.x)
+
+
 @given(spd_matrices(max_size=10, max_log10_condition=2, dtypes=FLOAT64), SEEDS)
 def test_jacobi_is_a_change_of_variables_to_unit_diagonal(A, seed):
     b, d = vectors_like(A, seed=seed), A.diagonal().rsqrt()

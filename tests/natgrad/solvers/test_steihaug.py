@@ -216,6 +216,19 @@ def test_negative_curvature_under_a_preconditioner_ends_on_the_boundary_of_its_n
     assert np.isclose(float((s.x.square() / d).sum().sqrt()), 50.0, rtol=1e-12)
 
 
+@pytest.mark.parametrize("power", [6, 12])
+def test_a_newton_step_as_long_as_the_condition_lies_inside_a_longer_radius(power):
+    lowest = 10.0**-power
+    A = torch.diag(torch.tensor([1.0, lowest], dtype=torch.float64))
+    g = torch.tensor([0.1, 1.0], dtype=torch.float64)
+    s = steihaug(A, g, 10.0 / lowest, rtol=1e-3)
+    assert s.status is Status.CONVERGED
+    assert s.x[1] == pytest.approx(-1 / lowest, rel=1e-3)
+    cut = steihaug(A, g, 0.5 / lowest)
+    assert cut.status is Status.BOUNDARY
+    assert exact_norm(cut.x) == pytest.approx(0.5 / lowest, rel=1e-12)
+
+
 def test_an_exactly_singular_direction_is_followed_to_the_boundary():
     s = steihaug(torch.diag(torch.tensor([1.0, 0.0])), torch.tensor([0.0, 1.0]), 2.0)
     assert s.status is Status.NEGATIVE_CURVATURE
