@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 2**16  # elements; float64 copies of so many stay in a core's cache
+FACTOR = 1000  # the power of two of a factor, well within float64's range
 
 
 def norm(x: Tensor) -> Tensor:
@@ -145,12 +146,12 @@ def as_float(mantissa: float, exponent: int) -> float:
 
 
 def _shifted(x: Tensor, exponent: int) -> Tensor:
-    """x · 2^exponent, in factors within the range of float64; all but the last are exact."""
-    parts = 1 if abs(exponent) < 1000 else 4
-    exponent = max(-2400, min(exponent, 2400))
-    for _ in range(parts - 1):
-        x = x * 2.0 ** int(exponent / parts)
-    return x * 2.0 ** (exponent - (parts - 1) * int(exponent / parts))
+    """x · 2^exponent, in factors within the range of float64; only one of them may round."""
+    whole = int(exponent / FACTOR)
+    x = x * 2.0 ** (exponent - whole * FACTOR)
+    for _ in range(abs(whole)):
+        x = x * 2.0 ** math.copysign(FACTOR, exponent)
+    return x
 
 
 def inner_products(left: Tensor, right: Tensor) -> Tensor:

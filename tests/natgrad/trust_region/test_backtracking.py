@@ -194,3 +194,14 @@ def test_a_point_beyond_the_range_is_never_accepted():
     assert result.theta is start
     assert result.evaluations == 1
     assert all(torch.isfinite(theta).all() for theta in seen)
+
+
+def test_a_shorter_step_is_tried_where_a_sum_leaves_the_range():
+    most = torch.finfo(torch.float64).max
+    start, step = torch.tensor([0.9, 0.5], dtype=torch.float64) * most
+    arguments = (lambda theta: (-theta[0] / 2, 0.0), start.unsqueeze(0), step.unsqueeze(0))
+    result = backtracking(*arguments)
+    assert (result.accepted, result.fraction, result.evaluations) == (True, 0.125, 2)
+    refused = backtracking(*arguments, max_backtracks=2)
+    assert refused.status is LineSearchStatus.NONFINITE
+    assert_nan(refused.objective, refused.constraint, refused.improvement)
