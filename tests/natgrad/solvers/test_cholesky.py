@@ -156,6 +156,16 @@ def test_every_column_is_refined_until_it_passes():
                 assert column.status is Status.CONVERGED
 
 
+def test_a_column_outside_the_range_leaves_the_others_alone():
+    A = torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
+    B = torch.tensor([[0.0, 0.0, 3.0], [1.0, 1.0, 0.0]], dtype=torch.float64).mT
+    outside, inside = cholesky(A, B).columns
+    assert (outside.status, inside.status) == (Status.STAGNATED, Status.CONVERGED)
+    # No multiple of e₃ lowers the residual of the first, so that it has none.
+    assert torch.equal(outside.x, torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(inside.x, B[:, 1], rtol=1e-14, atol=0.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_columns_are_the_loop_over_them_whatever_their_scales(dtype):
     A = matrix_with_spectrum(torch.linspace(1, 9, 6, dtype=torch.float64), seed=0, dtype=dtype)
