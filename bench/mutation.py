@@ -38,29 +38,30 @@ ROUNDING = (
 GUARD = "Against what rounding might do. No case is known in which it does."
 CHOICE = (
     "A choice of constants: how long MINRES follows a solution of least squares, what it grants to "
-    "rounding there, what it knows of ‖T‖ at first. The tests hold it to what it claims."
+    "rounding there, what it knows of ‖T‖ at first; at what radius, beyond any path's, the path is "
+    "cut. The tests hold them to what they claim."
 )
 # In "file function: line -> the line in its place"; the first found is the reason.
 REASONS = {
     r"device=(\w+(\._\w)?\.)?device\b.* -> (?!.*device=(\w+(\._\w)?\.)device)": DEVICE,
     r"Generator\(None\)": DEVICE,
-    r"is_scipy = ": "On a CPU, SciPy makes NumPy vectors of torch's itself.",
     r"new_zeros\((1|0, 0|\(\)).* -> ": EQUAL,
-    r"(evaluations|products) \+= 1 -> \w+ = 1$|= False -> .*= None$": EQUAL,
+    r"(evaluations|products) \+= 1 -> [\w.]+ = 1$|= False -> .*= None$": EQUAL,
     r"\(product is None\) and False|shape\[1\],$|new_empty\(1\)|pole, None\)": EQUAL,
-    r"zip\(|check_tolerances: def": EQUAL,
+    r"zip\(|(check_tolerances|Scaled\.of): def|sign >= 0": EQUAL,
     r"range\(MAX_RESTARTS \+ 2\)|< math\.inf: -> .*<= math\.inf|cos / gamma_bar": EQUAL,
     r"slope > 0: *$": "Where φ′ is 0 and φ too high, the secant bisects, as U3 does.",
-    r"NONFINITE.* -> .*\bNone\b|, 2\.0\)|finite or bool|c != 1|, alive, ~alive, rz": HIDDEN,
+    r"NONFINITE.* -> .*\bNone\b|, 2\.0\)|finite or bool|c != 1|= self\.alive, self\.alive": HIDDEN,
     r"range\([23] \+ REFINEMENTS\)|range\((3|101)\)|bool\(None\)|TALL": WORK,
     r"rtol / torch\.linalg\.vector_norm|eps / shifted|np\.array\(vector": WORK,
     r"check_every > 1\) or True|: z = r .*is _identity\) and False": WORK,
-    r"_refine: .*vector_norm.* -> .*(dim=None|, \))": WORK,
+    r"doubtful \|?= values|doubtful = \(values <= noise\) \||rows >= 0": WORK,
     r"power_of_two\(\w+\) \* power_of_two|vector \* power_of_two|\* P_scale": SCALE,
     r"torch\.clamp\(.*-> \w = \w [*/] torch\.clamp|precondition is None\) and False": ROUNDING,
-    r"to_boundary: |\(radius \* length\)|claim.*\.to\(None\)|small = ": ROUNDING,
-    r"ratios = |direction = vectors|rz > 0|101 \* torch|3 \* torch": GUARD,
-    r"minres\.py .*(flat|patience|error|torch\.where\(last)": CHOICE,
+    r"to_boundary: |\(radius \* length\)|(claim|shift).*\.to\(None\)|small = ": ROUNDING,
+    r"cg_recurrence\.py .*amping\) or True|euclidean=None|BOUNDARY and": ROUNDING,
+    r"ratios = |direction = vectors|rz > 0|101 \* self|3 \* torch": GUARD,
+    r"minres\.py .*(flat|patience|error|torch\.where\(last)|\._bound: ": CHOICE,
 }
 
 

@@ -108,7 +108,7 @@ def cg(
     require(check_every >= 1, f"check_every must be at least 1, got {check_every}")
     growth = math.inf if iterate_growth is None else iterate_growth
     require(growth > 1, f"iterate_growth must be above 1, got {growth}")
-    stopping = Stopping(rtol, atol, limit, stop, check_every, growth)
+    stopping = Stopping(limit, stop, check_every, growth)
 
     def iterate(rhs: Tensor, start: Tensor | None) -> Iteration:
         b = Scaled.of(rhs, rtol, atol)

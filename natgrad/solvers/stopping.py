@@ -19,12 +19,10 @@ Stop = Callable[[Sequence[Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Stopping:
-    """The settings that end an iterative solve, checked by the solver that makes them.
+    """The settings that end an iterative solve but for its tolerance, checked by its solver.
 
     Attributes
     ----------
-    rtol, atol
-        The residual norm to reach is max(rtol ‖b‖, atol).
     limit
         The most iterations.
     stop
@@ -35,8 +33,6 @@ class Stopping:
         Iterates are kept at distances that grow by this factor; infinite: none.
     """
 
-    rtol: float
-    atol: float
     limit: int
     stop: Stop | None = None
     check_every: int = 1

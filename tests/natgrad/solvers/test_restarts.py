@@ -6,8 +6,10 @@ import torch
 from natgrad.solvers import Status, cg, minres
 
 
-@pytest.mark.parametrize("solve", [cg, minres])
-@pytest.mark.parametrize("power", [None, 0, 60, -60])
+@pytest.mark.parametrize(
+    ("solve", "power"),
+    [(cg, None), (cg, 600), (cg, -600), (minres, None), (minres, 60), (minres, -60)],
+)
 @pytest.mark.parametrize("residuals", [[0.6], [0.5], [0.4, 0.3], [0.4, 0.1, 0.04, 0.01]], ids=str)
 def test_a_refused_claim_restarts_at_most_three_times_while_it_halves(solve, residuals, power):
     """A is 1, but each product that verifies leaves a residual that it was told. The scale of a
