@@ -41,7 +41,8 @@ def test_our_operators_are_handed_torch_vectors_whoever_calls(
 
     monkeypatch.setattr(Dense, "__matmul__", multiply)
     A = Dense(torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)))
-    for b in (np.ones(3), torch.ones(3, dtype=torch.float64)):
+    vectors: tuple[Any, ...] = (np.ones(3), torch.ones(3, dtype=torch.float64))
+    for b in vectors:
         assert cg(A, b).x == pytest.approx([1.0, 0.5, 0.25])
     assert kinds == {torch.Tensor}
 
