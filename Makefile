@@ -57,6 +57,7 @@ bench: .venv/.bench ## speed and honesty beside the peers
 		--benchmark-json=bench/results/primitives.json
 	$(BIN)/python bench/solver_honesty.py
 	$(BIN)/python bench/accounts.py
+	$(BIN)/python bench/matrix.py
 	$(BIN)/python bench/cg_overhead.py
 	$(BIN)/python bench/curvature.py --threads 1
 	$(BIN)/python bench/curvature.py --threads 2

@@ -9,11 +9,13 @@ import json
 import math
 import re
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import autoencoders as autoencoders_race
 import classification as classification_race
+import matrix as loops_matrix
 import more_garbow_hillstrom
 import poisson as poisson_race
 from races import Run, load
@@ -350,8 +352,49 @@ def revisions() -> str:
     return f"{markdown(header, rows)}\n\nBase: {record['base']}. {sizes}."
 
 
+def loops(key: str) -> str:
+    cells = json.loads((RESULTS / "matrix.json").read_text())["cells"]
+    single = [
+        each | {"feature": each["features"][0]} for each in cells if len(each["features"]) == 1
+    ]
+    header = [key, "values", "refusals", "wrong", "largest error"]
+    return markdown(header, loops_matrix.tallied(single, key))
+
+
+def frameworks() -> str:
+    record = json.loads((RESULTS / "frameworks.json").read_text())
+    rows = record["optimizers"]
+    columns = list(next(iter(rows.values())))
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    table = markdown(
+        ["optimizer", *columns], [[name, *found.values()] for name, found in rows.items()]
+    )
+    return f"{table}\n\n{versions}."
+
+
+def refusals() -> str:
+    record = json.loads((RESULTS / "matrix.json").read_text())
+    cells = record["cells"]
+    refused, wrong = (
+        sum(bool(each["refusal"]) for each in cells),
+        sum(not each["right"] for each in cells),
+    )
+    header = ["the error says", "why there is no value", "cells", "mostly in"]
+    pairs = sum(len(each["features"]) == 2 for each in cells)
+    return (
+        markdown(header, loops_matrix.refusals(cells))
+        + f"\n\n{len(cells):,} cells, {pairs} of them of two features; {refused / len(cells):.1%} "
+        f"refused, {wrong} wrong. torch {record['versions']['torch']}."
+    )
+
+
 def main() -> None:
     for page, name, table in (
+        ("loops.md", "by loop", partial(loops, "loop")),
+        ("loops.md", "by feature", partial(loops, "feature")),
+        ("loops.md", "by optimizer", partial(loops, "optimizer")),
+        ("loops.md", "refusals", refusals),
+        ("loops.md", "frameworks", frameworks),
         ("house.md", "walks", walks),
         ("house.md", "revisions", revisions),
         ("accounts.md", "accounts", accounts),

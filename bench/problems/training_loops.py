@@ -1,7 +1,7 @@
 """Training loops as people and their libraries write them, around one optimizer.
 
 A loop makes ``STEPS`` steps of a :class:`Run`. Its reference is a plainer loop over the model's
-twin (:mod:`bench.problems.model_features`), which must end at the same parameters.
+twin (model_features.py), which must end at the same parameters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bench.problems.model_features import CLASSES, logits
 from natgrad import FunctionModule
 from natgrad.curvature.metrics import OutputMetric, cross_entropy
 from natgrad.optim import (
@@ -29,6 +28,8 @@ from natgrad.optim import (
     TrustRegionNewton,
 )
 from natgrad.solvers import cholesky
+
+from .model_features import CLASSES, logits
 
 STEPS, CLIP = 2, 0.02
 

@@ -1,11 +1,14 @@
 """Features of models by loops by optimizers: each cell is the reference's value, or refuses in a
-sentence that bench/matrix.py knows. Drawn in pairs of features; docs/pages/matrix.md shows all."""
+sentence that bench/problems/cells.py knows. Drawn in pairs of features; docs/pages/loops.md has
+all."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.matrix import FEATURES, LOOPS, OPTIMIZERS, cell, curvature
+from bench.problems.cells import cell, curvature
+from bench.problems.model_features import FEATURES
+from bench.problems.training_loops import LOOPS, OPTIMIZERS
 
 QUICK = [name for name, loop in LOOPS.items() if not loop.compiles]
 SEEDS = st.integers(0, 2**16)
@@ -13,15 +16,24 @@ pairs = st.lists(st.sampled_from(list(FEATURES)), min_size=1, max_size=2).map(tu
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@settings(max_examples=30)
+@settings(max_examples=8)
 @given(pairs, st.sampled_from(QUICK), SEEDS)
 def test_a_step_is_that_of_the_plain_twin_or_refused(optimizer, features, loop, seed):
     found = cell(features, loop, optimizer, seed)
     assert found.right, found
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@settings(max_examples=300)
+@given(pairs, st.sampled_from(QUICK), SEEDS)
+def test_hundreds_of_steps_too(optimizer, features, loop, seed):
+    found = cell(features, loop, optimizer, seed)
+    assert found.right, found
+
+
 @pytest.mark.parametrize("chunk_size", [None, 3])
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(pairs, SEEDS)
 def test_a_curvature_is_that_of_the_plain_twin_or_refused(chunk_size, features, seed):
     if chunk_size and any(FEATURES[name].by_batch for name in features):
