@@ -157,24 +157,20 @@ def _parameters_of(product: Product, x: Tensor) -> list[Tensor]:
     """The tensors that A depends on: those that its code touches, and leaves behind others."""
     with torch.enable_grad(), _Captured(x) as captured:
         Ax = product(x)
-    parameters = list(captured.found.values())
-    nodes = {parameter.grad_fn for parameter in parameters} - {None}
-    # One that is computed from another would count its share twice: keep the other alone.
-    parameters = [
-        parameter
-        for parameter in parameters
-        if parameter.grad_fn is None
-        or not any(
-            node is not parameter.grad_fn and (node in nodes or variable in set(parameters))
-            for node, variable in _ancestors(parameter.grad_fn, frozenset())
+    touched = set(captured.found.values())
+    nodes = {tensor.grad_fn for tensor in touched} - {None}
+
+    def stems_from_another(tensor: Tensor) -> bool:
+        return any(
+            node is not tensor.grad_fn and (node in nodes or leaf in touched)
+            for node, leaf in _ancestors(tensor.grad_fn, frozenset())
         )
-    ]
+
+    # One that is computed from another would count its share twice: keep the other alone.
+    parameters = [tensor for tensor in captured.found.values() if not stems_from_another(tensor)]
     # Code that no function of torch shows, such as an extension's, is met by its leaves.
-    known = frozenset(parameter.grad_fn for parameter in parameters)
-    for _, variable in _ancestors(Ax.grad_fn, known):
-        if variable is not None and all(variable is not parameter for parameter in parameters):
-            parameters.append(variable)
-    return parameters
+    leaves = [leaf for _, leaf in _ancestors(Ax.grad_fn, frozenset(p.grad_fn for p in parameters))]
+    return list(dict.fromkeys([*parameters, *(leaf for leaf in leaves if leaf is not None)]))
 
 
 def _ancestors(start: Any, ends: frozenset[Any]) -> Iterator[tuple[Any, Tensor | None]]:

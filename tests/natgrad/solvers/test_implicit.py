@@ -67,6 +67,9 @@ KINDS = {
     "matrix": positive,
     "function": lambda S: lambda v: S @ v + S.mT @ v + 6 * v,
     "function of a matrix": lambda S: (lambda A: lambda v: A @ v)(positive(S)),
+    "of a matrix and what it is made of": lambda S: (
+        lambda A: lambda v: A @ v + 0.1 * (S + S.mT) @ v
+    )(positive(S)),
 }
 
 
