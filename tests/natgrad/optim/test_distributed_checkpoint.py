@@ -38,10 +38,10 @@ def test_a_fresh_optimizer_goes_on_bitwise(name, network, strict, train, built, 
     for _ in range(4):
         run.step()
     model, optimizer = state_dict.get_state_dict(run.model, run.optimizer)
-    dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path)
     other = begun()
     model, optimizer = state_dict.get_state_dict(other.model, other.optimizer)
-    dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path)
     state_dict.set_state_dict(
         other.model, other.optimizer, model_state_dict=model, optim_state_dict=optimizer,
         options=state_dict.StateDictOptions(strict=strict),
