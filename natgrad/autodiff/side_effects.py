@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from natgrad.autodiff.convolution import LeanConvolutions
 from natgrad.autodiff.differentiation import eager, twice_differentiable
 from natgrad.autodiff.hooks import WithoutTensorHooks
+
+# Copies of buffers with the versions of the originals, by module and name.
+Held = dict[tuple[nn.Module, str], tuple[Tensor, int]]
+_LENT: ContextVar[Held | None] = ContextVar("lent buffers", default=None)
 
 
 class RandomState:
@@ -61,6 +66,65 @@ def preserved_buffers() -> Iterator[None]:
             module._buffers[name] = buffer
 
 
+class MovingBuffers:
+    """The buffers that a model's own forward pass writes to, with their values before a call.
+
+    Spectral norm computes with its vectors and moves them on: a later pass is another function.
+    The first call shows which buffers move; only these are copied from then on.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._moving: list[tuple[nn.Module, str]] | None = None
+
+    def copied(self) -> Held:
+        """Return copies of the buffers, with their versions, before a call."""
+        return {
+            (module, name): (buffer.clone(), buffer._version)
+            for module, name in (self._all() if self._moving is None else self._moving)
+            if (buffer := module._buffers[name]) is not None
+        }
+
+    def moved(self, held: Held) -> Held:
+        """Return those of ``held`` that the call has written to."""
+        changed = {
+            key: (copy, version)
+            for key, (copy, version) in held.items()
+            if (now := key[0]._buffers[key[1]]) is None or now._version != version
+        }
+        if self._moving is None:
+            self._moving = list(changed)
+        return changed
+
+    def _all(self) -> list[tuple[nn.Module, str]]:
+        return [
+            (module, name)
+            for module in self._model.modules()
+            if module.training and not isinstance(module, torch.jit.ScriptModule)
+            for name in module._buffers
+        ]
+
+
+@contextmanager
+def lent_buffers(held: Held) -> Iterator[None]:
+    """Inside, the buffers have the values that ``held`` has copies of.
+
+    A :class:`Forward` that is made inside runs with them later, as it does with the generators.
+    """
+    originals = {(module, name): module._buffers[name] for module, name in held}
+    try:
+        for (module, name), (copy, _) in held.items():
+            module._buffers[name] = copy
+        token = _LENT.set(held)
+        try:
+            yield
+        finally:
+            _LENT.reset(token)
+    finally:
+        for (module, name), original in originals.items():
+            module._buffers[name] = original
+
+
 class Forward:
     """A forward function, called repeatedly with the same random numbers and no side effects.
 
@@ -81,15 +145,16 @@ class Forward:
 
     def __init__(self, function: Callable[[Any], Any], device: torch.device) -> None:
         self._function, self._state = function, RandomState(device)
+        self._held = _LENT.get() or {}
         self.fallback = False
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Let calls inside draw from the random state at construction.
+        """Let calls inside draw from the random state, and use the buffers, at construction.
 
         Graphs can be recorded inside even if the caller is in inference mode.
         """
-        with torch.inference_mode(False), self._state.replayed():
+        with torch.inference_mode(False), self._state.replayed(), lent_buffers(self._held):
             yield
 
     def evaluate(self, data: Any) -> Any:

@@ -102,7 +102,8 @@ class Objective:
     def again(self) -> Any:
         """Return the closure's value at the parameters as they are now."""
         self.evaluations += 1
-        with torch.enable_grad(), self._state.replayed(), preserved_buffers():
+        # Uncompiled: compiled code runs without the hooks that put buffers back.
+        with torch.enable_grad(), self._state.replayed(), eager(), preserved_buffers():
             return self._call()
 
     def at(self, parameters: Sequence[Tensor], theta: Tensor, start: Tensor) -> Any:

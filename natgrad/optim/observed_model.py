@@ -21,7 +21,7 @@ from torch.distributions import Distribution
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from natgrad.autodiff.data import subset, take
-from natgrad.autodiff.side_effects import RandomState
+from natgrad.autodiff.side_effects import Held, MovingBuffers, RandomState, lent_buffers
 from natgrad.curvature import LinearOperator
 from natgrad.flat import real_dtype
 
@@ -29,13 +29,15 @@ from natgrad.flat import real_dtype
 @dataclass
 class Batch:
     """One call of the model. ``random`` is the state of the generators that it drew from,
-    ``version`` counts the changes of the parameters until then, ``output_gradient`` is
-    ∂loss/∂output and ``output`` the output if that is a tensor."""
+    ``buffers`` those that it wrote to, as they were before, ``version`` counts the changes of the
+    parameters until then, ``output_gradient`` is ∂loss/∂output and ``output`` the output if that is
+    a tensor."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     random: RandomState
     version: int
+    buffers: Held
     output_gradient: Tensor | None = None
     output: Tensor | None = None
     output_version: int = 0
@@ -94,6 +96,7 @@ class ObservedModel:
     def _watch(self) -> None:
         self._paused = self._cleared = self.called = False
         self._parameters = list(self.model.parameters())
+        self._moving = MovingBuffers(self.model)
         for handle in (
             self.model.register_forward_pre_hook(_Hook(self.begins)),
             self.model.register_forward_hook(_Hook(self.saw), with_kwargs=True),
@@ -153,12 +156,13 @@ class ObservedModel:
         if self.batches and unused and not in_backward:
             self.batches = []  # the zero_grad() of the model, or of another optimizer
         self._random = RandomState(self._parameters[0].device)
+        self._held = self._moving.copied()
 
     def saw(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self._watches():
             return
         version = sum(parameter._version for parameter in self._parameters)
-        batch = Batch(args, kwargs, self._random, version)
+        batch = Batch(args, kwargs, self._random, version, self._moving.moved(self._held))
         alone = isinstance(output, Tensor)
         if alone and (self.keeps_outputs or not self.examined):
             batch.output, batch.output_version = output.detach(), output._version
@@ -206,7 +210,7 @@ class ObservedModel:
     ) -> Iterator[tuple[Callable[[list[Tensor]], Any], list[Tensor]]]:
         """(forward, data) of a batch; inside, random generators are as at the batch's call."""
         data, join = batch.split(fraction, generator)
-        with batch.random.replayed():
+        with batch.random.replayed(), lent_buffers(batch.buffers):
             yield partial(self.call, join=join), data
 
     def curvature(

@@ -163,6 +163,44 @@ def test_parameters_that_a_distribution_shares_are_compared_before_and_after(gen
     assert 0 < optimizer.last_step.kl <= 1e-2
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_kl_is_that_of_the_vectors_that_spectral_norm_had(whole, generator):
+    """Each forward pass in training moves them on: another pass is another function."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3).double())
+
+        def forward(self, x):
+            return self.layer(x) if whole else {"logits": self.layer(x)}
+
+    def logits(outputs):
+        return outputs if whole else outputs["logits"]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Model()
+    x = torch.randn(20, 4, generator=generator, dtype=DOUBLE)
+    optimizer = NaturalGradient(
+        model, likelihood=lambda y: Categorical(logits=logits(y)), max_kl=1e-3
+    )
+    for _ in range(2):  # at the second step it is known which buffers move
+        before = copy.deepcopy(model)
+        optimizer.zero_grad()
+        F.cross_entropy(logits(model(x)), torch.arange(20) % 3).backward()
+        buffers = [buffer.clone() for buffer in model.buffers()]
+        optimizer.step()
+        after = copy.deepcopy(before)
+        with torch.no_grad():
+            for theta, p in zip(model.parameters(), after.parameters(), strict=True):
+                p.copy_(theta)
+            old, new = (Categorical(logits=logits(m(x))) for m in (before, after))
+        assert optimizer.last_step is not None
+        assert optimizer.last_step.kl == pytest.approx(float(kl_divergence(old, new).mean()))
+        assert all(map(torch.equal, buffers, model.buffers()))
+
+
 @pytest.mark.parametrize("spectrum", [(-1.0, -1.0), (1.0, -0.5)])
 def test_a_curvature_that_is_not_positive_along_the_step_is_no_bound(spectrum):
     x = torch.ones(2, dtype=DOUBLE, requires_grad=True)
