@@ -45,10 +45,16 @@ CAUSES = {"NONFINITE_LOSS": bad_loss, "NONFINITE_GRADIENT": bad_gradient}
 
 
 def snapshot(training) -> tuple[Tensor, dict[str, Any]]:
-    """The parameters, and all that the optimizer knows but its count of bad steps."""
+    """The parameters, and all that the optimizer knows but its count of bad steps. What is zero or
+    None is known of nothing: the place for something to remember."""
     state = copy.deepcopy(training.optimizer.state_dict())
-    for known in state["state"].values():
+    for index, known in state["state"].items():
         known.pop("nonfinite_steps", None)
+        state["state"][index] = {
+            name: value
+            for name, value in known.items()
+            if value is not None and bool(torch.as_tensor(value).any())
+        }
     return training.theta, state
 
 
