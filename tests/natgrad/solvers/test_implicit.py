@@ -188,6 +188,37 @@ def test_a_module_in_the_product_gets_its_gradients(generator):
     torch.testing.assert_close(scale.weight.grad, W.grad)
 
 
+def test_tensors_that_were_computed_before_get_their_own(system):
+    """Two of them, by a function's named arguments too, and a third that only decides."""
+    S, b = system
+    first, second, switch = positive(S), S.mT @ S, S + 1.0
+
+    def A(v):
+        curved = second if bool(switch.isfinite().all()) else first
+        return torch.nn.functional.linear(input=v, weight=first) + curved @ v
+
+    x = cg(A, b, rtol=RTOL).x
+    found = torch.autograd.grad(x.sum(), (first, second, switch, b), allow_unused=True)
+    u = torch.linalg.solve((first + second).detach(), torch.ones_like(b))
+    torch.testing.assert_close(found[3], u)
+    # Of the matrix W in W v: the function is the same in each, as symmetric as A is as a whole.
+    for gradient in found[:2]:
+        torch.testing.assert_close(gradient, -torch.outer(u, x.detach()))
+    assert found[2] is None or not bool(found[2].any())
+
+
+def test_graphs_behind_a_product_can_be_used_again(system):
+    S, b = system
+    K = positive(S) ** 2 / 6
+    x = cg(lambda v: (K + K.mT) @ v + 20 * v + 0.1 * (S + S.mT) @ v, b, rtol=RTOL).x
+    (alone,) = torch.autograd.grad(x.sum(), S, retain_graph=True)
+    (again,) = torch.autograd.grad(x.sum(), S, retain_graph=True)
+    (both,) = torch.autograd.grad(x.sum() + K.sum(), S)
+    (of_K,) = torch.autograd.grad((positive(S) ** 2 / 6).sum(), S)
+    assert torch.equal(alone, again)
+    torch.testing.assert_close(both, alone + of_K)
+
+
 @pytest.mark.parametrize("shape", [(7, 4), (3, 6)])
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 def test_least_squares(shape, damping, generator):
