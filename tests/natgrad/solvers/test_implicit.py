@@ -236,6 +236,33 @@ def test_least_squares(shape, damping, generator):
     assert twice(solve, (J, r))
 
 
+@pytest.mark.parametrize("shape", [(5, 5), (7, 4), (3, 6)])
+def test_least_squares_in_one_of_its_arguments(shape, generator):
+    J = torch.randn(shape, generator=generator, dtype=DOUBLE)
+    r = torch.randn(shape[0], generator=generator, dtype=DOUBLE)
+    damping = 0.0 if shape[0] >= shape[1] else 0.1
+    normal = J.mT @ J + damping * torch.eye(shape[1], dtype=DOUBLE)
+
+    def solve(J, r):
+        return least_squares(J).solve(r, damping=damping, rtol=1e-11).x
+
+    right = r.clone().requires_grad_()
+    (found,) = torch.autograd.grad(solve(J, right).sum(), right)
+    expected = J @ torch.linalg.solve(normal, torch.ones(shape[1], dtype=DOUBLE))
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+    assert gradcheck(lambda J: solve(J, r), J.clone().requires_grad_())
+    with torch.no_grad():
+        assert not solve(J.clone().requires_grad_(), right).requires_grad
+    assert not solve(J, r).requires_grad
+
+
+def test_least_squares_of_dependent_columns_have_no_derivative(generator):
+    column = torch.randn(5, 1, generator=generator, dtype=DOUBLE)
+    J = torch.cat([column, 2 * column], dim=1).requires_grad_()
+    with pytest.raises(RuntimeError, match="here: J has not full column rank, and damping is 0"):
+        least_squares(J).solve(torch.ones(5, dtype=DOUBLE)).x.sum().backward()
+
+
 CUT = {
     "max_iterations": lambda A, b: cg(A, b, max_iterations=2),
     "steihaug on its radius": lambda A, b: steihaug(A, -b, 1e-2),
