@@ -17,8 +17,8 @@ from .model_features import CLASSES, FEATURES, WIDTH, logits, pair
 from .training_loops import LOOPS, OPTIMIZERS, Run
 
 SAMPLES = 8
-# What a step amplifies rounding by: the condition of a damped curvature, 1 / λ at most.
-AMPLIFIED = 1e6
+# What two steps amplify rounding by: the condition of a damped curvature, 1e4 at most, twice.
+AMPLIFIED = 1e8
 # The sentences that refuse, and why nothing better can be had.
 REFUSALS = {
     r"use_reentrant=True hides the layers": "A reentrant checkpoint ends the graph of the outputs: "

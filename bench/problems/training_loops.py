@@ -263,11 +263,10 @@ def data_parallel(run: Run) -> None:
 
 
 def functional(run: Run) -> None:
-    """The model as a pure function of its parameters."""
+    """The model as a pure function of its parameters and buffers."""
     model = run.model
-    module = FunctionModule(
-        lambda p, x: functional_call(model, p, (x,)), dict(model.named_parameters())
-    )
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    module = FunctionModule(lambda p, x: functional_call(model, p, (x,)), held)
     run.call, run.optimizer = module, run.kind.make(module)
     run.steps()
 

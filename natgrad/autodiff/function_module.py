@@ -25,8 +25,9 @@ class FunctionModule(nn.Module):
     parameters
         A mapping, tuple or list of tensors, nested if wanted, or one tensor: what ``function``
         takes first. Where no floating-point tensor requires gradients, all are trained; else those
-        that do. Integer and bool tensors become buffers. ``nn.Parameter`` objects are registered
-        themselves, so that modules which own them see the same ``.grad``.
+        that do, and the others are buffers, as integer and bool tensors are: pass the buffers that
+        a model writes to (BatchNorm's, spectral norm's) in the mapping. ``nn.Parameter`` objects
+        are registered themselves, so that modules which own them see the same ``.grad``.
 
     Raises
     ------
@@ -110,7 +111,8 @@ def _register(
         if part not in owner._modules:
             owner.add_module(part, nn.Module())
         owner = owner.get_submodule(part)
-    if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
+    number = leaf.dtype.is_floating_point or leaf.dtype.is_complex
+    if not number or not (trained or isinstance(leaf, nn.Parameter)):
         owner.register_buffer(name, leaf)
         return owner, name
     if leaf.grad_fn is not None:
@@ -118,9 +120,7 @@ def _register(
             f"parameter {'.'.join(path)} was computed from others: pass parameter.detach(), or "
             "compute it inside the function"
         )
-    if not isinstance(leaf, nn.Parameter):
-        leaf = nn.Parameter(leaf.detach(), requires_grad=trained)
-    elif trained and not leaf.requires_grad:
+    if not isinstance(leaf, nn.Parameter) or (trained and not leaf.requires_grad):
         leaf = nn.Parameter(leaf.detach())
     owner.register_parameter(name, leaf)
     return owner, name

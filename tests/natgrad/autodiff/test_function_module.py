@@ -207,10 +207,32 @@ def test_any_structure_comes_back_as_it_was(name, x):
     assert torch.equal(copied(x), y)
 
 
-def test_frozen_parameters_stay_frozen_where_others_are_trained():
-    w = torch.ones(2, requires_grad=True)
-    module = FunctionModule(lambda p, x: x, {"w": w, "b": torch.zeros(2)})
-    assert {n: p.requires_grad for n, p in module.named_parameters()} == {"w": True, "b": False}
+def test_what_requires_no_gradient_where_others_do_is_a_buffer_or_frozen():
+    w, frozen = torch.ones(2, requires_grad=True), nn.Parameter(torch.ones(1), requires_grad=False)
+    module = FunctionModule(lambda p, x: x, {"w": w, "b": torch.zeros(2), "frozen": frozen})
+    assert {n: p.requires_grad for n, p in module.named_parameters()} == {
+        "w": True, "frozen": False,
+    }  # fmt: skip
+    assert [n for n, _ in module.named_buffers()] == ["b"]
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "spectral norm"])
+def test_buffers_in_the_mapping_move_as_the_modules_own(name, x):
+    def made():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layer = nn.Linear(3, 3).double()
+            if name == "spectral norm":
+                return nn.utils.parametrizations.spectral_norm(layer)
+            return nn.Sequential(layer, nn.BatchNorm1d(3).double())
+
+    net, twin = made(), made()
+    held = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    module = FunctionModule(lambda p, x: functional_call(net, p, (x,)), held)
+    mine, theirs = (trained(m, "NaturalGradient", x) for m in (module, twin))
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+    for one, other in zip(net.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_parameters_of_a_module_are_its_own():
