@@ -16,7 +16,7 @@ import json
 import platform
 import random
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,38 +51,63 @@ def cells(pairs: int) -> list[Cell]:
     return found
 
 
-def tallied(cells: list[dict[str, Any]], key: str) -> list[list[str]]:
+def tallied(cells: list[Cell], key: Callable[[Cell], str]) -> list[list[str]]:
     """A row for each loop, feature or optimizer: values, refusals, faults, the largest error."""
     rows = []
-    for name in dict.fromkeys(str(each[key]) for each in cells):
-        mine = [each for each in cells if str(each[key]) == name]
-        values = [each for each in mine if not each["refusal"]]
+    for name in dict.fromkeys(map(key, cells)):
+        mine = [each for each in cells if key(each) == name]
+        values = [each for each in mine if not each.refusal]
         rows.append(
             [
                 name,
                 str(len(values)),
                 str(len(mine) - len(values)),
-                str(sum(not each["right"] for each in mine)),
-                f"{max((each['error'] for each in values), default=0):.0e}",
+                str(sum(not each.right for each in mine)),
+                f"{max((each.error for each in values), default=0):.0e}",
             ]
         )
     return rows
 
 
-def refusals(cells: list[dict[str, Any]]) -> list[list[str]]:
+def refusals(cells: list[Cell]) -> list[list[str]]:
     """A row for each sentence that refuses: why, how often, and where."""
     rows = []
     for pattern, why in REFUSALS.items():
-        mine = [each for each in cells if Cell(**_fields(each)).refused_by == pattern]
+        mine = [each for each in cells if each.refusal and each.refused_by == pattern]
         if mine:
-            where = Counter(each["features"][0] for each in mine).most_common(1)[0][0]
-            loop = Counter(each["loop"] for each in mine).most_common(1)[0][0]
-            rows.append([mine[0]["refusal"], why, str(len(mine)), f"{where}; {loop}"])
+            where = Counter(each.features[0] for each in mine).most_common(1)[0][0]
+            loop = Counter(each.loop for each in mine).most_common(1)[0][0]
+            rows.append([mine[0].refusal, why, str(len(mine)), f"{where}; {loop}"])
     return rows
 
 
-def _fields(each: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in each.items() if name != "right"}
+def save(cells: list[Cell], pairs: int) -> None:
+    """Write results/matrix.json, a line a cell; the texts of refusals stand there once."""
+    texts = list(dict.fromkeys(each.refusal for each in cells))
+    rows = [
+        [
+            list(each.features), each.loop, each.optimizer, float(f"{each.error:.1e}"),
+            each.allowed, texts.index(each.refusal),
+        ]
+        for each in cells
+    ]  # fmt: skip
+    head = {
+        "command": f"python bench/matrix.py --pairs {pairs}",
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "refusals": texts,
+    }
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    OUT.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "cells": [\n{lines}\n]}}\n')
+
+
+def load() -> tuple[dict[str, Any], list[Cell]]:
+    """What :func:`save` wrote: the versions, and the cells."""
+    record = json.loads(OUT.read_text())
+    cells = [
+        Cell(tuple(features), loop, optimizer, error, record["refusals"][refusal], allowed)
+        for features, loop, optimizer, error, allowed, refusal in record["cells"]
+    ]
+    return record["versions"], cells
 
 
 def main(pairs: int = 400) -> None:
@@ -93,13 +118,7 @@ def main(pairs: int = 400) -> None:
     """
     torch.set_num_threads(1)
     found = cells(pairs)
-    result = {
-        "command": f"python bench/matrix.py --pairs {pairs}",
-        "machine": platform.machine(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "cells": [asdict(each) | {"right": each.right} for each in found],
-    }
-    OUT.write_text(json.dumps(result, indent=0) + "\n")
+    save(found, pairs)
     wrong = [each for each in found if not each.right]
     for each in wrong:
         print(each)

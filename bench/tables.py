@@ -9,7 +9,7 @@ import json
 import math
 import re
 import statistics
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import classification as classification_race
 import matrix as loops_matrix
 import more_garbow_hillstrom
 import poisson as poisson_race
+from problems.cells import Cell
 from races import Run, load
 
 from natgrad.testing.conformance import all_checks, checks_for
@@ -352,13 +353,23 @@ def revisions() -> str:
     return f"{markdown(header, rows)}\n\nBase: {record['base']}. {sizes}."
 
 
-def loops(key: str) -> str:
-    cells = json.loads((RESULTS / "matrix.json").read_text())["cells"]
-    single = [
-        each | {"feature": each["features"][0]} for each in cells if len(each["features"]) == 1
-    ]
-    header = [key, "values", "refusals", "wrong", "largest error"]
-    return markdown(header, loops_matrix.tallied(single, key))
+def loops(header: str, key: Callable[[Cell], str]) -> str:
+    _, cells = loops_matrix.load()
+    single = [each for each in cells if len(each.features) == 1]
+    columns = [header, "values", "refusals", "wrong", "largest error"]
+    return markdown(columns, loops_matrix.tallied(single, key))
+
+
+def by_loop() -> str:
+    return loops("loop", lambda each: each.loop)
+
+
+def by_feature() -> str:
+    return loops("feature", lambda each: each.features[0])
+
+
+def by_optimizer() -> str:
+    return loops("optimizer", lambda each: each.optimizer)
 
 
 def frameworks() -> str:
@@ -373,26 +384,25 @@ def frameworks() -> str:
 
 
 def refusals() -> str:
-    record = json.loads((RESULTS / "matrix.json").read_text())
-    cells = record["cells"]
-    refused, wrong = (
-        sum(bool(each["refusal"]) for each in cells),
-        sum(not each["right"] for each in cells),
+    versions, cells = loops_matrix.load()
+    refused = sum(bool(each.refusal) for each in cells) / len(cells)
+    pairs, wrong = (
+        sum(len(each.features) == 2 for each in cells),
+        sum(not each.right for each in cells),
     )
     header = ["the error says", "why there is no value", "cells", "mostly in"]
-    pairs = sum(len(each["features"]) == 2 for each in cells)
+    table = markdown(header, loops_matrix.refusals(cells))
     return (
-        markdown(header, loops_matrix.refusals(cells))
-        + f"\n\n{len(cells):,} cells, {pairs} of them of two features; {refused / len(cells):.1%} "
-        f"refused, {wrong} wrong. torch {record['versions']['torch']}."
+        f"{table}\n\n{len(cells):,} cells, {pairs} of them of two features; {refused:.1%} refused, "
+        f"{wrong} wrong. torch {versions['torch']}."
     )
 
 
 def main() -> None:
     for page, name, table in (
-        ("loops.md", "by loop", partial(loops, "loop")),
-        ("loops.md", "by feature", partial(loops, "feature")),
-        ("loops.md", "by optimizer", partial(loops, "optimizer")),
+        ("loops.md", "by loop", by_loop),
+        ("loops.md", "by feature", by_feature),
+        ("loops.md", "by optimizer", by_optimizer),
         ("loops.md", "refusals", refusals),
         ("loops.md", "frameworks", frameworks),
         ("house.md", "walks", walks),
