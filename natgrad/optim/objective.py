@@ -15,7 +15,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.overrides import TorchFunctionMode
 
 from natgrad import flat
-from natgrad.autodiff.differentiation import eager, without_hooks
+from natgrad.autodiff.differentiation import eager, twice_differentiable, without_hooks
 from natgrad.autodiff.graph import Graph
 from natgrad.autodiff.side_effects import RandomState, preserved_buffers
 from natgrad.curvature import LinearOperator
@@ -43,8 +43,8 @@ class Objective:
     counts all calls, ``measures`` says whether the closure can measure another θ than the first,
     ``computes`` whether its first call wrote to ``.grad``.
 
-    The forms RESIDUALS and GRAPH differentiate the graph of the first call again, so that
-    torch.compile is off for it: the graph of compiled code can be differentiated once.
+    The forms RESIDUALS and GRAPH differentiate the graph of the first call again: torch.compile,
+    and for GRAPH fused kernels of attention and RNNs, can be differentiated once, and are off.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Objective:
             if self._form is not ClosureForm.STANDARD:
                 stack.enter_context(eager())
             if self._recorded is not None:
+                stack.enter_context(twice_differentiable())
                 stack.enter_context(self._recorded)
             self.returned = self._call()
         if observed is not None:
@@ -84,7 +85,7 @@ class Objective:
         if self.residuals is not None:
             return self.loss_of(self.residuals).to(self.residuals.dtype)
         if self._recorded is not None and isinstance(self.returned, Tensor):
-            return self.returned.detach()  # losses that the caller collects would hold their graphs
+            return self.returned.detach()  # losses that the caller collects would hold graphs
         return self.returned
 
     @property
@@ -102,9 +103,14 @@ class Objective:
     def again(self) -> Any:
         """Return the closure's value at the parameters as they are now."""
         self.evaluations += 1
-        # Uncompiled: compiled code runs without the hooks that put buffers back.
-        with torch.enable_grad(), self._state.replayed(), eager(), preserved_buffers():
-            return self._call()
+        with ExitStack() as stack:
+            # Uncompiled: compiled code runs without the hooks that put buffers back.
+            for context in (torch.enable_grad(), self._state.replayed(), eager()):
+                stack.enter_context(context)
+            if self._recorded is not None:
+                stack.enter_context(twice_differentiable())  # by the kernels of the first call
+            with preserved_buffers():
+                return self._call()
 
     def at(self, parameters: Sequence[Tensor], theta: Tensor, start: Tensor) -> Any:
         """Return the closure's value at θ, at the cost of a forward pass: its ``backward()`` calls
