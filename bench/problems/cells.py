@@ -32,7 +32,6 @@ REFUSALS = {
     r"needs step\(closure\)": "It measures the loss at several points, which takes a closure.",
     r"called no loss\.backward\(\)": "Exact curvature is that of the graph of the closure's loss.",
     r"computed no gradient": "A search along gradients asks the closure for one at each point.",
-    r"no second derivative": "The kernel has none, and the loop's own forward pass chose it.",
 }
 
 
