@@ -203,13 +203,13 @@ def test_a_random_policy_is_far_from_the_optimum(kind):
     assert random_return(f"test/Learn{kind}-v0") < -3 * SLACK
 
 
-# TRPO, PPO and A2C stand for the others, which differ in the direction of a step alone.
+# TRPO and PPO stand for the others, which differ in the direction of a step alone.
 @pytest.mark.parametrize(
     "algorithm",
     [
         "trpo",
         "ppo",
-        "a2c",
+        pytest.param("a2c", marks=pytest.mark.slow),
         pytest.param("npg", marks=pytest.mark.slow),
         pytest.param("acktr", marks=pytest.mark.slow),
     ],

@@ -79,7 +79,7 @@ def relative_error(found, wanted):
 
 @pytest.mark.parametrize("system", [ONE, TWO], ids=["one dimension", "two dimensions"])
 @pytest.mark.parametrize("actor", ["gradient", "natural"])
-@pytest.mark.parametrize("algorithm", [DDPG, TD3])
+@pytest.mark.parametrize("algorithm", [DDPG, pytest.param(TD3, marks=pytest.mark.slow)])
 def test_the_gain_of_the_riccati_equation_is_learnt(algorithm, actor, system, generator):
     found = learnt_gain(algorithm, system, generator, noise=0.0, actor=actor, discount=0.9)
     assert relative_error(found, best_gain(system, 0.9)) < 0.02

@@ -19,7 +19,7 @@ from natgrad.solvers import (
     steihaug,
 )  # fmt: skip
 
-N, RTOL = 5, 1e-13
+N, RTOL = 3, 1e-13
 DOUBLE = torch.float64
 
 # name -> (A, b, λ) -> x, the solution of (A + λ I) x = b
