@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef
 
 from natgrad.optim.contradictions import contradictions
 from natgrad.optim.likelihoods import NamedMeaning
@@ -88,6 +89,24 @@ class LoopWarnings:
             )
 
 
-def gradient_marks(parameters: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """What changes where a backward pass writes to ``.grad``."""
-    return [(id(p.grad), -1 if p.grad is None else p.grad._version) for p in parameters]
+class GradientMarks:
+    """The gradients at one time, to tell whether a backward pass has written to ``.grad`` since.
+
+    Weak references: gradients that zero_grad() frees must not stay in memory, while the id of one
+    may be that of the next.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        self._before = [None if p.grad is None else TensorWeakRef(p.grad) for p in parameters]
+        self._versions = [None if p.grad is None else p.grad._version for p in parameters]
+
+    def written(self) -> bool:
+        """Whether a gradient is another tensor now, or was written to."""
+        for p, before, version in zip(self._parameters, self._before, self._versions, strict=True):
+            if p.grad is None or before is None:
+                if p.grad is not None:
+                    return True
+            elif before() is not p.grad or p.grad._version != version:
+                return True
+        return False

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from natgrad import flat
 from natgrad.optim.arguments import require_least
-from natgrad.optim.loop_warnings import LoopWarnings, gradient_marks
+from natgrad.optim.loop_warnings import GradientMarks, LoopWarnings
 from natgrad.optim.objective import (
     Closure,
     ClosureForm,
@@ -186,9 +186,9 @@ class SecondOrderOptimizer(StatefulOptimizer):
         objective, returned, silent = None, None, False
         if closure is not None:
             objective = Objective(closure, self._parameters()[0].device, sign, self._closure_form)
-            marks = gradient_marks(self._parameters())
+            marks = GradientMarks(self._parameters())
             returned = objective.first(self._observed)
-            objective.computes = marks != gradient_marks(self._parameters())
+            objective.computes = marks.written()
             silent = returned is None and objective.computes
         start = start_of(objective, self._parameters(), sign)
         if not start.parameters:

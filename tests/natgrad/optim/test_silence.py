@@ -23,6 +23,7 @@ from natgrad.optim import (
     TrustRegionNewton,
 )  # fmt: skip
 from natgrad.optim.contradictions import contradictions
+from natgrad.optim.loop_warnings import GradientMarks
 
 LOSS = {
     "categorical": "cross_entropy",
@@ -97,6 +98,22 @@ def test_a_closure_that_keeps_its_loss_to_itself_is_told_once(name, set_to_none,
     texts = told(lambda: [optimizer.step(closure) for _ in range(3)])
     assert len(texts) == 1
     assert texts[0].startswith("the closure computed gradients but returned None")
+
+
+def test_a_gradient_in_the_memory_of_the_one_before_is_a_new_one():
+    """The next tensor mostly has the id, and the version, of the one that zero_grad() freed."""
+    p = nn.Parameter(torch.ones(3))
+    for _ in range(100):
+        p.square().sum().backward()
+        marks = GradientMarks([p])
+        p.grad = None
+        assert not marks.written()
+        p.square().sum().backward()
+        assert marks.written()
+    marks = GradientMarks([p])
+    assert not marks.written()
+    p.square().sum().backward()  # accumulates in place
+    assert marks.written()
 
 
 @pytest.mark.parametrize("name", MODELS)
