@@ -132,15 +132,16 @@ class RunningFactors:
         Before the first batch all that is known of them is the modules; a layer that turns out to
         be used in another way has its factors elsewhere, and its checkpoint does not fit.
         """
-        rest = list(parameters)
-        for layer in candidates(self._observed.model, parameters):
+        layers = candidates(self._observed.model, parameters)
+        for layer in layers:
             V = layer.matrix([owner.new_zeros(*owner.shape, 1) for owner in layer.owners])
             d_out, d_in = V.shape[-2:]
             A = V.new_zeros(d_in) if layer.is_embedding else V.new_zeros(d_in, d_in)
             moments = (V.new_zeros(d_out, d_in),) if self._corrected else ()
             factors = A, V.new_zeros(d_out, d_out), *moments
             state[layer.owners[0]].update(zip(LAYER_FACTORS, factors, strict=False))
-            rest = [p for p in rest if all(p is not owner for owner in layer.owners)]
+        covered = {owner for layer in layers for owner in layer.owners}
+        rest = [parameter for parameter in parameters if parameter not in covered]
         count = sum(map(flat.size, rest))
         for parameter in rest:
             rows, dtype = flat.size(parameter), flat.real_dtype(parameter)

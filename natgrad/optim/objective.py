@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -103,14 +103,11 @@ class Objective:
     def again(self) -> Any:
         """Return the closure's value at the parameters as they are now."""
         self.evaluations += 1
-        with ExitStack() as stack:
-            # Uncompiled: compiled code runs without the hooks that put buffers back.
-            for context in (torch.enable_grad(), self._state.replayed(), eager()):
-                stack.enter_context(context)
-            if self._recorded is not None:
-                stack.enter_context(twice_differentiable())  # by the kernels of the first call
-            with preserved_buffers():
-                return self._call()
+        # The kernels of the first call; uncompiled, since compiled code runs without the hooks that
+        # put buffers back.
+        kernels = nullcontext() if self._recorded is None else twice_differentiable()
+        with torch.enable_grad(), self._state.replayed(), eager(), kernels, preserved_buffers():
+            return self._call()
 
     def at(self, parameters: Sequence[Tensor], theta: Tensor, start: Tensor) -> Any:
         """Return the closure's value at θ, at the cost of a forward pass: its ``backward()`` calls

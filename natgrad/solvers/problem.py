@@ -54,7 +54,7 @@ class Problem(Generic[V]):
         return as_multiply(given, self.rhs, numpy_caller=self.in_numpy, name="preconditioner")
 
     def differentiable(
-        self, solution: Solution[V], again: Callable[[Tensor], Solution[Tensor]], why_not: str = ""
+        self, solution: Solution[V], again: Callable[[Tensor], Solution[Tensor]]
     ) -> Solution[V]:
         """The solution with an x that carries derivatives, where b or A ask for them.
 
@@ -64,14 +64,12 @@ class Problem(Generic[V]):
             The solver's answer.
         again
             Solves the same system, symmetric as it is, for another right-hand side.
-        why_not
-            Why x has no derivatives; empty if it has them.
         """
         if self.given is None or not torch.is_grad_enabled():
             return solution
         if not self.given.requires_grad and not self.multiply.curved:
             return solution
-        system = System(self.multiply.with_graph, again, why_not)
+        system = System(self.multiply.with_graph, again)
         return attach(solution, system, self.given, curved=self.multiply.curved)  # type: ignore[return-value, arg-type]
 
     def solve(

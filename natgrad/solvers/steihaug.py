@@ -163,7 +163,7 @@ class SteihaugPath(Generic[V]):
     def _differentiable(self, solution: Solution[V]) -> Solution[V]:
         """Inside the radius s = −A⁻¹ g. On it s is a point of a path, no solution of equations."""
         problem = self._problem
-        if problem.given is not None:
+        if problem.given is not None and problem.given.requires_grad:
             problem = replace(problem, given=-problem.given)
         return problem.differentiable(solution, self._again)
 
