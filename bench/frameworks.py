@@ -22,7 +22,7 @@ import lightning
 import torch
 import tyro
 from accelerate import Accelerator
-from problems.training_loops import OPTIMIZERS, Kind, Run, closure, plain
+from problems.training_loops import OPTIMIZERS, STEPS, Kind, Run, closure, plain
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -33,7 +33,6 @@ from natgrad.optim import KFAC, HessianFree, NaturalGradient
 
 OUT = Path(__file__).parent / "results" / "frameworks.json"
 PACKAGES = ("lightning", "accelerate", "transformers", "torch")
-STEPS = 2  # as many as a Run takes
 
 
 def network() -> nn.Module:
@@ -81,21 +80,15 @@ def by_lightning(kind: Kind, manual: bool) -> nn.Module:
 
 def by_accelerate(kind: Kind) -> nn.Module:
     run, accelerator = Run(kind, network(), *batch()), Accelerator(cpu=True)
-    model, optimizer = accelerator.prepare(run.model, run.optimizer)
-    run.call = model
+    run.call, run.optimizer = accelerator.prepare(run.model, run.optimizer)
 
     def backward() -> Tensor:
-        optimizer.zero_grad()
+        run.optimizer.zero_grad()
         loss = run.loss()
         accelerator.backward(loss)
         return loss
 
-    for _ in range(STEPS):
-        if kind.plain:
-            backward()
-            optimizer.step()
-        else:
-            optimizer.step(backward)
+    run.steps(lambda: run.step(backward))
     return run.model
 
 

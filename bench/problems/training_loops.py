@@ -108,13 +108,17 @@ class Run:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    def step(self) -> None:
-        """A plain step, or one by a closure where the optimizer asks for it."""
+    def step(self, closure: Callable[[], Tensor] | None = None) -> None:
+        """A plain step, or one by a closure where the optimizer asks for it.
+
+        ``closure`` computes the loss and its gradients; None for the plain one.
+        """
+        closure = closure or self.closure
         if self.kind.plain:
-            self.closure()
+            closure()
             self.optimizer.step()
         else:
-            self.optimizer.step(self.closure)
+            self.optimizer.step(closure)
 
     def steps(self, step: Callable[[], Any] | None = None) -> None:
         for _ in range(STEPS):
@@ -153,14 +157,7 @@ def accumulation(run: Run) -> None:
             total = total + loss.detach()
         return total
 
-    def step() -> None:
-        if run.kind.plain:
-            accumulated()
-            run.optimizer.step()
-        else:
-            run.optimizer.step(accumulated)
-
-    run.steps(step)
+    run.steps(lambda: run.step(accumulated))
 
 
 def clipping(run: Run) -> None:
@@ -169,14 +166,7 @@ def clipping(run: Run) -> None:
         nn.utils.clip_grad_norm_(run.model.parameters(), CLIP)
         return loss
 
-    def step() -> None:
-        if run.kind.plain:
-            clipped()
-            run.optimizer.step()
-        else:
-            run.optimizer.step(clipped)
-
-    run.steps(step)
+    run.steps(lambda: run.step(clipped))
 
 
 def scaled_by_hand(run: Run) -> None:
@@ -190,14 +180,7 @@ def scaled_by_hand(run: Run) -> None:
             gradient.mul_(torch.clamp(CLIP / (size + 1e-6), max=1.0))
         return loss
 
-    def step() -> None:
-        if run.kind.plain:
-            scaled()
-            run.optimizer.step()
-        else:
-            run.optimizer.step(scaled)
-
-    run.steps(step)
+    run.steps(lambda: run.step(scaled))
 
 
 def autocast(run: Run) -> None:
@@ -315,9 +298,9 @@ def accelerate(run: Run) -> None:
 class _WithLoss(nn.Module):
     """A transformers model: labels go in, loss and logits come out."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, body: nn.Module) -> None:
         super().__init__()
-        self.body, self.squares = run.model, run.kind.squares
+        self.body = body
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         outputs = {"logits": logits(self.body(x))}
@@ -328,8 +311,9 @@ class _WithLoss(nn.Module):
 
 def transformers_trainer(run: Run) -> None:
     """outputs.loss of model(**batch), then optimizer.step() by a wrapper."""
-    model = _WithLoss(run)
-    run.optimizer = _Prepared(run.kind.make(model))
+    model = _WithLoss(run.model)
+    # Squared errors are taken of outputs that are one tensor.
+    run.optimizer = _Prepared(run.kind.make(run.model if run.kind.squares else model))
 
     def training_step() -> Tensor:
         run.optimizer.zero_grad()
@@ -337,16 +321,7 @@ def transformers_trainer(run: Run) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    def step() -> None:
-        if run.kind.plain:
-            training_step()
-            run.optimizer.step()
-        else:
-            run.optimizer.step(training_step)
-
-    if run.kind.squares:  # whose outputs are one tensor
-        run.optimizer = _Prepared(run.kind.make(run.model))
-    run.steps(step)
+    run.steps(lambda: run.step(training_step))
 
 
 def checkpoint_and_resume(run: Run) -> None:
