@@ -3,12 +3,15 @@ sentence that bench/problems/cells.py knows. Drawn in pairs of features; docs/pa
 all."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.problems.cells import cell, curvature
-from bench.problems.model_features import FEATURES
+from bench.problems.model_features import FEATURES, WIDTH, pair
 from bench.problems.training_loops import LOOPS, OPTIMIZERS
+from natgrad.flat import flatten
+from natgrad.optim import LevenbergMarquardt, OptimizerStatus
 
 QUICK = [name for name, loop in LOOPS.items() if not loop.compiles]
 SEEDS = st.integers(0, 2**16)
@@ -56,11 +59,31 @@ VALUES = [
 def test_these_cells_are_values(optimizer, feature, loop):
     if LOOPS[loop].plain and not OPTIMIZERS[optimizer].plain:
         loop = "closure"
-    if optimizer == "LevenbergMarquardt" and feature == "parameter hook":
-        pytest.skip("it takes residuals then: test_training_conventions.py")
+    if (optimizer, feature) == ("LevenbergMarquardt", "parameter hook"):
+        pytest.skip("it takes residuals then: the next test")
     found = cell((feature,), loop, optimizer, 1)
     assert found.right, found
     assert not found.refusal, found
+
+
+@pytest.mark.parametrize("solver", ["dense", "cg", "sample_space"])
+def test_residuals_are_a_value_where_parameters_have_hooks(solver, generator):
+    """J and Jᵀr are those of the model: the steps of the same model without hooks."""
+    models = [
+        pair((feature, "plain"), 1, torch.float64)[0] for feature in ("parameter hook", "plain")
+    ]
+    x = torch.randn(8, WIDTH, generator=generator, dtype=torch.float64)
+    for model in models:
+        optimizer = LevenbergMarquardt(model.parameters(), solver=solver)
+
+        def residuals(model=model):
+            return (model(x) - 1).flatten()
+
+        for _ in range(3):
+            optimizer.step(residuals)
+        assert optimizer.last_step is not None
+        assert optimizer.last_step.status is OptimizerStatus.ACCEPTED
+    assert torch.equal(*(flatten(model.parameters()) for model in models))
 
 
 @pytest.mark.slow
