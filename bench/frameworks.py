@@ -1,8 +1,8 @@
-"""Lightning, Accelerate and transformers themselves around each optimizer, beside the plain loop.
+"""Lightning, Accelerate, skorch and transformers themselves around each optimizer, beside the plain loop.
 
     pip install '.[frameworks]' && python bench/frameworks.py
 
-Lightning and Accelerate must end at the parameters of the plain loop, bit for bit; a Trainer must
+Lightning, Accelerate and skorch must end at the parameters of the plain loop, bit for bit; a Trainer must
 lower the loss of a small BERT. The loops themselves, without the libraries, are in the tests.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import skorch
 import torch
 import tyro
 from accelerate import Accelerator
@@ -32,7 +33,7 @@ from natgrad.curvature.metrics import cross_entropy
 from natgrad.optim import KFAC, HessianFree, NaturalGradient
 
 OUT = Path(__file__).parent / "results" / "frameworks.json"
-PACKAGES = ("lightning", "accelerate", "transformers", "torch")
+PACKAGES = ("lightning", "accelerate", "skorch", "transformers", "torch")
 
 
 def network() -> nn.Module:
@@ -90,6 +91,27 @@ def by_accelerate(kind: Kind) -> nn.Module:
 
     run.steps(lambda: run.step(backward))
     return run.model
+
+
+def by_skorch(kind: Kind) -> nn.Module:
+    x, t = batch()
+
+    class Net(skorch.NeuralNet):  # type: ignore[misc]
+        def initialize_optimizer(self, *_: Any, **__: Any) -> Net:
+            # skorch makes its optimizer of parameters; one of curvature takes the module.
+            self.optimizer_ = kind.make(self.module_)
+            return self
+
+        def get_loss(self, outputs: Tensor, targets: Tensor, *_: Any, **__: Any) -> Tensor:
+            return Run(kind, lambda _: outputs, x, targets, self.optimizer_).loss()
+
+    net = Net(
+        network, criterion=nn.CrossEntropyLoss, max_epochs=STEPS, batch_size=len(x),
+        train_split=None, verbose=0,
+    )  # fmt: skip
+    net.fit(x, t)
+    trained: nn.Module = net.module_
+    return trained
 
 
 def beside(act: Callable[[], nn.Module], kind: Kind, loop: Callable[[Run], None]) -> str:
@@ -168,6 +190,7 @@ def main() -> None:
             "Lightning, automatic": beside(partial(by_lightning, kind, False), kind, closure),
             "Lightning, manual": beside(partial(by_lightning, kind, True), kind, plain),
             "Accelerate": beside(partial(by_accelerate, kind), kind, Run.steps),
+            "skorch": beside(partial(by_skorch, kind), kind, closure),
             "Trainer, loss": by_trainer(name) if name in TRAINED else "",
         }
         print(name, rows[name])

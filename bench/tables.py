@@ -383,6 +383,36 @@ def frameworks() -> str:
     return f"{table}\n\n{versions}."
 
 
+def stacks() -> str:
+    record = json.loads((RESULTS / "stacks.json").read_text())
+    outcomes = record["outcomes"]
+    optimizers = list(dict.fromkeys(each["optimizer"] for each in outcomes))
+    refused: list[str] = []
+
+    def cell(each: dict[str, Any]) -> str:
+        if each["refusal"]:
+            sentence = each["refusal"].split(": ", 1)[1]
+            if sentence not in refused:
+                refused.append(sentence)
+            return f"[{refused.index(sentence) + 1}]"
+        if each["crash"]:
+            return "crash"
+        rises = each["verdict"] == "rises"
+        return f"**{each['after']:.3g}**" if rises else f"{each['after']:.3g}"
+
+    rows = []
+    for name in dict.fromkeys(each["stack"] for each in outcomes):
+        row = [each for each in outcomes if each["stack"] == name]
+        rows.append([name, f"{row[0]['before']:.3g}", *map(cell, row)])
+    count = sum(not each["crash"] for each in outcomes)
+    notes = "\n".join(f"- [{number}] {sentence}" for number, sentence in enumerate(refused, 1))
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    return (
+        markdown(["", "start", *optimizers], rows)
+        + f"\n\n{notes}\n\n{count} of {len(outcomes)} are a value or a refusal. {versions}."
+    )
+
+
 def refusals() -> str:
     versions, cells = loops_matrix.load()
     refused = sum(bool(each.refusal) for each in cells) / len(cells)
@@ -405,6 +435,7 @@ def main() -> None:
         ("loops.md", "by optimizer", by_optimizer),
         ("loops.md", "refusals", refusals),
         ("loops.md", "frameworks", frameworks),
+        ("loops.md", "stacks", stacks),
         ("house.md", "walks", walks),
         ("house.md", "revisions", revisions),
         ("accounts.md", "accounts", accounts),

@@ -33,14 +33,18 @@ class System:
     product
         v ↦ A v, with its graph.
     solve
-        Solves the same system for another right-hand side, differentiably.
+        (x̄, x) ↦ u, the solution for another right-hand side, differentiable. x, which x̄ is the
+        cotangent of, matters to a system that depends on it.
     why_not
         Why x has no derivative; empty if it has one.
+    on_radius
+        Whether an x with the status BOUNDARY solves it.
     """
 
     product: Product
-    solve: Callable[[Tensor], Solution[Tensor]]
+    solve: Callable[[Tensor, Tensor], Solution[Tensor]]
     why_not: str = ""
+    on_radius: bool = False
 
 
 def attach(
@@ -65,7 +69,8 @@ def attach(
         solution = replace(solution, products=solution.products + 1)
     if not parameters and not rhs.requires_grad:
         return solution
-    if solution.status not in SOLVED and not system.why_not:
+    solved = SOLVED | {Status.BOUNDARY} if system.on_radius else SOLVED
+    if solution.status not in solved and not system.why_not:
         why = f"the solve ended with {solution.status.name}: {solution.status.value}"
         system = replace(system, why_not=why)
     x = _Solve.apply(system, solution.x, rhs, *parameters)  # type: ignore[no-untyped-call]
@@ -94,7 +99,7 @@ class _Solve(torch.autograd.Function):
                 f"x has no derivative here: {system.why_not}. Detach it, or b and A, where no "
                 "gradient is wanted"
             )
-        adjoint = system.solve(cotangent)
+        adjoint = system.solve(cotangent, x)
         if adjoint.status not in SOLVED:
             raise RuntimeError(
                 "the derivative of a solve is another one, and that ended with "

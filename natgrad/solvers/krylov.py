@@ -16,6 +16,7 @@ from natgrad.solvers.scaled import Scaled
 from natgrad.solvers.scaling import as_float, length, norm, power_of_two, quotient
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.solution import Solution, Status, V
+from natgrad.solvers.sphere import solve_in_tangent
 
 # The accepted probability that a search for curvature ends too early.
 FAILURE = 1e-3
@@ -103,7 +104,17 @@ class Krylov(Generic[V]):
                 status = self._grow(best)
             if status is not None:
                 solution = self._solution(best, status, self._products - before)
-                return self._problem.differentiable(solution, lambda rhs: self._again(rhs, damping))
+                return self._differentiable(solution, damping)
+
+    def _differentiable(self, solution: Solution[V], damping: float) -> Solution[V]:
+        problem = self._problem
+
+        def on_radius(cotangent: Tensor, x: Tensor) -> Solution[Tensor]:
+            assert problem.given is not None
+            A = problem.multiply.with_graph
+            return solve_in_tangent(A, problem.given, x, cotangent, rtol=self._rtol)
+
+        return problem.differentiable(solution, lambda rhs: self._again(rhs, damping), on_radius)
 
     def _best(self, damping: float, radius: float) -> _Best:
         """The minimiser in the basis."""

@@ -57,7 +57,7 @@ def lanczos(
 
     Notes
     -----
-    The ``x`` of a solve that no radius cuts carries derivatives in b and A, at one more solve each:
+    The ``x`` of a solve carries derivatives in b and A, at one more solve each, on the radius too:
     :mod:`natgrad.solvers.implicit`.
 
     A search takes some 8 √(‖A‖ / (λ_min + λ + μ)) products, fewer where it finds curvature sooner;

@@ -15,6 +15,7 @@ from natgrad.solvers.scaling import as_float, length, power_of_two, quotient, re
 from natgrad.solvers.secular import solve_secular
 from natgrad.solvers.singular_values import singular_values
 from natgrad.solvers.solution import Solution, Status
+from natgrad.solvers.sphere import solve_in_tangent
 
 SMALLEST = 2.0**-1000  # lower bound of the radius, in units of the solution without one
 
@@ -174,7 +175,7 @@ class LeastSquares:
     def _differentiable(
         self, solution: Solution[Tensor], r: Tensor, damping: float, rtol: float
     ) -> Solution[Tensor]:
-        """x as the solution of (JᵀJ + λ I) x = Jᵀr, whose derivatives are solves with JᵀJ."""
+        """x as the solution of (JᵀJ + (λ + μ) I) x = Jᵀr, whose derivatives are solves with JᵀJ."""
         J = self._given
         if not torch.is_grad_enabled() or not (r.requires_grad or J.requires_grad):
             return solution
@@ -183,12 +184,17 @@ class LeastSquares:
             image: Tensor = J.mT @ (J @ v)
             return image
 
-        def again(rhs: Tensor) -> Solution[Tensor]:
+        def again(rhs: Tensor, x: Tensor) -> Solution[Tensor]:
+            if on_radius:
+                return solve_in_tangent(product, J.mT @ r, x, rhs, rtol=rtol)
             if J.shape[0] < J.shape[1]:  # n² memory for the matrix itself
                 return cg(product, rhs, damping=damping, rtol=rtol)
             return cholesky(J.mT @ J, rhs, damping=damping, rtol=rtol)
 
-        singular = not damping and (J.shape[0] < J.shape[1] or not bool(self._parts.values.all()))
+        on_radius = solution.status is Status.BOUNDARY
+        singular = not (damping or on_radius) and (
+            J.shape[0] < J.shape[1] or not bool(self._parts.values.all())
+        )
         why_not = "J has not full column rank, and damping is 0" if singular else ""
-        system = System(product, again, why_not)
+        system = System(product, again, why_not, on_radius)
         return attach(solution, system, J.mT @ r, curved=J.requires_grad)

@@ -13,7 +13,7 @@ from torch import Tensor
 from natgrad.solvers.checks import require
 from natgrad.solvers.implicit import System, attach
 from natgrad.solvers.linear_map import LinearMap, Multiply, as_multiply, as_tensor
-from natgrad.solvers.solution import Iterate, Solution, V, stack
+from natgrad.solvers.solution import Iterate, Solution, Status, V, stack
 
 # A solver on torch vectors: it yields v, is sent A v, and returns its solution. The same code
 # solves for one right-hand side, or for many that share one matrix product a round.
@@ -54,7 +54,10 @@ class Problem(Generic[V]):
         return as_multiply(given, self.rhs, numpy_caller=self.in_numpy, name="preconditioner")
 
     def differentiable(
-        self, solution: Solution[V], again: Callable[[Tensor], Solution[Tensor]]
+        self,
+        solution: Solution[V],
+        again: Callable[[Tensor], Solution[Tensor]],
+        on_radius: Callable[[Tensor, Tensor], Solution[Tensor]] | None = None,
     ) -> Solution[V]:
         """The solution with an x that carries derivatives, where b or A ask for them.
 
@@ -64,12 +67,18 @@ class Problem(Generic[V]):
             The solver's answer.
         again
             Solves the same system, symmetric as it is, for another right-hand side.
+        on_radius
+            (x̄, x) ↦ the cotangent of b for an x with the status BOUNDARY; None where such an x has
+            no derivative.
         """
         if self.given is None or not torch.is_grad_enabled():
             return solution
         if not self.given.requires_grad and not self.multiply.curved:
             return solution
-        system = System(self.multiply.with_graph, again)
+        if on_radius is not None and solution.status is Status.BOUNDARY:
+            system = System(self.multiply.with_graph, on_radius, on_radius=True)
+        else:
+            system = System(self.multiply.with_graph, lambda rhs, _: again(rhs))
         return attach(solution, system, self.given, curved=self.multiply.curved)  # type: ignore[return-value, arg-type]
 
     def solve(

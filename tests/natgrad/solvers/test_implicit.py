@@ -263,10 +263,58 @@ def test_least_squares_of_dependent_columns_have_no_derivative(generator):
         least_squares(J).solve(torch.ones(5, dtype=DOUBLE)).x.sum().backward()
 
 
+# name -> (S, b) -> the minimiser on a radius, of a definite or an indefinite model
+ON_RADIUS = {
+    "definite": lambda S, b: lanczos(positive(S), b, rtol=RTOL).solve(radius=0.1),
+    "indefinite": lambda S, b: lanczos(S + S.mT, b, rtol=RTOL).solve(radius=2.0),
+    "damped": lambda S, b: lanczos(S + S.mT, b, rtol=RTOL).solve(radius=1e-3, damping=0.5),
+    "least squares": lambda S, b: least_squares(S).solve(b, radius=0.1, rtol=RTOL),
+    "wide": lambda S, b: least_squares(S[:2]).solve(b[:2], radius=0.1, rtol=RTOL),
+}
+
+
+@pytest.mark.parametrize("name", ON_RADIUS)
+def test_on_a_radius_the_step_turns_on_the_sphere(name, system):
+    solve = ON_RADIUS[name]
+    S, b = system
+    s = solve(S, b)
+    assert s.status is Status.BOUNDARY
+    assert gradcheck(lambda S, b: solve(S, b).x, system, rtol=1e-4)
+    assert twice(lambda S, b: solve(S, b).x, system)
+    # Its length is given, and the derivative of a fixed length is 0.
+    for gradient in torch.autograd.grad(s.x.square().sum(), system):
+        assert float(gradient.norm()) <= 1e-10 * float(s.x.detach().norm())
+
+
+def test_a_derivative_on_the_radius_costs_one_solve(system):
+    """In the tangent space, of n - 1 dimensions: n - 1 products, one to verify, one for μ."""
+    S, b = system
+    A, calls = counted(positive(S.detach()))
+    s = lanczos(A, b, rtol=RTOL).solve(radius=0.1)
+    before = len(calls)
+    torch.autograd.grad(s.x.sum(), b)
+    assert before == s.products
+    assert len(calls) - before <= (N - 1) + 2
+
+
+def test_one_of_several_steps_has_the_derivative_of_its_branch():
+    """The hard case: b does not excite the lowest eigenvector, and ± that vector fits as well."""
+    A = torch.diag(torch.tensor([-1.0, 2.0, 3.0], dtype=DOUBLE))
+    b = torch.tensor([0.0, 1.0, 1.0], dtype=DOUBLE, requires_grad=True)
+    s = lanczos(A, b, rtol=RTOL).solve(radius=3.0)
+    assert s.status is Status.BOUNDARY
+    rest = b[1:] / torch.tensor([3.0, 4.0], dtype=DOUBLE)
+    branch = s.x[0].sign().detach() * (9 - rest.square().sum()).sqrt()
+    for mine, closed in zip(s.x, (branch, *rest), strict=True):
+        found, expected = (
+            torch.autograd.grad(value, b, retain_graph=True)[0][1:] for value in (mine, closed)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
 CUT = {
     "max_iterations": lambda A, b: cg(A, b, max_iterations=2),
     "steihaug on its radius": lambda A, b: steihaug(A, -b, 1e-2),
-    "lanczos on its radius": lambda A, b: lanczos(A, b).solve(radius=1e-2),
     "negative curvature": lambda A, b: cg(-A, b),
     "stop": lambda A, b: cg(A, b, stop=lambda values: torch.tensor(True)),
 }
