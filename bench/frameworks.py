@@ -103,7 +103,8 @@ def by_skorch(kind: Kind) -> nn.Module:
             return self
 
         def get_loss(self, outputs: Tensor, targets: Tensor, *_: Any, **__: Any) -> Tensor:
-            return Run(kind, lambda _: outputs, x, targets, self.optimizer_).loss()
+            run = Run(kind, self.module_, x, targets, self.optimizer_, call=lambda _: outputs)
+            return run.loss()
 
     net = Net(
         network, criterion=nn.CrossEntropyLoss, max_epochs=STEPS, batch_size=len(x),

@@ -1,7 +1,7 @@
 """Reinforcement-learning algorithms from natgrad's primitives, each a thin file.
 
-``train``, ``evaluate_run`` and ``Run``, which need Gymnasium, are loaded when they are first used:
-steps from one's own rollouts need none of it.
+``train``, ``resume``, ``load`` and what belongs to them need Gymnasium, and are loaded when they
+are first used: steps from one's own rollouts need none of it.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from rl_plugins.td3 import TD3
 from rl_plugins.trpo import TRPO
 
 if TYPE_CHECKING:
-    from rl_plugins.runs import Run, evaluate_run, train
+    from rl_plugins.runs import Agent, Callback, Run, evaluate_run, load, resume, train
 
 __all__ = [
     "A2C",
@@ -38,6 +38,8 @@ __all__ = [
     "TRPO",
     "A2CConfig",
     "ACKTRConfig",
+    "Agent",
+    "Callback",
     "DDPGConfig",
     "NPGConfig",
     "PPOConfig",
@@ -49,10 +51,16 @@ __all__ = [
     "UsageError",
     "evaluate_run",
     "gae",
+    "load",
+    "resume",
     "train",
 ]
 
-_OF_RUNS = ("Run", "evaluate_run", "train")
+_OF_RUNS = ("Agent", "Callback", "Run", "evaluate_run", "load", "resume", "train")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: ``rl-plugins train | resume | evaluate | plot | export | list``."""
+"""The command line: ``rl-plugins train | resume | evaluate | watch | plot | compare | …``."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import tyro
 from rich.console import Console
 
-from rl_plugins.errors import ExperienceError, UsageError
+from rl_plugins.commands import (
+    Command,
+    Compare,
+    Evaluate,
+    Export,
+    List,
+    Plot,
+    Resume,
+    RunDirectoryOption,
+    StartFromOption,
+    Train,
+    Watch,
+)
+from rl_plugins.errors import DamageWarning, ExperienceError, UsageError
 from rl_plugins.plugin import find_plugin, registered_plugins
 from rl_plugins.runs import (
     Run,
@@ -29,82 +43,23 @@ from rl_plugins.runs import (
     train,
     tuned_settings,
 )
+from rl_plugins.runs.comparison import compare_runs
+from rl_plugins.runs.film import watch_run
 from rl_plugins.settings import settings_of
 
 FAILURE_STATUS = 1
 USAGE_STATUS = 2
-INTERRUPTED_STATUS = 130
+SIGNAL_STATUS = 128
 
 
-@dataclass(frozen=True)
-class Train:
-    """Train an algorithm on a Gymnasium task; its options follow the two names, and --help after
-    these shows all of them."""
+class PatientConsole(Console):
+    """A console whose reader may go away: a run outlives the ``| head`` that showed its start."""
 
-    algorithm: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ALGORITHM")]
-    """Name of an algorithm: see `rl-plugins list`."""
-    task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
-    """Name of a Gymnasium task, such as CartPole-v1."""
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Go on with a run that was interrupted, from its last checkpoint."""
-
-    run_dir: tyro.conf.Positional[Path]
-    """Directory of a run."""
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Play episodes with the mode of a trained policy."""
-
-    run_dir: tyro.conf.Positional[Path]
-    """Directory of a run."""
-    episodes: int = 20
-    """Episodes to play."""
-    json: bool = False
-    """Print one JSON object instead of a sentence."""
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Draw the learning curves of runs; runs of one algorithm on one task become one curve."""
-
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories of runs."""
-    out: Path = Path("curve.png")
-    """The picture."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write a trained policy as one ONNX file: observations of the task in, its actions out."""
-
-    run_dir: tyro.conf.Positional[Path]
-    """Directory of a run."""
-    out: tyro.conf.Positional[Path]
-    """The file, such as policy.onnx."""
-
-
-@dataclass(frozen=True)
-class List:
-    """Name the algorithms and the tasks that they have settings of their own for."""
-
-
-Command = (
-    Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Resume, tyro.conf.subcommand("resume")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Plot, tyro.conf.subcommand("plot")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[List, tyro.conf.subcommand("list")]
-)
-
-
-RunDirectoryOption = Annotated[
-    Path | None, tyro.conf.arg(help="New directory for the run; unset: one below runs/.")
-]
+    def on_broken_pipe(self) -> None:
+        """Go on in silence; rich would end the program."""
+        self.quiet = True
+        # What is buffered would fail again when Python flushes it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,19 +73,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, 1 for a task that fails, 2 for bad usage, 130 for Ctrl-C.
+        The exit status: 0, 1 for a task that fails, 2 for bad usage, 128 + n for signal n (130 for
+        Ctrl-C).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _run(arguments)
-    except UsageError as error:
-        print(f"rl-plugins: {error}", file=sys.stderr)
-        return USAGE_STATUS
-    except ExperienceError as error:
-        print(f"rl-plugins: {error}", file=sys.stderr)
-        return FAILURE_STATUS
-    except KeyboardInterrupt:
-        return INTERRUPTED_STATUS
+    # The console script's path has its own folder in place of this one, where a user's module is.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DamageWarning)
+        shown = warnings.showwarning
+        warnings.showwarning = partial(_show_warning, shown)
+        try:
+            return _run(arguments)
+        except UsageError as error:
+            _complain(error)
+            return USAGE_STATUS
+        except ExperienceError as error:
+            _complain(error)
+            return FAILURE_STATUS
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILURE_STATUS
+        except OSError as error:
+            _complain(error)  # a full disk, a directory that is gone
+            return FAILURE_STATUS
+        except KeyboardInterrupt:
+            return SIGNAL_STATUS + 2
+        finally:
+            warnings.showwarning = shown
+
+
+def _complain(error: Exception) -> None:
+    print(f"rl-plugins: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _show_warning(
+    shown: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    *rest: Any,
+    **more: Any,
+) -> None:
+    if not issubclass(category, DamageWarning):
+        return shown(message, category, *rest, **more)
+    print(f"rl-plugins: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> int:
@@ -148,18 +135,39 @@ def _run(arguments: list[str]) -> int:
         return _train(command, rest)
     if rest:
         raise UsageError(f"unknown option {rest[0]}; see rl-plugins {arguments[0]} --help")
+    return _act(command)
+
+
+def _act(command: Any) -> int:
     if isinstance(command, Resume):
         console = _console()
-        return _conclude(resume(command.run_dir, console=console), console)
+        settings = dataclasses.asdict(command)
+        return _conclude(resume(settings.pop("run_dir"), console=console, **settings), console)
     if isinstance(command, Plot):
         draw_curves(command.run_dirs, command.out)
         print(f"curve: {command.out}")
-        return 0
-    if isinstance(command, Export):
-        inputs = export_run(command.run_dir, command.out)
+    elif isinstance(command, Compare):
+        # As wide as the table where the output is read by a program.
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(compare_runs(command.run_dirs, command.out))
+        if command.out is not None:
+            print(f"curves: {command.out}")
+    elif isinstance(command, Watch):
+        settings = dataclasses.asdict(command)
+        evaluation = watch_run(settings.pop("run_dir"), **settings)
+        print(evaluation)
+        if command.out is not None:
+            print(f"film: {command.out}")
+    elif isinstance(command, Export):
+        settings = dataclasses.asdict(command)
+        inputs = export_run(settings.pop("run_dir"), settings.pop("out"), **settings)
         print(f"policy: {command.out}, reads {', '.join(inputs)}")
-        return 0
-    return _evaluate(command) if isinstance(command, Evaluate) else _list()
+    elif isinstance(command, Evaluate):
+        _evaluate(command)
+    else:
+        assert isinstance(command, List)
+        _list()
+    return 0
 
 
 def _train(command: Train, rest: list[str]) -> int:
@@ -171,6 +179,7 @@ def _train(command: Train, rest: list[str]) -> int:
             ("run", type(defaults.run), dataclasses.field(default=defaults.run)),
             ("config", plugin.Config, dataclasses.field(default=defaults.config)),
             ("run_dir", RunDirectoryOption, dataclasses.field(default=None)),
+            ("start_from", StartFromOption, dataclasses.field(default=None)),
         ],
     )
     prog = f"rl-plugins train {command.algorithm} {command.task}"
@@ -178,54 +187,63 @@ def _train(command: Train, rest: list[str]) -> int:
     console = _console()
     overrides = {**settings_of(options.run), **settings_of(options.config)}
     run = train(
-        command.algorithm, command.task, run_dir=options.run_dir, console=console, **overrides
+        command.algorithm,
+        command.task,
+        run_dir=options.run_dir,
+        start_from=options.start_from,
+        console=console,
+        **overrides,
     )
     return _conclude(run, console)
 
 
 def _console() -> Console:
     # Names of directories and tasks may contain brackets, which rich takes for markup.
-    return Console(markup=False, emoji=False, highlight=False)
+    return PatientConsole(markup=False, emoji=False, highlight=False)
 
 
 def _conclude(run: Run, console: Console) -> int:
-    console.print(f"{run.steps / run.seconds:,.0f} steps/s over the whole run")
-    console.print(f"run: {run.directory}", soft_wrap=True)
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    say(f"{run.steps / run.seconds:,.0f} steps/s over the whole run")
+    say(f"run: {run.directory}")
     if (run.directory / "curve.png").exists():
-        console.print(f"curve: {run.directory / 'curve.png'}", soft_wrap=True)
+        say(f"curve: {run.directory / 'curve.png'}")
     if run.outcome is RunOutcome.INTERRUPTED:
-        console.print(f"interrupted after {run.steps:,} steps")
-        return INTERRUPTED_STATUS
+        say(f"interrupted after {run.steps:,} steps; go on: rl-plugins resume {run.directory}")
+        return SIGNAL_STATUS + (run.signal or 2)
+    if run.outcome is RunOutcome.STOPPED:
+        say(f"stopped after {run.steps:,} steps: {run.reason}")
+    say(f"next: rl-plugins watch | evaluate | export | resume --total-steps N  {run.directory}")
     return 0
 
 
-def _evaluate(command: Evaluate) -> int:
-    evaluation = evaluate_run(command.run_dir, episodes=command.episodes)
-    if command.json:
-        record = {
-            "episodes": len(evaluation.returns),
-            "mean_return": evaluation.mean,
-            "deviation": evaluation.deviation,
-            "returns": evaluation.returns,
-            "lengths": evaluation.lengths,
-        }
-        print(json.dumps(record))
-    else:
-        print(
-            f"{evaluation.mean:,.1f} ± {evaluation.deviation:,.1f} "
-            f"over {len(evaluation.returns)} episodes"
-        )
-    return 0
+def _evaluate(command: Evaluate) -> None:
+    settings = dataclasses.asdict(command)
+    del settings["json"]
+    evaluation = evaluate_run(settings.pop("run_dir"), **settings)
+    if not command.json:
+        print(evaluation)
+        return
+    record = {
+        "episodes": len(evaluation.returns),
+        "mean_return": evaluation.mean,
+        "deviation": evaluation.deviation,
+        "cut": evaluation.cut,
+        "returns": evaluation.returns,
+        "lengths": evaluation.lengths,
+    }
+    print(json.dumps(record))
 
 
-def _list() -> int:
+def _list() -> None:
     plugins = registered_plugins()
     width = max(map(len, plugins), default=0)
     reach = max((len(point.value) for point in plugins.values()), default=0)
     for name, point in plugins.items():
         tasks = ", ".join(tuned_settings(name)) or "none"
         print(f"{name:{width}}  {point.value:{reach}}  settings for: {tasks}")
-    return 0
 
 
 def _parse(target: Any, arguments: list[str], prog: str, **options: Any) -> Any:
@@ -238,6 +256,8 @@ def _parse(target: Any, arguments: list[str], prog: str, **options: Any) -> Any:
         if stop.code in (0, None):
             raise
         raise UsageError(_one_line(report.getvalue())) from None
+    except (ValueError, OverflowError) as error:  # of a settings dataclass that checks itself
+        raise UsageError(" ".join(str(error).split())) from None
 
 
 def _one_line(report: str) -> str:

@@ -14,6 +14,10 @@ class ExperienceError(RuntimeError):
     """An environment returned a value that no algorithm can learn from, in one line."""
 
 
+class DamageWarning(UserWarning):
+    """A file of a run is damaged, and another one was taken in its place."""
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?``, or the list of the known names.
 

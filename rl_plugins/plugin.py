@@ -74,7 +74,11 @@ class Plugin(Protocol):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """All state but the generator's: tensors, numbers, strings, and containers of these."""
+        """All state but the generator's: tensors, numbers, strings, and containers of these.
+
+        An algorithm may also have ``start_from(state)``, which takes of another run's state what a
+        new run is to begin with; without it ``load_state_dict`` does that.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state.

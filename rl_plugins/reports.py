@@ -27,9 +27,12 @@ class StepReport:
     explained_variance
         How well the critic predicted its targets before its fit: 1 perfectly, 0 no better than a
         constant. NaN without a critic.
+    critic_loss
+        Mean squared error of the critic against its targets before its fit.
     """
 
     explained_variance: float = math.nan
+    critic_loss: float = math.nan
 
     @property
     def summary(self) -> str:
@@ -84,8 +87,11 @@ class TrustRegionReport(StepReport):
     @property
     def summary(self) -> str:
         """KL against its bound and the outcome of the step."""
-        outcome = self.status.name.lower().replace("_", " ")
-        return f"KL {self.kl:.4f} of {self.max_kl:g}  {outcome} ×{self.step_fraction:.2f}"
+        # Short: a line of 80 columns shows it whole.
+        outcome = f"×{self.step_fraction:.2f}"
+        if self.status is not LineSearchStatus.ACCEPTED:
+            outcome = self.status.name.lower().replace("_", " ")
+        return f"KL {self.kl:.4f}/{self.max_kl:g} {outcome}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +147,6 @@ class OffPolicyReport(StepReport):
         How they ended.
     updates
         Their number.
-    critic_loss
-        Mean squared error of Q against its targets.
     action_value
         E[Q(s, μ(s))], which the actor climbs.
     action_change
@@ -152,7 +156,6 @@ class OffPolicyReport(StepReport):
 
     status: StepStatus
     updates: int
-    critic_loss: float = math.nan
     action_value: float = math.nan
     action_change: float = math.nan
 

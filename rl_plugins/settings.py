@@ -122,6 +122,9 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
                 types_of = (arguments[:1] or (Any,)) * len(value)
             if len(types_of) == len(value):
                 return make(_typed(name, *pair) for pair in zip(value, types_of, strict=True))
+    elif origin is dict:
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return dict(value)
     elif wanted is bool or isinstance(value, bool):
         if wanted is bool and isinstance(value, (bool, np.bool_)):
             return bool(value)

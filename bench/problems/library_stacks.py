@@ -64,7 +64,7 @@ def _bert() -> Stack:
     return Stack(model, loss, categorical)
 
 
-def _gpt2() -> nn.Module:
+def _gpt2() -> Any:
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=WORDS, n_positions=LENGTH, n_embd=16, n_layer=2, n_head=2,
@@ -73,7 +73,7 @@ def _gpt2() -> nn.Module:
     )  # fmt: skip
 
 
-def _llama() -> nn.Module:
+def _llama() -> Any:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=WORDS, hidden_size=16, intermediate_size=32, num_hidden_layers=2,

@@ -75,7 +75,8 @@ def _penalised() -> Stack:
     stack = _classes(F.cross_entropy)
 
     def loss(model: Any, i: int) -> Tensor:
-        return stack.loss(model, i) + 1e-3 * sum(p.square().sum() for p in model.parameters())
+        penalty: Tensor = sum(p.square().sum() for p in model.parameters())
+        return stack.loss(model, i) + 1e-3 * penalty
 
     return Stack(stack.model, loss, stack.likelihood)
 
@@ -136,7 +137,8 @@ def _vae() -> Stack:
         logits, mean, log_std = model(x)
         surprise = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
         divergence = 0.5 * (mean**2 + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1)
-        return (surprise + divergence).mean()
+        total: Tensor = surprise + divergence
+        return total.mean()
 
     def likelihood(outputs: Any) -> Any:
         logits, mean, log_std = outputs

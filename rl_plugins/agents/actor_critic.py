@@ -122,6 +122,7 @@ class ActorCritic(nn.Module):
             memories=None if memories is None else memories[keep],
             targets=targets,
             explained_variance=explained_variance(values.flatten()[keep], targets),
+            critic_loss=float((values.flatten()[keep] - targets).square().mean()),
             already_seen=primes,
         )
         return batch if rollout.memories is None else batch.in_sequences(rollout)
@@ -219,7 +220,11 @@ class OnPolicyAgent:
             learning.observations, learning.actions, learning.advantages, learning.mask
         )
         self.actor_critic.finish_update(learning)
-        return replace(report, explained_variance=learning.explained_variance)
+        return replace(
+            report,
+            explained_variance=learning.explained_variance,
+            critic_loss=learning.critic_loss,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All state but the generator's, which its owner saves."""
@@ -227,6 +232,17 @@ class OnPolicyAgent:
         del state["policy"]  # it is a part of the actor-critic
         regression = self.actor_critic.critic.regression.state_dict()
         return {**state, "agent": self.actor_critic.state_dict(), "regression": regression}
+
+    def start_from(self, state: dict[str, Any]) -> None:
+        """Take the policy, the critic and the statistics of another run, whose algorithm may be
+        another one of the family.
+
+        Parameters
+        ----------
+        state
+            From :meth:`state_dict`.
+        """
+        self.actor_critic.load_state_dict(state["agent"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state.

@@ -20,6 +20,8 @@ class OffPolicyConfig(Settings):
 
     hidden_sizes: tuple[int, ...] = (256, 256)
     """Widths of the hidden ReLU layers of the actor and of the critic; narrower for speed."""
+    observations: Literal["auto", "image", "numbers"] = "auto"
+    """How a Box is read: "image" or "numbers" where the guess, which a run prints, is wrong."""
     buffer_size: int = 1_000_000
     """Transitions kept for replay; fewer where memory is short, as for images."""
     batch_size: int = 256
@@ -37,6 +39,7 @@ class OffPolicyConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of(self, "noise", "gaussian", "ornstein-uhlenbeck")
+        require_one_of(self, "observations", "auto", "image", "numbers")
         require_sizes(self, "hidden_sizes")
         require_least(self, 1, "batch_size", "learning_starts")
         require_least(self, 2, "buffer_size")

@@ -40,6 +40,8 @@ class OnPolicyConfig(Settings):
     with many joints."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Between the layers: tanh for standardised numbers, relu for images."""
+    observations: Literal["auto", "image", "numbers"] = "auto"
+    """How a Box is read: "image" or "numbers" where the guess, which a run prints, is wrong."""
     memory_size: int = 0
     """Width of the memory of a recurrent policy (a GRU), for tasks whose observations hide a part
     of the state; 0: no memory."""
@@ -80,6 +82,7 @@ class OnPolicyConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of(self, "critic", "gauss-newton", "adam")
+        require_one_of(self, "observations", "auto", "image", "numbers")
         require_one_of(self, "activation", "tanh", "relu")
         require_one_of(self, "action_bounds", "clip", "tanh")
         require_sizes(self, "hidden_sizes")
@@ -138,7 +141,10 @@ def build_networks(
     head = action_head(action_space, initial_log_std=config.initial_log_std)
     to_environment = action_map(action_space, bounds=config.action_bounds)
     features = observation_features(
-        observation_space, normalise=config.normalise_observations, choices=head.choices
+        observation_space,
+        normalise=config.normalise_observations,
+        choices=head.choices,
+        reading=config.observations,
     )
     network: Any = partial(
         feature_network,

@@ -85,7 +85,9 @@ class OffPolicyAgent:
         )
 
         dimensions = bounded_dimensions(action_space)
-        features = observation_features(observation_space, normalise=False)
+        features = observation_features(
+            observation_space, normalise=False, reading=config.observations
+        )
         network: Any = partial(
             feature_network,
             images=features.images,
@@ -136,6 +138,16 @@ class OffPolicyAgent:
         experience = self.experience
         replay = {"seen": experience.seen, "owed": experience.owed}
         return {**self.algorithm.state_dict(), **replay, "replay": experience.buffer.state_dict()}
+
+    def start_from(self, state: dict[str, Any]) -> None:
+        """Take the networks and the optimizers of another run, and none of its transitions.
+
+        Parameters
+        ----------
+        state
+            From :meth:`state_dict`.
+        """
+        self.algorithm.load_state_dict(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state.

@@ -14,7 +14,8 @@ from torch.distributions import Normal
 from natgrad import Fisher, backtracking, cg, natural_step
 from natgrad.flat import assign, flatten, gradient
 from rl_plugins.policies import Features, Perception, RunningMoments
-from rl_plugins.policies.observations import FeatureBatch, Reader
+from rl_plugins.policies.normalisation import Reader
+from rl_plugins.policies.observations import FeatureBatch
 
 
 class CriticFit(Protocol):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import optree
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl_plugins.data.guarded import LARGEST
+from rl_plugins.data.workers import PATIENCE, answer_in_time, fault
 from rl_plugins.errors import ExperienceError
 
 Flags = NDArray[np.bool_]
@@ -59,6 +62,8 @@ class Environments:
     ----------
     environments
         Any vector environment of Gymnasium's interface.
+    patience
+        Seconds that a step or a reset in other processes may take.
 
     Raises
     ------
@@ -66,8 +71,8 @@ class Environments:
         Where its metadata does not name its autoreset mode.
     """
 
-    def __init__(self, environments: VectorEnv) -> None:
-        self.vector = environments
+    def __init__(self, environments: VectorEnv, *, patience: float = PATIENCE) -> None:
+        self.vector, self._patience = environments, patience
         self.count: int = environments.num_envs
         mode = environments.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
@@ -91,7 +96,7 @@ class Environments:
         Any
             The first observations, (N, …) tensors.
         """
-        observations, _ = self.vector.reset(seed=seed)
+        observations, _ = self._answer("reset", seed=seed)
         self._resetting[:] = False
         return checked(tensors(observations), np.zeros(self.count))
 
@@ -108,7 +113,10 @@ class Environments:
         ExperienceError
             For a NaN or an infinity in an observation or a reward.
         """
-        following, rewards, terminated, truncated, info = self.vector.step(actions)
+        following, given, terminated, truncated, info = self._answer("step", actions)
+        # In the precision that they are kept in: a number may overflow there.
+        with np.errstate(over="ignore"):
+            rewards = np.asarray(given, dtype=np.float32)
         observations = checked(tensors(following), rewards)
         valid = ~self._resetting
         terminated = terminated & valid
@@ -126,9 +134,22 @@ class Environments:
                 final = [_element(last, index) for index in np.flatnonzero(truncated[ended])]
             else:
                 final = [_element(observations, index) for index in np.flatnonzero(truncated)]
-                following, _ = self.vector.reset(options={"reset_mask": ended})
+                following, _ = self._answer("reset", options={"reset_mask": ended})
                 observations = checked(tensors(following), rewards)
         return VectorStep(observations, rewards, terminated, truncated, starts, valid, final)
+
+    def _answer(self, call: str, *given: Any, **named: Any) -> Any:
+        """The environments' answer within the patience, or their fault in a sentence."""
+        try:
+            if not isinstance(self.vector, AsyncVectorEnv):
+                return getattr(self.vector, call)(*given, **named)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # gymnasium prints a worker's traceback as one
+                return answer_in_time(self.vector, call, self._patience, *given, **named)
+        except (ExperienceError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # SystemExit too: a task is any code
+            raise ExperienceError(f"the task failed in its {call}: {fault(error)}") from error
 
     def _reported(self, last: Any, ended: Flags) -> Any:
         """The last observations of the episodes that ended, (K, …), from those of single tasks."""
@@ -175,11 +196,17 @@ def checked(observations: Any, rewards: NDArray[Any], numbers: NDArray[Any] | No
         [observations] if isinstance(observations, Tensor) else optree.tree_leaves(observations)
     )
     # A sum is finite only if its terms are: one pass. One that overflows is checked term by term.
-    total = float(rewards.sum()) + sum(
+    total = float(rewards.sum(dtype=np.float64)) + sum(
         float(leaf.sum()) for leaf in leaves if leaf.is_floating_point()
     )
-    if math.isfinite(total):
+    largest = float(np.abs(rewards).max(initial=0.0))
+    if math.isfinite(total) and largest <= LARGEST:
         return observations
+    if math.isfinite(largest) and largest > LARGEST:
+        raise ExperienceError(
+            f"a reward of {largest:.3g} is too large: its square, which losses hold, overflows in "
+            "float32; scale the rewards with gymnasium.wrappers.TransformReward"
+        )
     sound = np.isfinite(rewards)
     for leaf in leaves:
         finite = torch.isfinite(leaf.reshape(len(rewards), -1)).all(dim=1).numpy()

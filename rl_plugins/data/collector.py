@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rl_plugins.data.autoreset import Environments
 from rl_plugins.data.rollout import Rollout
+from rl_plugins.data.workers import PATIENCE
 from rl_plugins.policies import Behaviour
 
 
@@ -28,6 +29,8 @@ class RolloutCollector:
         Seed of the environments.
     generator
         Draws the actions.
+    patience
+        Seconds that a step in another process may take.
     """
 
     def __init__(
@@ -37,8 +40,9 @@ class RolloutCollector:
         *,
         seed: int,
         generator: torch.Generator,
+        patience: float = PATIENCE,
     ) -> None:
-        self._environments = Environments(environments)
+        self._environments = Environments(environments, patience=patience)
         self._behaviour, self._generator = behaviour, generator
         count = self._environments.count
         self._returns = np.zeros(count)

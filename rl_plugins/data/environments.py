@@ -1,4 +1,4 @@
-"""Vector environments from a task's name, by Gymnasium or envpool."""
+"""Vector environments from a task, by Gymnasium or envpool."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from gymnasium.vector import (
     VectorEnv,
     VectorWrapper,
 )
-from numpy.typing import NDArray
 
+from rl_plugins.data.guarded import Guarded
+from rl_plugins.data.task import Task, as_task
+from rl_plugins.data.task_check import TaskCheck, check_task, flat_mask
 from rl_plugins.errors import UsageError
 from rl_plugins.policies.spaces import ACTION_MASK
 
@@ -37,7 +39,12 @@ class Backend(Enum):
 
 
 def make_environments(
-    task: str, count: int, *, backend: Backend | str = Backend.SYNC, seed: int = 0
+    task: str | Task,
+    count: int,
+    *,
+    backend: Backend | str = Backend.SYNC,
+    seed: int = 0,
+    found: TaskCheck | None = None,
 ) -> VectorEnv:
     """Copies of a task, with SAME_STEP autoreset where there is a choice: no step goes to resets.
 
@@ -47,7 +54,8 @@ def make_environments(
     Parameters
     ----------
     task
-        Its registered name.
+        Its registered name, or a :class:`Task`. Copies that are there already are returned as they
+        are.
     count
         Number of copies.
     backend
@@ -55,34 +63,53 @@ def make_environments(
         a step.
     seed
         Used by envpool; Gymnasium's tasks are seeded at the first reset.
+    found
+        The result of :func:`check_task`; None: the task is checked here.
 
     Raises
     ------
     UsageError
-        For an unknown task, and for one whose packages are missing.
+        For an unknown task, for one whose packages are missing, and for one that breaks
+        Gymnasium's interface in its first step.
     """
+    task = as_task(task)
+    if task.vector is not None:
+        return task.vector
     if isinstance(backend, str):
         backend = Backend[backend.upper()]
     if count < 1:
         raise UsageError(f"environments must be at least 1, got {count}")
     if backend is Backend.ENVPOOL:
         return _envpool(task, count, seed)
-    _quieten_mujoco()
-    try:
-        make = partial(_make, task, masked=_hands_out_masks(task))
-        if backend is Backend.ASYNC:
-            # Not shared memory: it cannot hold spaces of every kind.
-            return AsyncVectorEnv(
-                [partial(_make_in_worker, make)] * count,
-                shared_memory=False,
-                autoreset_mode=AutoresetMode.SAME_STEP,
-            )
-        return SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
-    # ValueError: a name such as ":Task-v0", of no module.
-    except (gym.error.Error, ImportError, ValueError) as error:
-        raise UsageError(
-            f"cannot make the task {task!r}: {' '.join(str(error).split())}"
-        ) from error
+    quieten_mujoco()
+    make = partial(_make, task, masked=(found or check_task(task)).choices)
+    if backend is Backend.ASYNC:
+        # Not shared memory: it cannot hold spaces of every kind.
+        return AsyncVectorEnv(
+            [partial(_make_in_worker, make)] * count,
+            shared_memory=False,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+        )
+    return SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def make_one(task: Task, **options: Any) -> gym.Env[Any, Any]:
+    """One copy, with the mask in its observations where the task hands one out.
+
+    Parameters
+    ----------
+    task
+        A task that makes its copies.
+    **options
+        Further arguments of its constructor, such as ``render_mode``.
+
+    Raises
+    ------
+    UsageError
+        As :func:`make_environments` does.
+    """
+    quieten_mujoco()
+    return _make(task, masked=check_task(task).choices, **options)
 
 
 class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
@@ -121,7 +148,7 @@ class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
     def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
         return {
             "observation": observation,
-            ACTION_MASK: _flat(info.get(ACTION_MASK, self._everything)),
+            ACTION_MASK: flat_mask(info.get(ACTION_MASK, self._everything)),
         }
 
 
@@ -135,9 +162,8 @@ class SeededWhenMade(VectorWrapper):
         return self.env.reset(options=options)
 
 
-def _make(task: str, masked: int) -> gym.Env[Any, Any]:
-    # The checker wraps every step with assertions; a task is checked by its own tests.
-    environment = gym.make(task, disable_env_checker=True)
+def _make(task: Task, masked: int, **options: Any) -> gym.Env[Any, Any]:
+    environment = Guarded(task.make(**options))
     return MaskedObservation(environment, masked) if masked else environment
 
 
@@ -149,23 +175,13 @@ def _make_in_worker(make: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
     return make()
 
 
-def _flat(mask: Any) -> NDArray[np.int8]:
-    """One number a choice, from an array or a tuple of arrays, one for each choice to be made."""
-    parts = mask if isinstance(mask, (tuple, list)) else (mask,)
-    return np.concatenate([np.ravel(part) for part in parts]).astype(np.int8)
-
-
-def _hands_out_masks(task: str) -> int:
-    """The number of choices of the mask in the info of a reset; 0 where there is none."""
-    trial = gym.make(task, disable_env_checker=True)
-    try:
-        _, info = trial.reset(seed=0)
-        return len(_flat(info[ACTION_MASK])) if ACTION_MASK in info else 0
-    finally:
-        trial.close()
-
-
-def _envpool(task: str, count: int, seed: int) -> VectorEnv:
+def _envpool(wanted: Task, count: int, seed: int) -> VectorEnv:
+    task = wanted.name
+    if wanted != Task(task):
+        raise UsageError(
+            "envpool makes its tasks by name alone; env_kwargs, wrappers, frame_stack and own "
+            "environments need the backend sync or async"
+        )
     try:
         import envpool
     except ImportError as error:
@@ -180,7 +196,8 @@ def _envpool(task: str, count: int, seed: int) -> VectorEnv:
     return SeededWhenMade(environments)
 
 
-def _quieten_mujoco() -> None:
+def quieten_mujoco() -> None:
+    """Send MuJoCo's warnings to a logger, where it is installed."""
     # MuJoCo 4 prints a deprecation of Gymnasium's own model files for every environment, on stderr
     # and into a file in the working directory. On stderr it would cut through the progress line.
     try:

@@ -201,6 +201,8 @@ class LearningBatch:
         (B,) of the critic, not standardised.
     explained_variance
         How well the critic predicted the targets: 1 perfectly, 0 no better than a constant.
+    critic_loss
+        Mean squared error of the critic against the targets, in the task's units.
     already_seen
         The statistics of the normaliser hold these observations already.
     """
@@ -213,6 +215,7 @@ class LearningBatch:
     memories: Tensor | None
     targets: Tensor
     explained_variance: float
+    critic_loss: float
     already_seen: bool
 
     def in_sequences(self, rollout: Rollout) -> LearningBatch:

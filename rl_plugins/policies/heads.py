@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
 from rl_plugins.policies.joint import Joint
-from rl_plugins.policies.observations import Features, Observations, Reader
+from rl_plugins.policies.normalisation import Reader
+from rl_plugins.policies.observations import Features, Observations
 
 Network = Any
 """A module from features to outputs, whose ``[0]`` reads the vector and ``[-1]`` answers."""

@@ -1,8 +1,4 @@
-"""Observations of any structure -> the numbers that a network reads, standardised on the way.
-
-The statistics are a part of the agent. In a wrapper around the environment they get lost or
-mismatched when a policy is saved, resumed or deployed; here they travel in its ``state_dict``.
-"""
+"""Observations of any structure -> the numbers that a network reads, standardised on the way."""
 
 from __future__ import annotations
 
@@ -14,124 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rl_plugins.policies.normalisation import ObservationNormaliser, Reader
+
 Observations = Any
 """A tensor (B, …), or mappings and sequences of such: the structure of the observation space."""
 
 FeatureBatch = Any
 """A tensor (B, d); with images a mapping of "vector" (B, d) and of each image (B, C, H, W)."""
-
-Reader = tuple[Tensor, Tensor]
-"""Weight (h, d) and bias (h,) of a layer whose first inputs are standardised."""
-
-
-class RunningMoments(nn.Module):
-    """Mean and variance of everything seen so far, in float64, merged batch by batch.
-
-    Parameters
-    ----------
-    shape
-        Shape of one sample; (): numbers.
-
-    Notes
-    -----
-    Source: Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983, eq. 2.1.
-    """
-
-    count: Tensor
-    mean: Tensor
-    squares: Tensor
-
-    def __init__(self, shape: Sequence[int] = ()) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("mean", torch.zeros(tuple(shape), dtype=torch.float64))
-        self.register_buffer("squares", torch.zeros(tuple(shape), dtype=torch.float64))
-
-    @torch.no_grad()
-    def update(self, batch: Tensor) -> None:
-        """Merge samples into the moments.
-
-        Parameters
-        ----------
-        batch
-            (B, *shape); B may be 0.
-        """
-        if not len(batch):
-            return
-        batch = batch.double()
-        mean = batch.mean(dim=0)
-        squares = (batch - mean).square().sum(dim=0)
-        total = self.count + len(batch)
-        difference = mean - self.mean
-        self.mean += difference * (len(batch) / total)
-        self.squares += squares + difference.square() * (self.count * len(batch) / total)
-        self.count.copy_(total)
-
-    @property
-    def variance(self) -> Tensor:
-        """Population variance; 1 before the first sample."""
-        return self.squares / self.count if bool(self.count) else torch.ones_like(self.squares)
-
-
-class ObservationNormaliser(nn.Module):
-    """(x − mean) / standard deviation, clipped; the identity before the first update.
-
-    ``forward`` never updates the statistics: a policy stays one fixed function while a rollout is
-    collected and while an update measures its KL. A constant component is centred, not scaled.
-
-    Parameters
-    ----------
-    shape
-        Shape of one observation.
-    clip
-        Bound on the absolute value of the result, in standard deviations.
-    """
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, shape: Sequence[int], clip: float = 10.0) -> None:
-        super().__init__()
-        self.moments = RunningMoments(shape)
-        self.clip = clip
-        self.register_buffer("shift", torch.zeros(tuple(shape)))
-        self.register_buffer("scale", torch.ones(tuple(shape)))
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """Standardise without a change of the statistics.
-
-        Parameters
-        ----------
-        observations
-            (B, *shape).
-        """
-        standardised: Tensor = (observations - self.shift) * self.scale
-        return standardised.clamp(-self.clip, self.clip)
-
-    @torch.no_grad()
-    def update(self, observations: Tensor, readers: Sequence[Reader] = ()) -> None:
-        """Merge observations into the statistics.
-
-        Parameters
-        ----------
-        observations
-            (B, *shape).
-        readers
-            Layers that change so that each remains the same function of the observation, the
-            clipping aside: W (x − m) s + b = W (s/s′) (x − m′) s′ + b + W (m′ − m) s.
-        """
-        old_shift, old_scale = self.shift.flatten().clone(), self.scale.flatten().clone()
-        self.moments.update(observations)
-        variance = self.moments.variance
-        # Below rounding of the mean a component is constant; 1/std would amplify noise.
-        floor = (torch.finfo(torch.float32).eps * self.moments.mean.abs()).square()
-        self.shift.copy_(self.moments.mean)
-        self.scale.copy_(torch.where(variance > floor, variance, 1.0).rsqrt())
-        shift, scale = self.shift.flatten(), self.scale.flatten()
-        for weight, bias in readers:
-            read = weight[:, : len(shift)]
-            bias.add_(read @ ((shift - old_shift) * old_scale))
-            read.mul_(old_scale / scale)
 
 
 class LeafKind(Enum):
@@ -159,6 +44,10 @@ class Leaf:
         Subtracted from categories; None: they begin at 0.
     channels_last
         The image is (H, W, C).
+    frames
+        Images in a stack, whose channels are joined; 1 where there is no dimension for them.
+    scale
+        Multiplies an image of numbers other than bytes.
     """
 
     path: tuple[str | int, ...]
@@ -166,6 +55,8 @@ class Leaf:
     sizes: tuple[int, ...]
     start: Tensor | None = None
     channels_last: bool = False
+    frames: int = 1
+    scale: float = 1.0
 
     @property
     def width(self) -> int:
@@ -184,13 +75,33 @@ class Leaf:
             observations = observations[key]
         found: Tensor = observations
         if self.kind is LeafKind.IMAGE:
-            if found.ndim == 3:  # (B, H, W): one channel
-                return found.unsqueeze(1)
-            return found.movedim(-1, 1) if self.channels_last else found
+            return self._pixels(found)
         if self.kind is LeafKind.CATEGORIES:
             return self._one_hot(found.reshape(found.shape[0], len(self.sizes)))
         flat = found.reshape(found.shape[0], self.width)
         return flat if flat.is_floating_point() else flat.float()
+
+    def _pixels(self, found: Tensor) -> Tensor:
+        if found.dtype != torch.uint8:
+            found = found.float() * self.scale
+        if found.ndim == 3:  # (B, H, W): one channel
+            return found.unsqueeze(1)
+        if found.ndim == 5:  # (B, frames, …): channels of all frames, the oldest first
+            found = found.movedim(-1, 2) if self.channels_last else found
+            return found.flatten(1, 2)
+        return found.movedim(-1, 1) if self.channels_last else found
+
+    def describe(self) -> str:
+        """How the component is read, in a few words."""
+        name = ".".join(map(str, self.path))
+        if self.kind is LeafKind.IMAGE:
+            channels, height, width = self.sizes
+            text = f"an image of {height} × {width}, {channels} channels"
+            text += f" ({self.frames} frames)" * (self.frames > 1)
+        else:
+            what = {"NUMBERS": "numbers", "BITS": "bits", "CATEGORIES": "categories, one-hot"}
+            text = f"{self.width} {what[self.kind.name]}"
+        return f"{name}: {text}" if name else text
 
     def _one_hot(self, found: Tensor) -> Tensor:
         chosen = found.long() - (0 if self.start is None else self.start)
@@ -263,6 +174,14 @@ class Features(nn.Module):
         count = next(iter(images.values())).shape[0]
         vector = torch.cat(parts, dim=1) if parts else torch.empty(count, 0)
         return {"vector": vector, **images}
+
+    def describe(self) -> str:
+        """How observations are read: each component, and the mask."""
+        leaves = [*self._numbers, *self._codes, *self._images.values()]
+        parts = [leaf.describe() for leaf in leaves]
+        if self.normaliser is not None:
+            parts = [p.replace(" numbers", " standardised numbers") for p in parts]
+        return ", ".join(parts) + (", and a mask of actions" if self._mask is not None else "")
 
     def mask(self, observations: Observations) -> Tensor | None:
         """Which actions are valid, (B, choices) bool; None where the task does not say.

@@ -12,7 +12,8 @@ from torch.distributions import Distribution
 
 from rl_plugins.policies.heads import Head, Network
 from rl_plugins.policies.networks import Perception
-from rl_plugins.policies.observations import Features, Observations, Reader
+from rl_plugins.policies.normalisation import Reader
+from rl_plugins.policies.observations import Features, Observations
 
 Policy = Callable[[Any], Distribution]
 """Observations -> a distribution over actions with the batch shape of the observations."""

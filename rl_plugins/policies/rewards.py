@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rl_plugins.policies.observations import RunningMoments
+from rl_plugins.policies.normalisation import RunningMoments
 
 
 class RewardNormaliser(nn.Module):

@@ -22,6 +22,7 @@ from rl_plugins.policies.heads import (
 from rl_plugins.policies.observations import Features, Leaf, LeafKind
 
 ActionBounds = Literal["clip", "tanh"]
+Reading = Literal["auto", "image", "numbers"]
 ACTION_MASK = "action_mask"
 UNBOUNDED = 1e6
 # Below this an array of bytes is a board or a row of registers, not a picture.
@@ -30,14 +31,17 @@ SMALLEST_IMAGE = 8
 BRIGHTEST = 255
 
 
-def observation_features(space: Space[Any], *, normalise: bool, choices: int = 0) -> Features:
+def observation_features(
+    space: Space[Any], *, normalise: bool, choices: int = 0, reading: Reading = "auto"
+) -> Features:
     """Features of the observations of a space.
 
     Box (standardised numbers, or an image: see below), Discrete and MultiDiscrete (one-hot),
     MultiBinary, Dict and Tuple of them to any depth. A Box of uint8 up to 255 with two dimensions
     of at least 8 pixels, and at most one more for the channels, is an image; the channels are the
-    smaller of its first and last dimension. An entry "action_mask" of a Dict, with one number for
-    every choice, says which actions are valid.
+    smaller of its first and last dimension. With a further dimension in front it is a stack of
+    images, whose channels are joined. An entry "action_mask" of a Dict, with one number for every
+    choice, says which actions are valid.
 
     Parameters
     ----------
@@ -47,11 +51,14 @@ def observation_features(space: Space[Any], *, normalise: bool, choices: int = 0
         Standardise numbers by running moments.
     choices
         Entries of a mask that the policy's head understands: see :class:`Head`.
+    reading
+        "image": every Box of two to four dimensions is one, of any number type; "numbers": none is.
 
     Raises
     ------
     UsageError
-        For other spaces, for one without entries, and for a mask of another size.
+        For other spaces, for one without entries, for a mask of another size, and where "image"
+        finds none.
     """
     mask = None
     if isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces:
@@ -64,17 +71,19 @@ def observation_features(space: Space[Any], *, normalise: bool, choices: int = 0
             )
         mask = Leaf((ACTION_MASK,), LeafKind.BITS, (width,))
         space = spaces.Dict({k: v for k, v in space.spaces.items() if k != ACTION_MASK})
-    features = Features(_leaves(space, ()), normalise, mask)
+    features = Features(_leaves(space, (), reading), normalise, mask)
+    if reading == "image" and not features.images:
+        raise UsageError(f"observations image: {space} has no Box of two to four dimensions")
     if not features.width and not features.images:
         raise UsageError(f"the observations, {space}, have no entries; a constant would do")
     return features
 
 
-def _leaves(space: Space[Any], path: tuple[str | int, ...]) -> list[Leaf]:
-    if isinstance(space, spaces.Dict):
-        return [leaf for key, part in space.spaces.items() for leaf in _leaves(part, (*path, key))]
-    if isinstance(space, spaces.Tuple):
-        return [leaf for i, part in enumerate(space.spaces) for leaf in _leaves(part, (*path, i))]
+def _leaves(space: Space[Any], path: tuple[str | int, ...], reading: Reading) -> list[Leaf]:
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        inside: Any = space.spaces
+        parts = inside.items() if isinstance(space, spaces.Dict) else enumerate(inside)
+        return [leaf for key, part in parts for leaf in _leaves(part, (*path, key), reading)]
     if isinstance(space, spaces.Discrete):
         start = torch.tensor([int(space.start)])
         return [Leaf(path, LeafKind.CATEGORIES, (int(space.n),), start)]
@@ -85,7 +94,7 @@ def _leaves(space: Space[Any], path: tuple[str | int, ...]) -> list[Leaf]:
     if isinstance(space, spaces.MultiBinary):
         return [Leaf(path, LeafKind.BITS, (int(np.prod(space.shape)),))]
     if isinstance(space, spaces.Box):
-        image = _image(space, path)
+        image = None if reading == "numbers" else _image(space, path, told=reading == "image")
         return [image or Leaf(path, LeafKind.NUMBERS, (int(np.prod(space.shape)),))]
     raise UsageError(
         f"observations of type {type(space).__name__}{_at(path)} are not supported, only Box, "
@@ -94,17 +103,26 @@ def _leaves(space: Space[Any], path: tuple[str | int, ...]) -> list[Leaf]:
     )
 
 
-def _image(space: spaces.Box, path: tuple[str | int, ...]) -> Leaf | None:
+def _image(space: spaces.Box, path: tuple[str | int, ...], *, told: bool) -> Leaf | None:
     shape = space.shape
-    if space.dtype != np.uint8 or len(shape) not in (2, 3) or sorted(shape)[-2] < SMALLEST_IMAGE:
+    if not 2 <= len(shape) <= 4:
         return None
-    if space.high.max() < BRIGHTEST:
-        return None
-    if len(shape) == 2:
-        return Leaf(path, LeafKind.IMAGE, (1, *shape))
-    last = shape[2] <= shape[0]
-    sizes = (shape[2], *shape[:2]) if last else shape
-    return Leaf(path, LeafKind.IMAGE, sizes, channels_last=last)
+    one = shape[-3:]  # behind the dimension of a stack
+    brightest = float(space.high.max())
+    if not told:
+        small = sorted(one)[-2] < SMALLEST_IMAGE
+        if space.dtype != np.uint8 or small or brightest < BRIGHTEST:
+            return None
+    frames = shape[0] if len(shape) == 4 else 1
+    # uint8 is divided by 255 in the network; others here, by the bound that their space names.
+    own = space.dtype != np.uint8 and 1 < brightest < UNBOUNDED
+    scale = 1 / brightest if own else 1.0
+    if len(one) == 2:
+        return Leaf(path, LeafKind.IMAGE, (1, *one), frames=frames, scale=scale)
+    last = one[2] <= one[0]
+    channels, *size = (one[2], *one[:2]) if last else one
+    sizes = (frames * channels, *size)
+    return Leaf(path, LeafKind.IMAGE, sizes, channels_last=last, frames=frames, scale=scale)
 
 
 def action_head(space: Space[Any], *, initial_log_std: float) -> Head:

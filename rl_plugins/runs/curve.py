@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl_plugins.errors import UsageError
-from rl_plugins.runs.directory import is_whole, read_json, replace_whole
+from rl_plugins.runs.files import read_json, replace_whole
+from rl_plugins.runs.tables import numbers, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,17 +112,10 @@ def _save(axes: Axes, out: Path) -> None:
     try:
         # The format is named: matplotlib would add a suffix to a name that has none.
         form = out.suffix[1:] or "png"
-        replace_whole(out, lambda beside: figure.savefig(beside, dpi=150, format=form))
+        replace_whole(out, lambda file: figure.savefig(file, dpi=150, format=form))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot draw into {out}: {error}") from error
 
 
 def _columns(path: Path, *names: str) -> list[Column]:
-    """Columns of a table by name, without the rows where one of them is blank, or that a crash cut
-    off: the last number of these may be half of one."""
-    if not path.exists():
-        return [np.empty(0) for _ in names]
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if is_whole(row)]
-    rows = [row for row in rows if all(row.get(name) for name in names)]
-    return [np.array([float(row[name]) for row in rows]) for name in names]
+    return [np.array(column) for column in numbers(read_rows(path), path, *names)]

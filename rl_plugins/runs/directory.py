@@ -4,31 +4,26 @@ config.json       algorithm, task, every setting, versions
 progress.csv      one row per update, flushed as it is written
 evaluations.csv   one row per evaluation
 events.*          the same numbers for TensorBoard
-checkpoint.pt     everything that a run goes on from, loadable with ``weights_only=True``
-outcome.json      how the run ended: finished, interrupted or failed, steps, seconds
+checkpoint.pt     what a run goes on from; beside it others: see :mod:`rl_plugins.runs.checkpoint`
+outcome.json      how the run ended: finished, stopped, interrupted or failed, steps, seconds
 curve.png         the learning curve
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-import numbers
 import os
-import pickle
-from collections.abc import Callable, Mapping
-from enum import Enum
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
-
-import numpy as np
-import torch
+from typing import Any
 
 from rl_plugins.errors import UsageError
+from rl_plugins.runs.checkpoint import LAST, load_checkpoint, save_checkpoint
+from rl_plugins.runs.events import Events
+from rl_plugins.runs.files import UNFINISHED, replace_whole, sweep
+from rl_plugins.runs.tables import Row, Table
 
-Row = Mapping[str, Any]
-CHECKPOINT_PARTS = frozenset({"agent", "generator", "steps", "updates", "seconds"})
+__all__ = ["RunDirectory", "load_checkpoint"]
 
 
 class RunDirectory:
@@ -40,6 +35,9 @@ class RunDirectory:
         The directory.
     after
         Rows of later steps are dropped from the files: those of the checkpoint that is resumed.
+    evaluations
+        Evaluations that were written before that checkpoint; later ones are dropped, also those of
+        the same step.
 
     Raises
     ------
@@ -47,19 +45,29 @@ class RunDirectory:
         Where it cannot be written, or another process is writing it.
     """
 
-    def __init__(self, path: Path, *, after: int = 0) -> None:
-        # Imported here: it takes a second, and a mistyped command should not.
-        from torch.utils.tensorboard.writer import SummaryWriter
-
+    def __init__(self, path: Path, *, after: int = 0, evaluations: int = 0) -> None:
         self.path = path
+        self._place = place = path.absolute()  # a task may change the working directory
         self._lock = _lock(path)
+
+        def made_before(row: Row, _: int) -> bool:
+            steps = str(row.get("steps") or "")
+            return steps.isdecimal() and len(steps) < 20 and int(steps) <= after
+
         try:
-            self._progress = _Table(path / "progress.csv", after)
-            self._evaluations = _Table(path / "evaluations.csv", after)
-            self._events = SummaryWriter(str(path), purge_step=after + 1 if after else None)
+            sweep(path)
+            self._progress = Table(place / "progress.csv", made_before)
+            self._evaluations = Table(
+                place / "evaluations.csv",
+                lambda row, number: made_before(row, number) and number < evaluations,
+            )
+            self._events = Events(place, after)
         except OSError as error:
             self._unlock()
             raise UsageError(f"cannot write the run directory {path}: {error.strerror}") from error
+        except UsageError:
+            self._unlock()
+            raise
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
@@ -79,20 +87,20 @@ class RunDirectory:
         """
         try:
             json.dumps(config)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise UsageError(f"a setting cannot be kept in config.json: {error}") from error
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and (not path.is_dir() or any(map(_counts, path.iterdir()))):
                 raise UsageError(
                     f"the run directory {path} exists and is not empty; choose another --run-dir, "
                     "a run is never overwritten"
                 )
             path.mkdir(parents=True, exist_ok=True)
+            # First, so that whatever else lies here belongs to a run that can be resumed.
+            _write_json(path / "config.json", config)
         except OSError as error:
             raise UsageError(f"cannot make the run directory {path}: {error.strerror}") from error
-        directory = cls(path)
-        directory.write_json("config.json", config)
-        return directory
+        return cls(path)
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -107,6 +115,11 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)
 
+    @property
+    def evaluations(self) -> int:
+        """The number of evaluations so far."""
+        return self._evaluations.rows
+
     def log_progress(self, row: Row) -> None:
         """Append an update.
 
@@ -116,7 +129,7 @@ class RunDirectory:
             Values by column; every row has the columns of the first, "steps" among them.
         """
         self._progress.append(row)
-        self._log_events(row)
+        self._events.progress(row)
 
     def log_evaluation(self, row: Row) -> None:
         """Append an evaluation.
@@ -127,7 +140,7 @@ class RunDirectory:
             As for :meth:`log_progress`.
         """
         self._evaluations.append(row)
-        self._log_events({f"evaluation/{name}": value for name, value in row.items()}, row["steps"])
+        self._events.evaluation(row)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file.
@@ -137,74 +150,28 @@ class RunDirectory:
         name, content
             Its name, and its object.
         """
-        text = json.dumps(content, indent=2) + "\n"
-        replace_whole(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
+        _write_json(self._place / name, content)
 
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint.
+    def save_checkpoint(self, state: Mapping[str, Any], name: str = LAST) -> None:
+        """Write a checkpoint: see :func:`rl_plugins.runs.checkpoint.save_checkpoint`.
 
         Parameters
         ----------
-        state
-            Everything that a run goes on from, with ``CHECKPOINT_PARTS`` as its keys.
+        state, name
+            Its parts, and its file.
         """
-        replace_whole(self.path / "checkpoint.pt", lambda path: torch.save(dict(state), path))
-
-    def _log_events(self, row: Row, steps: int | None = None) -> None:
-        for name, value in row.items():
-            if isinstance(value, numbers.Real) and math.isfinite(value):
-                self._events.add_scalar(name, value, row["steps"] if steps is None else steps)
+        save_checkpoint(self._place, name, state)
 
 
-def read_json(path: Path, name: str) -> dict[str, Any]:
-    """A JSON object of a run.
-
-    Parameters
-    ----------
-    path, name
-        The run's directory, and the name of the file.
-
-    Raises
-    ------
-    UsageError
-        Where the directory holds no such file, or the file no JSON object.
-    """
-    try:
-        content = json.loads((path / name).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} is not a run directory: it holds no {name}") from error
-    except ValueError as error:
-        raise UsageError(f"{path / name} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path / name} is damaged: expected a JSON object")
-    return content
+def _counts(path: Path) -> bool:
+    """Whether a file makes a directory one that is not to be written into: a killed process's does
+    not."""
+    return not path.name.endswith(UNFINISHED)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The last checkpoint of a run, as :meth:`RunDirectory.save_checkpoint` took it.
-
-    Parameters
-    ----------
-    path
-        The run's directory.
-
-    Raises
-    ------
-    UsageError
-        Where there is none, or it cannot be read.
-    """
-    if not (path / "checkpoint.pt").is_file():
-        raise UsageError(f"{path} holds no checkpoint.pt yet")
-    try:
-        state: dict[str, Any] = torch.load(path / "checkpoint.pt", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UsageError(
-            f"{path / 'checkpoint.pt'} is damaged, or its plugin's state_dict holds more than "
-            "tensors, numbers, strings and containers of these"
-        ) from error
-    if not isinstance(state, dict) or not state.keys() >= CHECKPOINT_PARTS:
-        raise UsageError(f"{path / 'checkpoint.pt'} is no checkpoint of a run")
-    return state
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    replace_whole(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def _lock(path: Path) -> int | None:
@@ -213,7 +180,10 @@ def _lock(path: Path) -> int | None:
         import fcntl
     except ImportError:  # Windows
         return None
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"cannot open the run directory {path}: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -223,77 +193,3 @@ def _lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-class _Table:
-    def __init__(self, path: Path, after: int) -> None:
-        columns = _drop_later_rows(path, after) if path.exists() else []
-        self._file: TextIO = path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, columns) if columns else None
-
-    def append(self, row: Row) -> None:
-        if self._writer is None:
-            self._writer = csv.DictWriter(self._file, list(row))
-            self._writer.writeheader()
-        elif list(self._writer.fieldnames) != list(row):
-            raise UsageError(
-                f"{self._file.name} has other columns than the run would write now: its algorithm "
-                "has changed; train a new one"
-            )
-        self._writer.writerow({name: _cell(value) for name, value in row.items()})
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _drop_later_rows(path: Path, after: int) -> list[str]:
-    """Keep the rows of steps up to ``after``; the columns."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        kept = [row for row in reader if is_whole(row) and row.get("steps", "").isdecimal()]
-        columns = list(reader.fieldnames or ())
-
-    def write(beside: Path) -> None:
-        with beside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(row for row in kept if int(row["steps"]) <= after)
-
-    if columns:
-        replace_whole(path, write)
-    return columns
-
-
-def is_whole(row: Row) -> bool:
-    """Whether a row has a cell for every column; False for a row truncated by a crash.
-
-    Parameters
-    ----------
-    row
-        As ``csv.DictReader`` returns it.
-    """
-    return None not in row.values()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.name.lower()
-    return repr(float(value)) if isinstance(value, (float, np.floating)) else value
-
-
-def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place, then move it there: a crash leaves the old one or the new one.
-
-    Parameters
-    ----------
-    path, write
-        The place, and a function that writes a given path.
-    """
-    beside = path.with_name(path.name + ".part")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

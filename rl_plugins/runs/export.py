@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optree
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from rl_plugins.data.autoreset import tensors
 from rl_plugins.errors import UsageError
 from rl_plugins.policies import RecurrentPolicy
+from rl_plugins.runs.files import replace_whole
+
+CHECKED, TOLERANCE = 16, 1e-5
 
 
 class Deployed(nn.Module):
@@ -73,8 +77,8 @@ def export_policy(policy: Any, action_map: Any, observation_space: Any, out: Pat
     Raises
     ------
     UsageError
-        For recurrent policies, for plugins without a policy to export, and where the file cannot be
-        written.
+        For recurrent policies, for plugins without a policy to export, where the file cannot be
+        written, and where on random observations it does not act as the policy does.
     """
     if isinstance(policy, RecurrentPolicy):
         raise UsageError(
@@ -109,20 +113,48 @@ def export_policy(policy: Any, action_map: Any, observation_space: Any, out: Pat
         try:
             # Dynamic shapes by position: torch 2.6 looks for names among `input_names` where there
             # is one input.
-            torch.onnx.export(
+            program: Any = torch.onnx.export(
                 model,
                 tuple(leaves),
-                str(out),
                 dynamo=True,
                 verbose=False,
                 input_names=names,
                 output_names=outputs,
                 dynamic_shapes=(tuple({0: batch} for _ in leaves),),
             )
-        except OSError as error:
-            raise UsageError(f"cannot write {out}: {error.strerror}") from error
+            content: bytes = program.model_proto.SerializeToString()
+            _check(content, model, observation_space, names)
         except ImportError as error:
             raise UsageError(f"exporting needs onnx and onnxscript: {error}") from error
         finally:
             exporter.setLevel(level)
+    try:
+        # The weights inside, not in a second file beside it, which would be left behind.
+        replace_whole(out, lambda file: file.write(content))
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror}") from error
     return names
+
+
+def _check(content: bytes, model: nn.Module, space: Any, names: list[str]) -> None:
+    """Compare what was exported with the policy, on random observations."""
+    from gymnasium.vector.utils import batch_space
+    from onnx import load_from_string
+    from onnx.reference import ReferenceEvaluator
+
+    many = batch_space(space, CHECKED)
+    many.seed(1)
+    leaves = optree.tree_leaves(tensors(many.sample()))
+    with torch.no_grad():
+        expected = optree.tree_leaves(model(*leaves))
+    inputs = dict(zip(names, (leaf.numpy() for leaf in leaves), strict=True))
+    found = ReferenceEvaluator(load_from_string(content)).run(None, inputs)
+    for ours, theirs in zip(expected, found, strict=True):
+        wanted, got = ours.double(), torch.from_numpy(np.array(theirs)).double()
+        largest = wanted.abs().amax().clamp(min=1.0)
+        alike = wanted.shape == got.shape
+        if not alike or bool(((wanted - got).abs() > TOLERANCE * largest).any()):
+            raise UsageError(
+                "the exported file does not take the policy's actions on random observations: "
+                "nothing was written; this is a fault of the exporter for this policy"
+            )

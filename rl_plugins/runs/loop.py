@@ -4,62 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from rl_plugins.data.collector import RolloutCollector
+from rl_plugins.data.task import Task
+from rl_plugins.errors import ExperienceError
 from rl_plugins.plugin import Plugin
+from rl_plugins.policies.space_records import spaces_record
+from rl_plugins.runs.agent import Agent
+from rl_plugins.runs.callbacks import Callbacks, Moment
+from rl_plugins.runs.checkpoint import BEST, INTERRUPTION, LAST, NotFiniteError
 from rl_plugins.runs.curve import draw_curve
 from rl_plugins.runs.directory import RunDirectory
 from rl_plugins.runs.evaluation import Evaluation, evaluate
+from rl_plugins.runs.interruption import Request, signals_as_request
 from rl_plugins.runs.progress import ProgressDisplay
+from rl_plugins.runs.run import Run, RunOutcome
+from rl_plugins.runs.schedule import Schedule
 from rl_plugins.runs.settings import RunPlan
+from rl_plugins.runs.threads import torch_threads
 
 PASSING_EVALUATION_EPISODES = 5
-
-
-class RunOutcome(Enum):
-    """How a run ended."""
-
-    FINISHED = "all steps were taken"
-    INTERRUPTED = "stopped by Ctrl-C; the files hold everything up to then"
-    FAILED = "an error ended it; the files hold everything up to then"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that has ended.
-
-    Attributes
-    ----------
-    directory
-        Its files.
-    outcome
-        How it ended.
-    steps
-        Environment steps that were taken, those before a resumption included.
-    seconds
-        Time that it took, that before a resumption included.
-    evaluation
-        The final one; None where the run was interrupted.
-    """
-
-    directory: Path
-    outcome: RunOutcome
-    steps: int
-    seconds: float
-    evaluation: Evaluation | None
 
 
 class TrainingLoop:
@@ -70,30 +42,52 @@ class TrainingLoop:
     plan
         All settings of the run.
     plugin
-        The agent.
+        The algorithm.
+    task
+        What evaluations play.
     collector
-        Steps its environments.
+        Steps the copies that are trained on.
+    agent
+        The policy as others see it.
     generator
         The agent's and the collector's, which checkpoints save.
     directory
         Takes everything that is written.
     display
         Takes everything that is shown.
+    schedule
+        When to evaluate and to save.
+    callbacks
+        Called on the way.
+    configs
+        Digests of the settings that go with the checkpoints.
     """
 
     def __init__(
         self,
         plan: RunPlan,
         plugin: Plugin,
+        task: Task,
         collector: RolloutCollector,
+        agent: Agent,
         generator: torch.Generator,
         directory: RunDirectory,
         display: ProgressDisplay,
+        *,
+        schedule: Schedule,
+        callbacks: Callbacks,
+        configs: Sequence[str] = (),
     ) -> None:
-        self._plan, self._plugin, self._collector = plan, plugin, collector
-        self._generator, self._directory, self._display = generator, directory, display
+        self._plan, self._plugin, self._task, self._collector = plan, plugin, task, collector
+        self._agent, self._generator = agent, generator
+        self._directory, self._display = directory, display
+        self._schedule, self._callbacks, self._configs = schedule, callbacks, list(configs)
+        self._spaces = spaces_record(agent.observation_space, agent.action_space)
         self._steps = self._updates = 0
-        self._stop = threading.Event()
+        self._best = math.nan
+        self._row: Mapping[str, Any] = {}
+        self._evaluation: Evaluation | None = None
+        self._request = Request()
         self._start = time.perf_counter()
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
@@ -102,27 +96,67 @@ class TrainingLoop:
         Parameters
         ----------
         checkpoint
-            From :func:`rl_plugins.runs.directory.load_checkpoint`.
+            From :func:`rl_plugins.runs.checkpoint.load_checkpoint`.
         """
         self._steps, self._updates = checkpoint["steps"], checkpoint["updates"]
+        self._best = checkpoint["best"]
         self._generator.set_state(checkpoint["generator"])
         self._start -= checkpoint["seconds"]
         self._restart_episodes()
 
+    def save(self, name: str = LAST) -> None:
+        """Write a checkpoint.
+
+        Parameters
+        ----------
+        name
+            Its file.
+
+        Raises
+        ------
+        ExperienceError
+            Where the agent's state is no longer finite; the last checkpoint stays.
+        """
+        state = {
+            "agent": self._plugin.state_dict(),
+            "generator": self._generator.get_state(),
+            "steps": self._steps,
+            "updates": self._updates,
+            "seconds": time.perf_counter() - self._start,
+            "evaluations": self._directory.evaluations,
+            "best": self._best,
+            "spaces": self._spaces,
+            "configs": self._configs,
+        }
+        try:
+            self._directory.save_checkpoint(state, name)
+        except NotFiniteError as error:
+            raise ExperienceError(
+                f"after {self._steps:,} steps {error}: what the task returns may be too large for "
+                "float32; the checkpoint before stays as it was"
+            ) from error
+
     def run(self) -> Run:
-        """Train to the end, or to the first Ctrl-C; evaluate, and write down how it ended."""
+        """Train to the end, to a rule that says stop, or to a signal; write down how it ended."""
         final = None
         try:
-            with torch_threads(self._plan.run.threads), interrupt_as_request() as self._stop:
+            with torch_threads(self._plan.run.threads), signals_as_request() as self._request:
                 self._loop()
-                self._save()
-                if not self._stop.is_set():
+                if self._request.is_set():
+                    self.save(INTERRUPTION)
+                else:
+                    self.save()
                     final = self._evaluate(self._plan.run.evaluation_episodes)
         except BaseException:
-            # A second Ctrl-C, or an error: the rows that were logged stay.
-            self._conclude(RunOutcome.FAILED, None)
+            # The rows that were logged stay. A full disk does not hide what came before it.
+            with suppress(OSError):
+                self._conclude(RunOutcome.FAILED, None)
             raise
-        return self._conclude(RunOutcome.FINISHED if final else RunOutcome.INTERRUPTED, final)
+        if self._request.is_set():
+            outcome = RunOutcome.INTERRUPTED
+        else:
+            outcome = RunOutcome.STOPPED if self._callbacks.reason else RunOutcome.FINISHED
+        return self._conclude(outcome, final)
 
     def _conclude(self, outcome: RunOutcome, final: Evaluation | None) -> Run:
         seconds = time.perf_counter() - self._start
@@ -130,6 +164,7 @@ class TrainingLoop:
             "outcome.json",
             {
                 "outcome": outcome.name.lower(),
+                "reason": self._callbacks.reason,
                 "steps": self._steps,
                 "seconds": seconds,
                 "mean_return": final.mean if final else None,
@@ -139,43 +174,43 @@ class TrainingLoop:
         path, plan = self._directory.path, self._plan
         if self._steps:
             title = f"{plan.algorithm} on {plan.task}, seed {plan.run.seed}"
-            draw_curve(path, path / "curve.png", title)
-        return Run(path, outcome, self._steps, seconds, final)
-
-    def _save(self) -> None:
-        self._directory.save_checkpoint(
-            {
-                "agent": self._plugin.state_dict(),
-                "generator": self._generator.get_state(),
-                "steps": self._steps,
-                "updates": self._updates,
-                "seconds": time.perf_counter() - self._start,
-            }
+            try:
+                draw_curve(path, path / "curve.png", title)
+            except ValueError as error:  # the run is in order without its picture
+                self._display.line(f"no curve.png: {error}")
+        return Run(
+            path,
+            outcome,
+            self._steps,
+            seconds,
+            final,
+            self._agent,
+            self._played,
+            self._callbacks.reason,
+            self._request.number,
         )
 
-    def _restart_episodes(self) -> None:
-        """New episodes, from a seed that is this checkpoint's own. The states of environments
-        cannot be saved: resumed and uninterrupted runs agree because both begin anew here."""
+    def _restart_episodes(self) -> None:  # from a seed that a resumed run has too
         sequence = np.random.SeedSequence([self._plan.run.seed, self._updates])
         self._collector.restart(int(sequence.generate_state(1)[0] % 2**31))
 
     def _loop(self) -> None:
         run = self._plan.run
-        per_update = run.environments * run.rollout_length
-        updates = math.ceil(run.total_steps / per_update)
-        evaluate_after = _spread(updates, run.evaluations)
-        save_after = _spread(updates, run.checkpoints)
-        while self._steps < run.total_steps and not self._stop.is_set():
+        while self._steps < run.total_steps and not self._ended():
             # The last rollout is as short as total_steps asks.
             missing = math.ceil((run.total_steps - self._steps) / run.environments)
             self._update(min(run.rollout_length, missing))
-            if self._steps >= run.total_steps:
+            self._callbacks.tell("on_update", self._moment)
+            if self._steps >= run.total_steps or self._ended():
                 return
-            if self._updates in evaluate_after:
+            if self._schedule.evaluates_after(self._updates):
                 self._evaluate(min(PASSING_EVALUATION_EPISODES, run.evaluation_episodes))
-            if self._updates in save_after and not self._stop.is_set():
-                self._save()
+            if self._schedule.saves_after(self._updates) and not self._ended():
+                self.save()
                 self._restart_episodes()
+
+    def _ended(self) -> bool:
+        return self._request.is_set() or bool(self._callbacks.reason)
 
     def _update(self, length: int) -> None:
         started = time.perf_counter()
@@ -208,17 +243,36 @@ class TrainingLoop:
             raise TypeError(
                 f"{type(report).__name__} redefines columns of the training loop: {sorted(clash)}"
             )
-        self._directory.log_progress({**before, **reported, **after})
+        self._row = {**before, **reported, **after}
+        self._directory.log_progress(self._row)
         self._display.update(self._steps, episode_return, report.summary, speed)
 
-    def _evaluate(self, episodes: int) -> Evaluation | None:
-        run, task = self._plan.run, self._plan.task
-        behave = partial(self._plugin.behaviour, explore=False)
-        evaluation = evaluate(
-            behave, task, episodes=episodes, seed=run.seed, backend=run.backend, stop=self._stop
+    def _played(self, episodes: int) -> Evaluation:
+        run = self._plan.run
+        played = evaluate(
+            partial(self._plugin.behaviour, explore=False),
+            self._task,
+            episodes=episodes,
+            seed=run.seed,
+            backend=run.backend,
+            step_limit=run.evaluation_step_limit,
+            patience=run.worker_timeout,
+            stop=self._request,
+            progress=self._display.evaluating,
         )
-        if evaluation is None:
+        if played is None:
+            raise KeyboardInterrupt
+        return played
+
+    def _evaluate(self, episodes: int) -> Evaluation | None:
+        if not episodes:
             return None
+        try:
+            evaluation = self._played(episodes)
+        except KeyboardInterrupt:
+            if self._request.is_set():
+                return None
+            raise
         self._directory.log_evaluation(
             {
                 "steps": self._steps,
@@ -227,58 +281,28 @@ class TrainingLoop:
                 "deviation": evaluation.deviation,
                 "lowest": min(evaluation.returns),
                 "highest": max(evaluation.returns),
+                "cut": evaluation.cut,
                 "seconds": time.perf_counter() - self._start,
             }
         )
-        self._display.line(
-            f"{self._steps:>9,} steps  evaluation {evaluation.mean:,.1f} ± "
-            f"{evaluation.deviation:,.1f} over {episodes} episodes"
-        )
+        self._display.line(f"{self._steps:>9,} steps  evaluation {evaluation}")
+        self._evaluation = evaluation
+        if not evaluation.mean <= self._best:  # the first one too, where it is NaN
+            self._best = evaluation.mean
+            self.save(BEST)
+        if self._task.vector is not None:
+            self._restart_episodes()  # it has played the evaluation
+        self._callbacks.tell("on_evaluation", self._moment)
         return evaluation
 
-
-def _spread(updates: int, count: int) -> set[int]:
-    """``count`` of the updates, evenly spaced, the last left out."""
-    return {updates * k // (count + 1) for k in range(1, count + 1)}
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Within the block torch has a number of threads; then that of before.
-
-    Parameters
-    ----------
-    count
-        Number of threads.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def interrupt_as_request() -> Iterator[threading.Event]:
-    """Within the block the first Ctrl-C sets the event, a second one raises KeyboardInterrupt.
-
-    An exception in the middle of an update would leave a new policy beside an old critic, in the
-    checkpoint too. Outside the main thread, where Python allows no signal
-    handlers, the event is never set.
-    """
-    request = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def on_interrupt(number: int, frame: object) -> None:
-        if request.is_set():
-            raise KeyboardInterrupt
-        request.set()
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield request
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def _moment(self) -> Moment:
+        return Moment(
+            self._steps,
+            self._plan.run.total_steps,
+            time.perf_counter() - self._start,
+            self._row,
+            self._evaluation,
+            self._best,
+            self._agent,
+            self._directory.path,
+        )

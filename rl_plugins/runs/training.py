@@ -1,39 +1,37 @@
-"""Train into a run directory; resume, evaluate and export from one."""
+"""Train an algorithm on a task into a run directory."""
 
 from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from gymnasium import Space
 from rich.console import Console
 
 import natgrad
-from rl_plugins.data.collector import RolloutCollector
-from rl_plugins.data.environments import make_environments
-from rl_plugins.errors import UsageError
-from rl_plugins.plugin import Plugin, find_plugin
-from rl_plugins.runs.directory import RunDirectory, load_checkpoint, read_json
-from rl_plugins.runs.evaluation import Evaluation, evaluate
-from rl_plugins.runs.export import export_policy
-from rl_plugins.runs.loop import Run, RunOutcome, TrainingLoop, torch_threads
-from rl_plugins.runs.progress import ProgressDisplay
+from rl_plugins.data.task import as_task
+from rl_plugins.plugin import find_plugin
+from rl_plugins.runs.checkpoint import config_digest
+from rl_plugins.runs.job import Job, in_layout_of, run_job
+from rl_plugins.runs.recorded import import_all, read_run, trusted_checkpoint
+from rl_plugins.runs.run import Run
 from rl_plugins.runs.settings import RunPlan, resolve
 from rl_plugins.settings import settings_of
 
 
 def train(
     algorithm: str,
-    task: str,
+    task: Any,
     *,
     run_dir: Path | str | None = None,
     console: Console | None = None,
+    callbacks: Sequence[Any] = (),
+    start_from: Path | str | None = None,
     **overrides: Any,
 ) -> Run:
     """Train an algorithm on a task into a run directory.
@@ -46,185 +44,74 @@ def train(
     algorithm
         Its registered name: ``rl-plugins list`` shows all.
     task
-        The task's registered name.
+        A registered name, "module:Task-v0" to import its module first; a class, or a function that
+        makes an environment; an environment, which is copied; or a vector environment, which is
+        used as it is, its own number of copies.
     run_dir
         Must be empty or absent; None: a new directory below ``runs``.
     console
         Shows progress; None: silent.
+    callbacks
+        Objects with ``on_update`` or ``on_evaluation``: see :class:`rl_plugins.Callback`, and names
+        of registered ones.
+    start_from
+        A run's directory, whose policy and critic this run starts from. The spaces and the networks
+        must be alike; task, layout and settings may differ.
     **overrides
         Fields of :class:`RunSettings` (``total_steps``, ``seed``, …) and of the algorithm's
         ``Config`` (``max_kl``, …); the rest comes from the settings file's table of the task, then
-        from the defaults.
+        from the defaults. ``wrappers`` may be objects as well as names.
 
     Raises
     ------
     UsageError
-        For an unknown algorithm, task or setting, an unsupported space, or a run directory that is
-        not empty.
+        For an unknown algorithm, task or setting, an unsupported space, a task that breaks
+        Gymnasium's interface, or a run directory that is not empty.
     ExperienceError
-        Where an environment returns a NaN or an infinity; the directory says then that the run
-        failed.
+        Where an environment fails, or returns what no algorithm can learn from; the directory says
+        then that the run failed.
     """
-    plugin_class = find_plugin(algorithm)
-    plan = resolve(algorithm, plugin_class, task, overrides)
-    path = Path(run_dir) if run_dir is not None else _new_directory(plan)
-    return _run(plugin_class, plan, path, console or Console(quiet=True), None)
-
-
-def resume(run_dir: Path | str, *, console: Console | None = None) -> Run:
-    """Go on with a run from its last checkpoint; rows written after it are written anew.
-
-    A run that was killed and resumed writes what it would have written: checkpoints hold the
-    networks, optimizers, normalisers, replay buffer and generator, and every checkpoint that a run
-    makes on its way starts new episodes from a seed of its own, interrupted or not. After Ctrl-C,
-    whose checkpoint is an extra one, it goes on as well, but not with the same numbers.
-
-    Parameters
-    ----------
-    run_dir
-        The run's directory.
-    console
-        Shows progress; None: silent.
-
-    Raises
-    ------
-    UsageError
-        Where the directory holds no checkpoint, or a run that has finished.
-    """
-    path = Path(run_dir)
-    plugin_class, plan = _recorded(path)
-    checkpoint = load_checkpoint(path)
-    if (path / "outcome.json").exists() and read_json(path, "outcome.json").get(
-        "outcome"
-    ) == RunOutcome.FINISHED.name.lower():
-        raise UsageError(f"the run in {path} has finished; train a new one with more --total-steps")
-    return _run(plugin_class, plan, path, console or Console(quiet=True), checkpoint)
-
-
-def _run(
-    plugin_class: type[Plugin],
-    plan: RunPlan,
-    path: Path,
-    console: Console,
-    checkpoint: dict[str, Any] | None,
-) -> Run:
-    run, headline = plan.run, _headline(plan, checkpoint)
-    generator = torch.Generator().manual_seed(run.seed)
-    environments = make_environments(
-        plan.task, run.environments, backend=run.backend, seed=run.seed
+    plugin = find_plugin(algorithm)
+    wrappers = tuple(overrides.pop("wrappers", ()))
+    names = [callback for callback in callbacks if isinstance(callback, str)]
+    if names:
+        overrides["callbacks"] = (*overrides.get("callbacks", ()), *names)
+    by_name = all(isinstance(wrapper, str) for wrapper in wrappers)
+    name = task if isinstance(task, str) else ""
+    first = resolve(algorithm, plugin, name, {**overrides, "wrappers": wrappers if by_name else ()})
+    import_all(first.run.imports)
+    made = as_task(
+        task,
+        kwargs=first.run.env_kwargs or None,
+        wrappers=wrappers,
+        frame_stack=first.run.frame_stack,
     )
-    try:
-        plugin = plugin_class.build(
-            environments.single_observation_space,
-            environments.single_action_space,
-            plan.config,
-            generator,
+    plan = replace(first, task=made.name)
+    if made.vector is not None:
+        plan = in_layout_of(made, plan)
+    config = _describe(plan)
+    if not (made.is_named and by_name):
+        config["object"] = True
+    begin = None
+    if start_from is not None:
+        source = read_run(Path(start_from), imports=first.run.imports)
+        begin = trusted_checkpoint(source)
+        config["from"] = str(start_from)
+    path = Path(run_dir) if run_dir is not None else _new_directory(plan)
+    own = [callback for callback in callbacks if not isinstance(callback, str)]
+    return run_job(
+        Job(
+            plugin,
+            plan,
+            made,
+            path,
+            console or Console(quiet=True),
+            own,
+            [config_digest(config)],
+            config=config,
+            start_from=begin,
         )
-        behaviour = plugin.behaviour(run.environments, explore=True)
-        collector = RolloutCollector(environments, behaviour, seed=run.seed, generator=generator)
-        if checkpoint is None:
-            directory = RunDirectory.create(path, _describe(plan))
-        else:
-            _restore(plugin, checkpoint, path)
-            directory = RunDirectory(path, after=checkpoint["steps"])
-        with directory, ProgressDisplay(console, run.total_steps) as display:
-            display.line(headline)
-            loop = TrainingLoop(plan, plugin, collector, generator, directory, display)
-            if checkpoint is not None:
-                loop.restore(checkpoint)
-            return loop.run()
-    finally:
-        environments.close()
-
-
-def evaluate_run(run_dir: Path | str, *, episodes: int = 20) -> Evaluation:
-    """Evaluate the last checkpoint of a run, with the mode of its policy.
-
-    Parameters
-    ----------
-    run_dir
-        The run's directory.
-    episodes
-        Their number; more for a smaller error of the mean.
-
-    Raises
-    ------
-    UsageError
-        Where there is no checkpoint.
-    """
-    if episodes < 1:
-        raise UsageError(f"episodes must be at least 1, got {episodes}")
-    plugin, plan, _ = _trained(Path(run_dir))
-    behave, run = partial(plugin.behaviour, explore=False), plan.run
-    with torch_threads(run.threads):
-        evaluation = evaluate(
-            behave, plan.task, episodes=episodes, seed=run.seed, backend=run.backend
-        )
-    assert evaluation is not None  # only `stop` ends one early
-    return evaluation
-
-
-def export_run(run_dir: Path | str, out: Path | str) -> list[str]:
-    """Write the policy of a run's last checkpoint as ONNX: see :func:`export_policy`.
-
-    Parameters
-    ----------
-    run_dir
-        The run's directory.
-    out
-        The file.
-
-    Returns
-    -------
-    list
-        The names of its inputs.
-
-    Raises
-    ------
-    UsageError
-        Where there is no checkpoint, or nothing that can be exported.
-    """
-    plugin, _, space = _trained(Path(run_dir))
-    to_environment = plugin.behaviour(1, explore=False).to_environment
-    return export_policy(getattr(plugin, "policy", None), to_environment, space, Path(out))
-
-
-def _trained(path: Path) -> tuple[Plugin, RunPlan, Space[Any]]:
-    """The agent of the last checkpoint, its settings, and its observation space."""
-    plugin_class, plan = _recorded(path)
-    environments = make_environments(plan.task, 1, backend=plan.run.backend)
-    try:
-        observed, acted = environments.single_observation_space, environments.single_action_space
-        plugin = plugin_class.build(observed, acted, plan.config, torch.Generator())
-    finally:
-        environments.close()
-    _restore(plugin, load_checkpoint(path), path)
-    return plugin, plan, observed
-
-
-def _recorded(path: Path) -> tuple[type[Plugin], RunPlan]:
-    """The algorithm and the settings of a run directory."""
-    config = read_json(path, "config.json")
-    try:
-        plugin_class = find_plugin(config["algorithm"])
-        overrides = {**config["run"], **config["config"]}
-        plan = resolve(config["algorithm"], plugin_class, config["task"], overrides)
-    except UsageError as error:
-        raise UsageError(
-            f"{path / 'config.json'} is of another version, or has been edited: {error}"
-        ) from error
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{path / 'config.json'} is damaged: it holds no run") from error
-    return plugin_class, plan
-
-
-def _restore(plugin: Plugin, checkpoint: dict[str, Any], path: Path) -> None:
-    try:
-        plugin.load_state_dict(checkpoint["agent"])
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{path / 'checkpoint.pt'} does not fit config.json: it is of another run"
-        ) from error
+    )
 
 
 def _describe(plan: RunPlan) -> dict[str, Any]:
@@ -242,26 +129,8 @@ def _describe(plan: RunPlan) -> dict[str, Any]:
     }
 
 
-def _headline(plan: RunPlan, checkpoint: dict[str, Any] | None) -> str:
-    source = "default settings, none of its own for this task"
-    if plan.tuned:
-        source = f"settings for this task: {_in_effect(plan)}"
-    return (
-        f"{plan.algorithm} on {plan.task}, seed {plan.run.seed}, "
-        f"{plan.run.total_steps:,} steps ({source})"
-        + (f", from step {checkpoint['steps']:,} on" if checkpoint else "")
-    )
-
-
-def _in_effect(plan: RunPlan) -> str:
-    """The task's settings that were not overridden."""
-    used = {**settings_of(plan.run), **settings_of(plan.config)}
-    kept = [f"{name} {value}" for name, value in plan.tuned.items() if used[name] == value]
-    return ", ".join(kept) or "all overridden"
-
-
 def _new_directory(plan: RunPlan) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / (
-        f"{plan.algorithm}-{re.sub('[/:]', '-', plan.task)}-seed{plan.run.seed}-{stamp}"
+        f"{plan.algorithm}-{re.sub('[^A-Za-z0-9_.-]', '-', plan.task)}-seed{plan.run.seed}-{stamp}"
     )

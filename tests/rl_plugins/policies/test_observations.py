@@ -162,7 +162,7 @@ def test_images_are_found_and_turned_to_channels_first_and_stay_bytes(shape):
         spaces.Box(0, 12, (8, 8), np.uint8),  # pieces on a board: a 255th of a code is nothing
         spaces.Box(0, 1, (10, 10, 4), np.uint8),
         spaces.Box(0, 1, (16, 16), np.float32),
-        spaces.Box(0, 255, (2, 9, 9, 3), np.uint8),
+        spaces.Box(0, 255, (2, 2, 9, 9, 3), np.uint8),
     ],
     ids=str,
 )

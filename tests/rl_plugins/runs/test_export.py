@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from rl_plugins import UsageError, train
 from rl_plugins.data.autoreset import tensors
 from rl_plugins.runs import export_run
-from rl_plugins.runs.training import _trained
+from rl_plugins.runs.loading import trained
 
 QUICK: dict[str, Any] = {
     "total_steps": 300, "environments": 2, "rollout_length": 50, "hidden_sizes": (8,),
@@ -60,7 +60,7 @@ def _tasks():
 def test_the_file_takes_the_actions_that_the_agent_takes(algorithm, task, settings, tmp_path):
     train(algorithm, task, run_dir=tmp_path / "run", **QUICK, **settings)
     inputs = export_run(tmp_path / "run", tmp_path / "policy.onnx")
-    plugin, _, space = _trained(tmp_path / "run")
+    plugin, _, space, _ = trained(tmp_path / "run")
     batch = batch_space(space, 7)
     batch.seed(3)
     observations = tensors(batch.sample())

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rl_plugins import UsageError, train
+from rl_plugins.errors import DamageWarning
 from rl_plugins.plugin import find_plugin
 from rl_plugins.runs import RunOutcome, resume
 from rl_plugins.runs.directory import RunDirectory, load_checkpoint
@@ -92,15 +93,17 @@ def test_a_resumed_run_writes_what_the_run_would_have_written(
     assert_same(first, second)
 
 
-def test_a_finished_run_and_one_without_a_checkpoint_are_not_resumed(tmp_path, killed_at):
-    train("trpo", "CartPole-v1", run_dir=tmp_path / "done", **ON_POLICY)
+def test_a_finished_run_is_not_resumed_and_one_without_a_checkpoint_begins_again(
+    whole, tmp_path, killed_at
+):
     with pytest.raises(UsageError, match=r"has finished.*--total-steps"):
-        resume(tmp_path / "done")
+        resume(whole.directory)
     killed_at("trpo", 1)
     with pytest.raises(RuntimeError, match="killed"):
         train("trpo", "CartPole-v1", run_dir=tmp_path / "young", **ON_POLICY)
-    with pytest.raises(UsageError, match=r"no checkpoint\.pt yet"):
-        resume(tmp_path / "young")
+    resume(tmp_path / "young")
+    for name in ("progress.csv", "evaluations.csv"):
+        assert untimed(tmp_path / "young" / name) == untimed(whole.directory / name)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +169,7 @@ def edit(path, change):
         (lambda c: c["run"].update(environments="8"), "environments must be a int, got '8'"),
         (lambda c: c.update(algorithm="gone"), "unknown algorithm 'gone'"),
         (lambda c: c.update(run=[]), "holds no run"),
-        (lambda c: c["config"].update(hidden_sizes=[4]), "does not fit config.json"),
+        (lambda c: c["config"].update(hidden_sizes=[4]), "has changed since.*--accept-config"),
     ],
 )
 def test_a_run_of_another_version_is_refused_in_one_line(change, message, part):
@@ -185,23 +188,35 @@ def test_rows_of_other_columns_are_not_mixed(part):
 
 @pytest.mark.parametrize("content", [[1], {"agent": {}}])
 def test_a_file_that_is_no_checkpoint_is_refused(content, part):
-    torch.save(content, part / "checkpoint.pt")
+    for name in ("checkpoint.pt", "checkpoint-before.pt"):
+        torch.save(content, part / name)
     with pytest.raises(UsageError, match="is no checkpoint of a run"):
         resume(part)
 
 
 def test_a_checkpoint_cut_off_anywhere_is_refused(part):
     content = (part / "checkpoint.pt").read_bytes()
+    (part / "checkpoint-before.pt").unlink()
     for length in [*range(0, 200, 40), *range(200, len(content) - 1, len(content) // 20)]:
         (part / "checkpoint.pt").write_bytes(content[:length])
         with pytest.raises(UsageError, match=r"checkpoint\.pt is damaged"):
             resume(part)
 
 
+def test_the_one_before_a_damaged_one_is_used_and_named(whole, part):
+    content = bytearray((part / "checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (part / "checkpoint.pt").write_bytes(content)
+    with pytest.warns(DamageWarning, match=r"checkpoint\.pt is damaged.*of step 200"):
+        resume(part)
+    assert untimed(part / "progress.csv") == untimed(whole.directory / "progress.csv")
+    assert untimed(part / "evaluations.csv") == untimed(whole.directory / "evaluations.csv")
+
+
 def test_files_that_cannot_be_written_are_named(part):
     (part / "progress.csv").unlink()
     (part / "progress.csv").mkdir()
-    with pytest.raises(UsageError, match="cannot write the run directory"):
+    with pytest.raises(UsageError, match=r"progress\.csv is no regular file"):
         resume(part)
     (part / "progress.csv").rmdir()
     assert resume(part).outcome is RunOutcome.FINISHED  # the refusal left no lock behind

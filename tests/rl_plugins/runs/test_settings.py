@@ -15,7 +15,8 @@ import pytest
 from rl_plugins import UsageError
 from rl_plugins.plugin import find_plugin, registered_plugins
 from rl_plugins.runs import RunSettings, resolve, tuned_settings
-from rl_plugins.runs.directory import RunDirectory, _cell
+from rl_plugins.runs.directory import RunDirectory
+from rl_plugins.runs.tables import _cell
 from rl_plugins.settings import configure, settings_of
 
 

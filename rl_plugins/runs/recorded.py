@@ -1,0 +1,241 @@
+"""A run directory read back: its settings, its agent, and what may be imported for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rl_plugins.data.task import Task, as_task
+from rl_plugins.errors import UsageError
+from rl_plugins.plugin import Plugin, find_plugin
+from rl_plugins.runs.checkpoint import (
+    BEST,
+    INTERRUPTION,
+    LAST,
+    config_digest,
+    has_checkpoint,
+    load_checkpoint,
+)
+from rl_plugins.runs.files import read_json
+from rl_plugins.runs.settings import RunPlan, resolve
+
+Which = Literal["last", "best", "interruption"]
+FILES: Mapping[str, str] = {"last": LAST, "best": BEST, "interruption": INTERRUPTION}
+_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The settings of a run directory.
+
+    Attributes
+    ----------
+    path
+        The directory.
+    plugin
+        The class of its algorithm.
+    plan
+        All settings.
+    config
+        The content of ``config.json``.
+    """
+
+    path: Path
+    plugin: type[Plugin]
+    plan: RunPlan
+    config: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Of the settings, as checkpoints carry it."""
+        return config_digest(self.config)
+
+
+def read_run(path: Path, *, imports: Sequence[str] = ()) -> Recorded:
+    """The settings of a run, without a module imported that only its file names.
+
+    Parameters
+    ----------
+    path
+        The run's directory.
+    imports
+        Modules that the caller trusts; they are imported.
+
+    Raises
+    ------
+    UsageError
+        Where there is no run, or its settings name a module that is not among ``imports``.
+    """
+    config = read_json(path, "config.json")
+    import_all(imports)
+    try:
+        plugin = find_plugin(config["algorithm"])
+        plan = resolve(
+            config["algorithm"], plugin, config["task"], {**config["run"], **config["config"]}
+        )
+        if not isinstance(config["task"], str):
+            raise TypeError("the task is no name")
+    except UsageError as error:
+        raise UsageError(
+            f"{path / 'config.json'} is of another version, or has been edited: {error}"
+        ) from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(f"{path / 'config.json'} is damaged: it holds no run") from error
+    _require_trusted(path, plan, config, imports)
+    return Recorded(path, plugin, plan, config)
+
+
+def import_all(modules: Iterable[str]) -> None:
+    """Import modules by name.
+
+    Parameters
+    ----------
+    modules
+        Their full names.
+
+    Raises
+    ------
+    UsageError
+        Where one cannot be imported.
+    """
+    for module in modules:
+        _import(module)
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a module is any code
+        text = " ".join(str(error).split())
+        raise UsageError(f"cannot import {module!r}: {type(error).__name__}: {text}") from error
+
+
+def _require_trusted(
+    path: Path, plan: RunPlan, config: Mapping[str, Any], imports: Sequence[str]
+) -> None:
+    """A file from a stranger may name any module, and an import runs its code."""
+    names = [plan.task, *plan.run.wrappers]
+    defaults = {f.name: f.default for f in dataclasses.fields(plan.config)}
+    for name, value in config["config"].items():
+        if isinstance(value, str) and _NAME.fullmatch(value) and value != defaults.get(name):
+            names.append(value)
+    for name in names:
+        module, colon, _ = name.partition(":")
+        if colon and module not in imports:
+            raise UsageError(
+                f"{path / 'config.json'} names the module {module!r}, which is imported only if "
+                f"you say so: --import {module}"
+            )
+
+
+def task_of(recorded: Recorded, task: Any) -> Task:
+    """The task of a run.
+
+    Parameters
+    ----------
+    recorded
+        The run.
+    task
+        The caller's, for runs whose task was an object; None: by its recorded name.
+
+    Raises
+    ------
+    UsageError
+        Where the task was an object, and none is given.
+    """
+    run = recorded.plan.run
+    if task is None and recorded.config.get("object"):
+        raise UsageError(
+            f"the task of {recorded.path} was an object, {recorded.plan.task}, which a file cannot "
+            "hold: pass it again, from Python, as task="
+        )
+    return as_task(
+        recorded.plan.task if task is None else task,
+        kwargs=run.env_kwargs or None,
+        wrappers=run.wrappers,
+        frame_stack=run.frame_stack,
+    )
+
+
+def trusted_checkpoint(
+    recorded: Recorded, which: Which = "last", *, accept_config: bool = False
+) -> dict[str, Any]:
+    """A checkpoint that belongs to the settings beside it.
+
+    Parameters
+    ----------
+    recorded
+        The run.
+    which
+        The last one that was planned, or an interruption's where there is none; that of the best
+        evaluation; that of an interruption.
+    accept_config
+        Take it also where the settings have changed since.
+
+    Raises
+    ------
+    UsageError
+        Where there is none, or the settings have changed.
+    """
+    if which not in FILES:
+        raise UsageError(f"checkpoint must be one of {', '.join(FILES)}, got {which!r}")
+    checkpoint = _checkpoint(recorded.path, which)
+    if not accept_config and recorded.digest not in checkpoint["configs"]:
+        raise UsageError(
+            f"{recorded.path / 'config.json'} has changed since the checkpoint was written; "
+            "--accept-config, if it was you who changed it"
+        )
+    return checkpoint
+
+
+def _checkpoint(path: Path, which: Which) -> dict[str, Any]:
+    if which == "last" and not has_checkpoint(path) and (path / INTERRUPTION).exists():
+        return load_checkpoint(path, INTERRUPTION)
+    return load_checkpoint(path, FILES[which])
+
+
+def restore(plugin: Plugin, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Put a checkpoint's state into an agent that was built alike.
+
+    Parameters
+    ----------
+    plugin, checkpoint
+        The agent, and the checkpoint.
+    path
+        The run's directory, for the message.
+
+    Raises
+    ------
+    UsageError
+        Where it does not fit.
+    """
+    try:
+        plugin.load_state_dict(checkpoint["agent"])
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{path / 'checkpoint.pt'} does not fit config.json: it is of another run"
+        ) from error
+
+
+def with_steps(plan: RunPlan, total_steps: int) -> RunPlan:
+    """The same settings for another number of steps.
+
+    Parameters
+    ----------
+    plan, total_steps
+        The settings, and the number.
+
+    Raises
+    ------
+    UsageError
+        Where it is out of range.
+    """
+    try:
+        return replace(plan, run=replace(plan.run, total_steps=int(total_steps)))
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error

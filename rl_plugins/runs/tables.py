@@ -1,0 +1,148 @@
+"""The tables of a run: rows appended one by one, whole after every crash."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rl_plugins.errors import UsageError
+from rl_plugins.runs.files import open_appending, open_regular, replace_whole
+
+Row = Mapping[str, Any]
+
+
+class Table:
+    """A CSV file that grows by a row at a time, each flushed as it is written.
+
+    Parameters
+    ----------
+    path
+        The file; absent: made with the first row.
+    keep
+        (row, number of rows before it) -> whether a row that is there already stays.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[Row, int], bool]) -> None:
+        columns = _drop_rows(path, keep) if path.exists() or path.is_symlink() else []
+        self.rows = len(read_rows(path)) if columns else 0
+        self._path = path
+        self._file = os.fdopen(open_appending(path), "a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, columns) if columns else None
+
+    def append(self, row: Row) -> None:
+        """Write a row; the first one of a new table names its columns.
+
+        Parameters
+        ----------
+        row
+            Values by column.
+
+        Raises
+        ------
+        UsageError
+            For other columns than the table's.
+        """
+        if self._writer is None:
+            self._writer = csv.DictWriter(self._file, list(row))
+            self._writer.writeheader()
+        elif list(self._writer.fieldnames) != list(row):
+            raise UsageError(
+                f"{self._path} has other columns than the run would write now: its algorithm has "
+                "changed; train a new one"
+            )
+        self._writer.writerow({name: _cell(value) for name, value in row.items()})
+        self._file.flush()
+        self.rows += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, without those that a crash cut off.
+
+    Parameters
+    ----------
+    path
+        The file; absent: no rows.
+
+    Raises
+    ------
+    UsageError
+        Where it cannot be read, or is no table.
+    """
+    return _read(path)[1]
+
+
+def numbers(rows: list[dict[str, str]], path: Path, *names: str) -> list[list[float]]:
+    """Columns of a table, without the rows where one of them is blank.
+
+    Parameters
+    ----------
+    rows
+        From :func:`read_rows`.
+    path
+        The file, for the message.
+    *names
+        The columns.
+
+    Raises
+    ------
+    UsageError
+        Where a cell is no number.
+    """
+    whole = [row for row in rows if all(row.get(name) for name in names)]
+    try:
+        return [[float(row[name]) for row in whole] for name in names]
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns and the whole rows."""
+    try:
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = [row for row in reader if None not in row.values() and None not in row]
+        columns = list(reader.fieldnames or ())
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
+    if len(set(columns)) < len(columns):
+        raise UsageError(f"{path} is damaged: a column comes twice")
+    return columns, rows
+
+
+def _drop_rows(path: Path, keep: Callable[[Row, int], bool]) -> list[str]:
+    columns, rows = _read(path)
+    kept = [row for number, row in enumerate(rows) if keep(row, number)]
+    if not columns:
+        return []
+
+    def write(file: Any) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(kept)
+        file.write(text.getvalue().encode("utf-8"))
+
+    replace_whole(path, write)
+    return columns
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name.lower()
+    return repr(float(value)) if isinstance(value, (float, np.floating)) else value
