@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_plugins.errors import DamageWarning, UsageError
+from rl_plugins.errors import DamageWarning, ExperienceError, UsageError
 from rl_plugins.runs.files import keep_as, open_regular, replace_whole
 
 LAST, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
@@ -42,10 +42,6 @@ PARTS: dict[str, type[Any] | tuple[type[Any], ...]] = {
 MOST_STEPS = 2**62
 
 
-class NotFiniteError(ArithmeticError):
-    """A state that is not finite, and must not replace one that is."""
-
-
 def save_checkpoint(path: Path, name: str, state: Mapping[str, Any]) -> None:
     """Write a checkpoint. ``LAST`` becomes ``BEFORE`` where it is replaced.
 
@@ -58,12 +54,15 @@ def save_checkpoint(path: Path, name: str, state: Mapping[str, Any]) -> None:
 
     Raises
     ------
-    NotFiniteError
+    ExperienceError
         Where a tensor holds a NaN or an infinity: a good checkpoint is never replaced by one that
         cannot be used.
     """
     if broken := _not_finite(state["agent"]):
-        raise NotFiniteError(f"{broken} holds a NaN or an infinity")
+        raise ExperienceError(
+            f"after {state['steps']:,} steps {broken} holds a NaN or an infinity: what the task "
+            "returns may be too large for float32; the checkpoint before stays as it was"
+        )
     whole = {**state, "checksum": _checksum(state)}
     if name == LAST and (path / LAST).is_file():
         keep_as(path / LAST, path / BEFORE)

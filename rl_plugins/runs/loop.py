@@ -15,12 +15,11 @@ import torch
 
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.task import Task
-from rl_plugins.errors import ExperienceError
 from rl_plugins.plugin import Plugin
 from rl_plugins.policies.space_records import spaces_record
 from rl_plugins.runs.agent import Agent
 from rl_plugins.runs.callbacks import Callbacks, Moment
-from rl_plugins.runs.checkpoint import BEST, INTERRUPTION, LAST, NotFiniteError
+from rl_plugins.runs.checkpoint import BEST, INTERRUPTION, LAST
 from rl_plugins.runs.curve import draw_curve
 from rl_plugins.runs.directory import RunDirectory
 from rl_plugins.runs.evaluation import Evaluation, evaluate
@@ -128,13 +127,7 @@ class TrainingLoop:
             "spaces": self._spaces,
             "configs": self._configs,
         }
-        try:
-            self._directory.save_checkpoint(state, name)
-        except NotFiniteError as error:
-            raise ExperienceError(
-                f"after {self._steps:,} steps {error}: what the task returns may be too large for "
-                "float32; the checkpoint before stays as it was"
-            ) from error
+        self._directory.save_checkpoint(state, name)
 
     def run(self) -> Run:
         """Train to the end, to a rule that says stop, or to a signal; write down how it ended."""
