@@ -13,6 +13,8 @@ from rl_plugins.errors import ExperienceError
 
 # The square of a larger number is infinite in float32: it would spoil every loss that it enters.
 LARGEST = float(np.sqrt(np.finfo(np.float32).max))
+# Where a vector environment reports the end of an episode; a task's own would stand there instead.
+RESERVED = ("final_obs", "final_info")
 _FLAG = (bool, np.bool_)
 _PLAIN = (float, int, np.floating, np.integer)
 
@@ -65,7 +67,10 @@ def _copied_info(info: Any) -> dict[str, Any]:
         raise ExperienceError(f"the task's info must be a dict, got {_shown(info)}")
     if not info:
         return info
-    return {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in info.items()}
+    kept = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in info.items()}
+    for name in RESERVED:
+        kept.pop(name, None)
+    return kept
 
 
 def _copier(space: gym.Space[Any], name: str) -> Callable[[Any], Any]:

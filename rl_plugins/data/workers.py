@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, VectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 
 from rl_plugins.errors import ExperienceError
 
@@ -84,8 +85,11 @@ def _end(vector: AsyncVectorEnv) -> None:
         process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
             process.kill()  # a task may ignore SIGTERM
+    # A pending call would be waited for, at pipes whose other ends are gone.
+    vector._state = AsyncState.DEFAULT
     with contextlib.suppress(Exception):
         vector.close(terminate=True)
+    vector.closed = True
 
 
 def fault(error: BaseException) -> str:
@@ -98,5 +102,7 @@ def fault(error: BaseException) -> str:
     """
     text = " ".join(str(error).split())[:300]
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    # An error that came from another process has lost its place: gymnasium's own says nothing.
+    known = bool(frames) and not frames[-1].filename.endswith("async_vector_env.py")
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if known else ""
     return f"{type(error).__name__}: {text}{place}" if text else type(error).__name__ + place

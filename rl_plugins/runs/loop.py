@@ -145,11 +145,8 @@ class TrainingLoop:
             with suppress(OSError):
                 self._conclude(RunOutcome.FAILED, None)
             raise
-        if self._request.is_set():
-            outcome = RunOutcome.INTERRUPTED
-        else:
-            outcome = RunOutcome.STOPPED if self._callbacks.reason else RunOutcome.FINISHED
-        return self._conclude(outcome, final)
+        ended = RunOutcome.STOPPED if self._callbacks.reason else RunOutcome.FINISHED
+        return self._conclude(RunOutcome.INTERRUPTED if self._request.is_set() else ended, final)
 
     def _conclude(self, outcome: RunOutcome, final: Evaluation | None) -> Run:
         seconds = time.perf_counter() - self._start
