@@ -22,6 +22,9 @@ class OffPolicyConfig(Settings):
     """Widths of the hidden ReLU layers of the actor and of the critic; narrower for speed."""
     observations: Literal["auto", "image", "numbers"] = "auto"
     """How a Box is read: "image" or "numbers" where the guess, which a run prints, is wrong."""
+    body: str = ""
+    """A network of one's own in front of the hidden layers, "module:function": the function of
+    (width, images) makes a module."""
     buffer_size: int = 1_000_000
     """Transitions kept for replay; fewer where memory is short, as for images."""
     batch_size: int = 256

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from rl_plugins.critics import AdamRegression, Critic, CriticFit, GaussNewtonRegression
+from rl_plugins.errors import UsageError
+from rl_plugins.imports import imported
 from rl_plugins.policies import (
     POLICY_OUTPUT_GAIN,
     RecurrentPolicy,
@@ -42,6 +44,9 @@ class OnPolicyConfig(Settings):
     """Between the layers: tanh for standardised numbers, relu for images."""
     observations: Literal["auto", "image", "numbers"] = "auto"
     """How a Box is read: "image" or "numbers" where the guess, which a run prints, is wrong."""
+    body: str = ""
+    """A network of one's own in front of the hidden layers, "module:function": the function of
+    (width, images) makes a module. It reads numbers as they are, not standardised."""
     memory_size: int = 0
     """Width of the memory of a recurrent policy (a GRU), for tasks whose observations hide a part
     of the state; 0: no memory."""
@@ -140,9 +145,14 @@ def build_networks(
 
     head = action_head(action_space, initial_log_std=config.initial_log_std)
     to_environment = action_map(action_space, bounds=config.action_bounds)
+    make_body = None
+    if config.body:
+        if config.memory_size:
+            raise UsageError("a body and a memory exclude each other; put the memory into the body")
+        make_body = imported(config.body)
     features = observation_features(
         observation_space,
-        normalise=config.normalise_observations,
+        normalise=config.normalise_observations and make_body is None,
         choices=head.choices,
         reading=config.observations,
     )
@@ -152,6 +162,7 @@ def build_networks(
         hidden_sizes=config.hidden_sizes,
         generator=generator,
         activation=nn.Tanh if config.activation == "tanh" else nn.ReLU,
+        make_body=make_body,
     )
     width, memory, gain = features.width, config.memory_size, POLICY_OUTPUT_GAIN
     policy: StochasticPolicy | RecurrentPolicy

@@ -13,6 +13,7 @@ from rl_plugins.agents.experience import Experience, OffPolicyConfig
 from rl_plugins.critics import ActionValue
 from rl_plugins.data import Rollout
 from rl_plugins.ddpg import DDPG
+from rl_plugins.imports import imported
 from rl_plugins.parts.actor_step import DeterministicGradientSettings
 from rl_plugins.parts.transition_step import TransitionStep
 from rl_plugins.policies import (
@@ -94,6 +95,7 @@ class OffPolicyAgent:
             hidden_sizes=config.hidden_sizes,
             generator=generator,
             activation=nn.ReLU,
+            make_body=imported(config.body) if config.body else None,
         )
         actor = network(features.width, outputs=dimensions, output_gain=POLICY_OUTPUT_GAIN)
         policy = DeterministicPolicy(features, actor)

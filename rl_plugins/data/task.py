@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from rl_plugins.errors import UsageError
+from rl_plugins.imports import imported
 
 Constructor = Callable[..., gym.Env[Any, Any]]
 Wrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
@@ -140,28 +140,6 @@ def as_task(
         f"expected a task's name, a class, a constructor, an environment or a vector environment, "
         f"got {type(source).__name__}"
     )
-
-
-def imported(name: str) -> Any:
-    """The object that "module:name" stands for.
-
-    Parameters
-    ----------
-    name
-        The module's full name, a colon, the object's name there.
-
-    Raises
-    ------
-    UsageError
-        Where there is no such module or object.
-    """
-    module, _, attribute = name.partition(":")
-    if not (module and attribute):
-        raise UsageError(f"expected module:Class, got {name!r}")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"cannot import {name!r}: {error}") from error
 
 
 def _copies(environment: gym.Env[Any, Any]) -> Constructor:

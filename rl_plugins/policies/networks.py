@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,7 +169,8 @@ def feature_network(
     output_gain: float,
     generator: torch.Generator,
     activation: Callable[[], nn.Module],
-) -> nn.Sequential | Perception:
+    make_body: Callable[..., nn.Module] | None = None,
+) -> Any:
     """An :func:`mlp` on a vector, or a :class:`Perception` where there are images.
 
     Parameters
@@ -179,25 +181,22 @@ def feature_network(
         (C, H, W) of every image, by name; {}: none.
     hidden_sizes, outputs, output_gain, generator, activation
         As for :func:`mlp`.
+    make_body
+        Makes a network that takes the place of the CNNs, or comes before the :func:`mlp`: see
+        :class:`rl_plugins.policies.body.Bodied`.
     """
+    options: Any = {
+        "output_gain": output_gain,
+        "generator": generator,
+        "activation": activation,
+    }
+    if make_body is not None:
+        from rl_plugins.policies.body import Bodied
+
+        return Bodied(vector, images, hidden_sizes, outputs, make_body=make_body, **options)
     if images:
-        return Perception(
-            vector,
-            images,
-            hidden_sizes,
-            outputs,
-            output_gain=output_gain,
-            generator=generator,
-            activation=activation,
-        )
-    return mlp(
-        vector,
-        hidden_sizes,
-        outputs,
-        output_gain=output_gain,
-        generator=generator,
-        activation=activation,
-    )
+        return Perception(vector, images, hidden_sizes, outputs, **options)
+    return mlp(vector, hidden_sizes, outputs, **options)
 
 
 def _linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:

@@ -52,7 +52,8 @@ def space_record(space: Space[Any]) -> dict[str, Any]:
     elif isinstance(space, spaces.MultiDiscrete):
         record = {"kind": "MultiDiscrete", "n": _tensor(space.nvec), "start": _tensor(space.start)}
     elif isinstance(space, spaces.MultiBinary):
-        return {"kind": "MultiBinary", "shape": list(space.shape)}
+        n = space.n if isinstance(space.n, int) else [int(size) for size in space.shape]
+        return {"kind": "MultiBinary", "n": n}
     else:
         raise UsageError(f"spaces of type {type(space).__name__} are not supported")
     return {**record, "dtype": str(space.dtype)}
@@ -84,7 +85,7 @@ def _space(record: dict[str, Any]) -> Space[Any]:
     if kind == "Tuple":
         return spaces.Tuple([_space(part) for part in record["parts"]])
     if kind == "MultiBinary":
-        return spaces.MultiBinary(record["shape"])
+        return spaces.MultiBinary(record["n"])
     dtype: Any = np.dtype(record["dtype"])
     if kind == "Box":
         low, high = (record[name].numpy().astype(dtype) for name in ("low", "high"))

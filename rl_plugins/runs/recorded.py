@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rl_plugins.data.task import Task, as_task
 from rl_plugins.errors import UsageError
+from rl_plugins.imports import import_all
 from rl_plugins.plugin import Plugin, find_plugin
 from rl_plugins.runs.checkpoint import (
     BEST,
@@ -88,31 +88,6 @@ def read_run(path: Path, *, imports: Sequence[str] = ()) -> Recorded:
         raise UsageError(f"{path / 'config.json'} is damaged: it holds no run") from error
     _require_trusted(path, plan, config, imports)
     return Recorded(path, plugin, plan, config)
-
-
-def import_all(modules: Iterable[str]) -> None:
-    """Import modules by name.
-
-    Parameters
-    ----------
-    modules
-        Their full names.
-
-    Raises
-    ------
-    UsageError
-        Where one cannot be imported.
-    """
-    for module in modules:
-        _import(module)
-
-
-def _import(module: str) -> None:
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a module is any code
-        text = " ".join(str(error).split())
-        raise UsageError(f"cannot import {module!r}: {type(error).__name__}: {text}") from error
 
 
 def _require_trusted(

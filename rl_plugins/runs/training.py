@@ -15,10 +15,11 @@ from rich.console import Console
 
 import natgrad
 from rl_plugins.data.task import as_task
+from rl_plugins.imports import import_all, name_of
 from rl_plugins.plugin import find_plugin
 from rl_plugins.runs.checkpoint import config_digest
 from rl_plugins.runs.job import Job, in_layout_of, run_job
-from rl_plugins.runs.recorded import import_all, read_run, trusted_checkpoint
+from rl_plugins.runs.recorded import read_run, trusted_checkpoint
 from rl_plugins.runs.run import Run
 from rl_plugins.runs.settings import RunPlan, resolve
 from rl_plugins.settings import settings_of
@@ -60,7 +61,7 @@ def train(
     **overrides
         Fields of :class:`RunSettings` (``total_steps``, ``seed``, …) and of the algorithm's
         ``Config`` (``max_kl``, …); the rest comes from the settings file's table of the task, then
-        from the defaults. ``wrappers`` may be objects as well as names.
+        from the defaults. ``wrappers`` and ``body`` may be objects as well as names.
 
     Raises
     ------
@@ -73,6 +74,8 @@ def train(
     """
     plugin = find_plugin(algorithm)
     wrappers = tuple(overrides.pop("wrappers", ()))
+    if callable(body := overrides.get("body")):
+        overrides["body"] = name_of(body)
     names = [callback for callback in callbacks if isinstance(callback, str)]
     if names:
         overrides["callbacks"] = (*overrides.get("callbacks", ()), *names)

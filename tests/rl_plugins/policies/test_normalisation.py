@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from rl_plugins.policies import ObservationNormaliser, RewardNormaliser, RunningMoments
 
@@ -75,3 +77,21 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_return(generator
     assert torch.allclose(normaliser.scale, returns.std(correction=0))
     assert torch.allclose(normaliser(returns), returns / returns.std(correction=0))
     assert float(normaliser(torch.tensor(1e6))) == 10.0
+
+
+@pytest.mark.parametrize("value", [3e38, 1e30, 1e19])
+def test_numbers_near_the_end_of_float32_leave_the_layers_finite(value, generator):
+    """As of a lidar that means "nothing seen" by the largest number."""
+    normaliser = ObservationNormaliser((2,))
+    layer = torch.nn.utils.skip_init(nn.Linear, 2, 3)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    readers = [(layer.weight.detach(), layer.bias.detach())]
+    x = torch.randn(50, 2, generator=generator)
+    normaliser.update(x)
+    far = x.clone()
+    far[::2, 0] = value
+    for batch in (far, x, far):
+        normaliser.update(batch, readers)
+    assert all(bool(torch.isfinite(p).all()) for p in layer.parameters())
+    assert bool(torch.isfinite(layer(normaliser(far))).all())

@@ -1,0 +1,82 @@
+"""Modules and objects by name, which run code: only what the caller names gets here."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rl_plugins.errors import UsageError
+
+
+def imported(name: str) -> Any:
+    """The object that "module:name" stands for.
+
+    Parameters
+    ----------
+    name
+        The module's full name, a colon, the object's name there.
+
+    Raises
+    ------
+    UsageError
+        Where there is no such module or object.
+    """
+    module, _, attribute = name.partition(":")
+    if not (module and attribute):
+        raise UsageError(f"expected module:Class, got {name!r}")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"cannot import {name!r}: {error}") from error
+
+
+def name_of(value: Any) -> str:
+    """The name by which :func:`imported` finds an object again.
+
+    Parameters
+    ----------
+    value
+        A class or a function.
+
+    Raises
+    ------
+    UsageError
+        Where it has no such name: one that is defined inside a function, or by a lambda.
+    """
+    name = f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', '')}"
+    found = None
+    if "<" not in name:
+        module, _, path = name.partition(":")
+        found = sys.modules.get(module)
+        for part in path.split("."):
+            found = getattr(found, part, None)
+    if found is not value:
+        raise UsageError(f"{value!r} cannot be found again; define it at the top of a module")
+    return name
+
+
+def import_all(modules: Iterable[str]) -> None:
+    """Import modules by name.
+
+    Parameters
+    ----------
+    modules
+        Their full names.
+
+    Raises
+    ------
+    UsageError
+        Where one cannot be imported.
+    """
+    for module in modules:
+        _import(module)
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a module is any code
+        text = " ".join(str(error).split())
+        raise UsageError(f"cannot import {module!r}: {type(error).__name__}: {text}") from error
