@@ -1,9 +1,10 @@
-"""Lightning, Accelerate, skorch and transformers themselves around each optimizer, beside the plain loop.
+"""Lightning, Accelerate, skorch and transformers around each optimizer, beside the plain loop.
 
     pip install '.[frameworks]' && python bench/frameworks.py
 
-Lightning, Accelerate and skorch must end at the parameters of the plain loop, bit for bit; a Trainer must
-lower the loss of a small BERT. The loops themselves, without the libraries, are in the tests.
+Lightning, Accelerate and skorch must end at the parameters of the plain loop, bit for bit; a
+Trainer must lower the loss of a small BERT. The loops themselves, without the libraries, are in the
+tests.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+# Deviations that a mean may move by at once: of 7 digits in float32, 2 are left then.
+FARTHEST = 1e5
 Reader = tuple[Tensor, Tensor]
 """Weight (h, d) and bias (h,) of a layer whose first inputs are standardised."""
 
@@ -109,8 +111,8 @@ class ObservationNormaliser(nn.Module):
             (B, *shape).
         readers
             Layers that change so that each remains the same function of the observation, the
-            clipping aside: W (x − m) s + b = W (s/s′) (x − m′) s′ + b + W (m′ − m) s. Where that is
-            beyond float32, as after numbers near its end, everything stays as it was.
+            clipping aside: W (x − m) s + b = W (s/s′) (x − m′) s′ + b + W (m′ − m) s. Where the
+            last term is so large that float32 loses the rest in it, everything stays as it was.
         """
         kept = {name: buffer.clone() for name, buffer in self.moments.named_buffers()}
         self.moments.update(observations)
@@ -127,7 +129,8 @@ class ObservationNormaliser(nn.Module):
             for weight, bias in readers
         ]
         found = (shift, scale, *(part for pair in new for part in pair))
-        if not all(bool(torch.isfinite(part).all()) for part in found) or not bool(scale.all()):
+        far = (bool(readers) and bool(moved.abs().max() > FARTHEST)) or not bool(scale.all())
+        if far or not all(bool(torch.isfinite(part).all()) for part in found):
             for name, buffer in self.moments.named_buffers():
                 buffer.copy_(kept[name])
             return

@@ -80,6 +80,8 @@ def export_policy(policy: Any, action_map: Any, observation_space: Any, out: Pat
         For recurrent policies, for plugins without a policy to export, where the file cannot be
         written, and where on random observations it does not act as the policy does.
     """
+    if not out.name or out.is_dir():
+        raise UsageError(f"cannot write {out}: it is no name of a file")
     if isinstance(policy, RecurrentPolicy):
         raise UsageError(
             "policies with a memory cannot be exported yet; train with --memory-size 0"

@@ -5,6 +5,7 @@ import sys
 from importlib.metadata import EntryPoint
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
 from rl_plugins import plugin, train
@@ -176,3 +177,62 @@ def test_the_module_runs_as_a_program():
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A user's folder with a module that registers a task and has a wrapper."""
+    (tmp_path / "mytasks.py").write_text(
+        "import gymnasium as gym\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Short(gym.Wrapper):\n"
+        "    def step(self, action):\n"
+        "        *rest, info = self.env.step(action)\n"
+        "        return rest[0], 2 * rest[1], *rest[2:], info\n"
+        "class Mine(CartPoleEnv):\n"
+        "    def __init__(self, gravity=9.8, name='', **options):\n"
+        "        super().__init__(**options)\n"
+        "        self.gravity = gravity\n"
+        "        assert name in ('', 'a text')\n"
+        "gym.register('Mine-v0', Mine, max_episode_steps=50)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("mytasks", None)
+    gym.registry.pop("Mine-v0", None)
+
+
+def test_a_module_of_one_s_own_is_named_on_the_command_line(own_module, capsys):
+    options = ["--import", "mytasks", "--wrapper", "mytasks:Short", "--frame-stack", "3",
+               "--env-kwargs", "gravity=5.0", "name=a text"]  # fmt: skip
+    command = ["train", "ppo", "Mine-v0", *QUICK, *options, "--run-dir", "run"]
+    assert main(command) == 0, capsys.readouterr().err
+    assert "observations: 12 standardised numbers" in capsys.readouterr().out
+    config = json.loads((own_module / "run" / "config.json").read_text())["run"]
+    assert config["env_kwargs"] == {"gravity": 5.0, "name": "a text"}
+    assert (config["wrappers"], config["frame_stack"]) == (["mytasks:Short"], 3)
+
+
+def test_what_only_a_file_names_is_not_imported(own_module, capsys):
+    command = ["train", "ppo", "mytasks:Mine-v0", *QUICK, "--run-dir", "run"]
+    assert main(command) == 0
+    del sys.modules["mytasks"], gym.registry["Mine-v0"]
+    capsys.readouterr()
+    for command in (["evaluate", "run"], ["resume", "run", "--total-steps", "512"]):
+        assert main(command) == 2
+        assert "--import mytasks" in capsys.readouterr().err
+        assert "mytasks" not in sys.modules
+    assert main(["resume", "run", "--total-steps", "512", "--import", "mytasks"]) == 0
+    assert main(["evaluate", "run", "--episodes", "2", "--import", "mytasks"]) == 0
+
+
+def test_the_end_of_a_run_names_the_next_commands(tmp_path, capsys):
+    directory = tmp_path / "run"
+    assert main(["train", "trpo", "CartPole-v1", *QUICK, "--run-dir", str(directory)]) == 0
+    assert f"resume --total-steps N  {directory}" in capsys.readouterr().out
+    assert main(["resume", str(directory), "--total-steps", "512"]) == 0
+    assert main(["train", "ppo", "CartPole-v1", *QUICK, "--from", str(directory),
+                 "--run-dir", str(tmp_path / "second")]) == 0  # fmt: skip
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert config["from"] == str(directory)
+    assert main(["evaluate", str(directory), "--episodes", "2", "--checkpoint", "best"]) == 0

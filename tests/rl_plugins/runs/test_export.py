@@ -59,7 +59,10 @@ def _tasks():
 )
 def test_the_file_takes_the_actions_that_the_agent_takes(algorithm, task, settings, tmp_path):
     train(algorithm, task, run_dir=tmp_path / "run", **QUICK, **settings)
-    inputs = export_run(tmp_path / "run", tmp_path / "policy.onnx")
+    (tmp_path / "out").mkdir()
+    inputs = export_run(tmp_path / "run", tmp_path / "out" / "policy.onnx")
+    (tmp_path / "out" / "policy.onnx").rename(tmp_path / "policy.onnx")  # it is one file
+    assert list((tmp_path / "out").iterdir()) == []
     plugin, _, space, _ = trained(tmp_path / "run")
     batch = batch_space(space, 7)
     batch.seed(3)
@@ -83,3 +86,24 @@ def test_what_cannot_be_exported_is_said(tmp_path):
         export_run(tmp_path / "run", tmp_path / "policy.onnx")
     with pytest.raises(UsageError, match=r"no config\.json"):
         export_run(tmp_path / "nothing", tmp_path / "policy.onnx")
+
+
+def test_a_file_that_acts_otherwise_is_not_written(tmp_path, monkeypatch):
+    train("ppo", "CartPole-v1", run_dir=tmp_path / "run", **QUICK)
+    (tmp_path / "policy.onnx").write_bytes(b"the one before")
+    with monkeypatch.context() as patch:
+        patch.setattr(ReferenceEvaluator, "run", lambda self, *_: [np.full(16, 7)])
+        with pytest.raises(UsageError, match="nothing was written"):
+            export_run(tmp_path / "run", tmp_path / "policy.onnx")
+    assert (tmp_path / "policy.onnx").read_bytes() == b"the one before"
+    for out in ("", tmp_path, tmp_path / "nowhere" / "policy.onnx"):
+        with pytest.raises(UsageError, match="cannot write"):
+            export_run(tmp_path / "run", out)
+
+
+def test_the_task_is_not_needed(tmp_path):
+    name = "test/Gone-v0"
+    gym.register(name, Everything)  # type: ignore[arg-type]
+    train("ppo", name, run_dir=tmp_path / "run", **QUICK)
+    del gym.registry[name]
+    assert len(export_run(tmp_path / "run", tmp_path / "policy.onnx")) == 3
