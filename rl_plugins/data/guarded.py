@@ -14,8 +14,7 @@ from rl_plugins.errors import ExperienceError
 # The square of a larger number is infinite in float32: it would spoil every loss that it enters.
 LARGEST = float(np.sqrt(np.finfo(np.float32).max))
 # Where a vector environment reports the end of an episode; a task's own would stand there instead.
-RESERVED = ("final_obs", "final_info")
-_FLAG = (bool, np.bool_)
+RESERVED = frozenset({"final_obs", "final_info"})
 _PLAIN = (float, int, np.floating, np.integer)
 
 
@@ -55,9 +54,9 @@ class Guarded(gym.Wrapper[Any, Any, Any, Any]):
                 f"as gymnasium.Env says, got {_shown(result)}"
             )
         observation, reward, terminated, truncated, info = result
-        if not isinstance(reward, _PLAIN) or isinstance(reward, bool):
+        if type(reward) is not float and not isinstance(reward, _PLAIN):
             reward = _number(reward)
-        if not (isinstance(terminated, _FLAG) and isinstance(truncated, _FLAG)):
+        if type(terminated) is not bool or type(truncated) is not bool:
             terminated, truncated = _flag(terminated, "terminated"), _flag(truncated, "truncated")
         return self._copied(observation), reward, terminated, truncated, _copied_info(info)
 
@@ -67,10 +66,11 @@ def _copied_info(info: Any) -> dict[str, Any]:
         raise ExperienceError(f"the task's info must be a dict, got {_shown(info)}")
     if not info:
         return info
-    kept = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in info.items()}
-    for name in RESERVED:
-        kept.pop(name, None)
-    return kept
+    return {
+        key: value.copy() if type(value) is np.ndarray else value
+        for key, value in info.items()
+        if key not in RESERVED
+    }
 
 
 def _copier(space: gym.Space[Any], name: str) -> Callable[[Any], Any]:
@@ -116,6 +116,9 @@ def _copier(space: gym.Space[Any], name: str) -> Callable[[Any], Any]:
         return lambda observation: observation
 
     def array(observation: Any) -> Any:
+        given = type(observation) is np.ndarray and observation.dtype == dtype
+        if given and observation.shape == shape:  # nearly always
+            return observation.copy()
         try:
             found = np.array(observation)
             if found.dtype != dtype:
@@ -146,6 +149,8 @@ def _number(reward: Any) -> Any:
 
 
 def _flag(value: Any, name: str) -> bool:
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biuf":
         raise ExperienceError(f"the task's {name} must be True or False, got {_shown(value)}")
