@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.vector import (
     AsyncVectorEnv,
     AutoresetMode,
@@ -22,8 +21,9 @@ from gymnasium.vector import (
 )
 
 from rl_plugins.data.guarded import Guarded
+from rl_plugins.data.masks import ChoiceLeft, MaskedObservation
 from rl_plugins.data.task import Task, as_task
-from rl_plugins.data.task_check import TaskCheck, check_task, flat_mask
+from rl_plugins.data.task_check import TaskCheck, check_task
 from rl_plugins.errors import UsageError
 from rl_plugins.policies.spaces import ACTION_MASK
 
@@ -112,46 +112,6 @@ def make_one(task: Task, **options: Any) -> gym.Env[Any, Any]:
     return _make(task, masked=check_task(task).choices, **options)
 
 
-class MaskedObservation(gym.Wrapper[Any, Any, Any, Any]):
-    """Observations {"observation": …, "action_mask": info["action_mask"]}.
-
-    Everything is allowed where the info has no mask, as in the last step of some tasks.
-
-    Parameters
-    ----------
-    env
-        The task.
-    choices
-        Entries of its mask.
-    """
-
-    def __init__(self, env: gym.Env[Any, Any], choices: int) -> None:
-        super().__init__(env)
-        self._everything = np.ones(choices, dtype=np.int8)
-        self.observation_space = gym.spaces.Dict(
-            {
-                "observation": env.observation_space,
-                ACTION_MASK: gym.spaces.MultiBinary(choices),
-            }
-        )
-
-    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """See :meth:`gymnasium.Env.reset`."""
-        observation, info = self.env.reset(**options)
-        return self._with_mask(observation, info), info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """See :meth:`gymnasium.Env.step`."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._with_mask(observation, info), reward, terminated, truncated, info
-
-    def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "observation": observation,
-            ACTION_MASK: flat_mask(info.get(ACTION_MASK, self._everything)),
-        }
-
-
 class SeededWhenMade(VectorWrapper):
     """envpool takes a seed when it is made, and warns of any later one: none is passed on."""
 
@@ -163,8 +123,12 @@ class SeededWhenMade(VectorWrapper):
 
 
 def _make(task: Task, masked: int, **options: Any) -> gym.Env[Any, Any]:
-    environment = Guarded(task.make(**options))
-    return MaskedObservation(environment, masked) if masked else environment
+    environment: gym.Env[Any, Any] = Guarded(task.make(**options))
+    if masked:
+        environment = MaskedObservation(environment, masked)
+    space = environment.observation_space
+    has_mask = isinstance(space, gym.spaces.Dict) and ACTION_MASK in space.spaces
+    return ChoiceLeft(environment) if has_mask else environment
 
 
 def _make_in_worker(make: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:

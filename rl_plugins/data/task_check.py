@@ -15,9 +15,9 @@ from gymnasium.utils.passive_env_checker import (
     env_reset_passive_checker,
     env_step_passive_checker,
 )
-from numpy.typing import NDArray
 
 from rl_plugins.data.guarded import Guarded
+from rl_plugins.data.masks import flat_mask
 from rl_plugins.data.task import Task
 from rl_plugins.errors import ExperienceError, UsageError
 from rl_plugins.policies.spaces import ACTION_MASK
@@ -100,15 +100,3 @@ def _an_action(made: gym.Env[Any, Any], observation: Any, info: dict[str, Any]) 
     ends = np.cumsum(space.nvec.flatten())[:-1]
     chosen = [int(np.argmax(part)) for part in np.split(allowed, ends)]
     return np.array(chosen, space.dtype).reshape(space.shape) + space.start
-
-
-def flat_mask(mask: Any) -> NDArray[np.int8]:
-    """One number a choice, from an array or a tuple of arrays, one for each choice to be made.
-
-    Parameters
-    ----------
-    mask
-        As the task hands it out.
-    """
-    parts = mask if isinstance(mask, (tuple, list)) else (mask,)
-    return np.concatenate([np.ravel(part) for part in parts]).astype(np.int8)

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 from torch import nn
 
 from rl_plugins.data.autoreset import tensors
-from rl_plugins.data.task_check import flat_mask
+from rl_plugins.data.masks import flat_mask
 from rl_plugins.errors import UsageError
 from rl_plugins.policies.spaces import ACTION_MASK
 from rl_plugins.runs.export import export_policy

@@ -1,6 +1,7 @@
 """Vector environments by name: backends, masks from the info, refusals."""
 
 import sys
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +15,8 @@ from rl_plugins.agents import PPOAgent
 from rl_plugins.data.autoreset import Environments
 from rl_plugins.data.collector import RolloutCollector
 from rl_plugins.data.environments import Backend, make_environments
+from rl_plugins.data.task import as_task
+from rl_plugins.errors import ExperienceError
 
 
 class Doors(gym.Env):
@@ -209,3 +212,44 @@ def test_a_task_that_cannot_be_made_is_one_line(task, message, backend):
 def test_at_least_one_environment_is_asked_for(count, backend):
     with pytest.raises(UsageError, match=f"at least 1, got {count}"):
         make_environments("Pendulum-v1", count, backend=backend)
+
+
+class Dead(gym.Env):
+    """From its third step on its mask forbids everything; the episode ends there, or goes on."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, space, ends):
+        self.action_space, self.ends = space, ends
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, np.float32), {"action_mask": self.mask()}
+
+    def step(self, action):
+        self.t += 1
+        ended = self.ends and self.t == 3
+        return np.zeros(1, np.float32), 1.0, ended, False, {"action_mask": self.mask()}
+
+    def mask(self):
+        width = self.action_space.n if isinstance(self.action_space, spaces.Discrete) else 5
+        mask = np.ones(width, np.int8)
+        mask[: 2 if width == 5 else width] = self.t < 3
+        return mask
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3])], ids=str)
+def test_a_mask_without_a_choice_is_the_task_s_fault_unless_nothing_follows(space):
+    for ends in (True, False):
+        task = as_task(partial(Dead, space, ends))
+        environments = Environments(make_environments(task, 2))
+        environments.reset(0)
+        action = np.zeros((2, *space.shape), int) + 1
+        for _ in range(3):
+            environments.step(action)
+        if ends:
+            environments.step(action)
+        else:
+            with pytest.raises(ExperienceError, match="forbids every action"):
+                environments.step(action)
