@@ -17,6 +17,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+import natgrad
 from rl_plugins.commands import (
     Command,
     Compare,
@@ -77,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Ctrl-C).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(f"rl-plugins {natgrad.__version__}")
+        return 0
     # The console script's path has its own folder in place of this one, where a user's module is.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl_plugins.data.environments import make_one
+from rl_plugins.data.task import Task
 from rl_plugins.data.workers import fault
 from rl_plugins.errors import UsageError
 from rl_plugins.runs.agent import Agent
+from rl_plugins.runs.callbacks import Moment
 from rl_plugins.runs.evaluation import Evaluation
 from rl_plugins.runs.files import replace_whole
 from rl_plugins.runs.loading import trained
@@ -66,6 +70,8 @@ def watch_run(
         Path(run_dir), checkpoint, task=task, imports=imports, accept_config=accept_config
     )
     mode = "human" if out is None else "rgb_array"
+    if out is not None:
+        _draw_without_display()
     environment = make_one(task_of(recorded, task), render_mode=mode)
     try:
         agent = Agent(plugin, observed, acted)
@@ -82,6 +88,61 @@ def watch_run(
         environment.close()
     returns, lengths, cut = zip(*played, strict=True)
     return Evaluation(returns, lengths, sum(cut))
+
+
+class FilmEvaluations:
+    """A callback that films an episode at every evaluation.
+
+    Parameters
+    ----------
+    task
+        What is played, on a copy of its own.
+    seed
+        Of the episodes.
+    step_limit
+        Steps after which one is cut.
+
+    Raises
+    ------
+    UsageError
+        Where the task draws no pictures: before a run begins, not in the middle of it.
+    """
+
+    def __init__(self, task: Task, seed: int, step_limit: int) -> None:
+        if task.vector is not None:
+            raise UsageError("a vector environment cannot be filmed; pass a task that is copied")
+        _draw_without_display()
+        self._task, self._seed, self._step_limit = task, seed, step_limit
+        environment = self._made()
+        environment.reset(seed=seed)
+        _picture(environment)
+        environment.close()
+
+    def _made(self) -> gym.Env[Any, Any]:
+        return make_one(self._task, render_mode="rgb_array")
+
+    def on_evaluation(self, moment: Moment) -> None:
+        """See :class:`rl_plugins.Callback`.
+
+        Parameters
+        ----------
+        moment
+            The run now.
+        """
+        environment, frames = self._made(), list[NDArray[np.uint8]]()
+        try:
+            film_episode(moment.agent, environment, self._seed, self._step_limit, frames)
+        finally:
+            environment.close()
+        rate = environment.metadata.get("render_fps", FRAMES_PER_SECOND)
+        write_film(frames, moment.directory / f"film-{moment.steps}.mp4", rate)
+
+
+def _draw_without_display() -> None:
+    """Let MuJoCo and SDL draw into memory on a machine without a screen, unless told otherwise."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
 def film_episode(

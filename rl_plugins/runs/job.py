@@ -21,6 +21,7 @@ from rl_plugins.plugin import Plugin
 from rl_plugins.runs.agent import Agent
 from rl_plugins.runs.callbacks import Callbacks
 from rl_plugins.runs.directory import RunDirectory
+from rl_plugins.runs.film import FilmEvaluations
 from rl_plugins.runs.loop import TrainingLoop
 from rl_plugins.runs.progress import ProgressDisplay
 from rl_plugins.runs.recorded import restore
@@ -77,7 +78,10 @@ def run_job(job: Job) -> Run:
         What to run.
     """
     plan, run = job.plan, job.plan.run
-    callbacks = Callbacks.of(run, job.callbacks)
+    own = list(job.callbacks)
+    if run.record:
+        own.append(FilmEvaluations(job.task, run.seed, run.evaluation_step_limit))
+    callbacks = Callbacks.of(run, own)
     generator = torch.Generator().manual_seed(run.seed)
     found = None
     if job.task.vector is None and run.backend != "envpool":

@@ -68,6 +68,8 @@ class RunSettings:
     evaluation_step_limit: int = 20_000
     """Steps after which an episode of an evaluation is cut, and said to be: some policies never end
     one."""
+    record: bool = False
+    """Film an episode at every evaluation: film-STEPS.mp4 in the run directory."""
     stop_return: float | None = None
     """End the run once an evaluation's mean return is at least this; unset: never."""
     stop_plateau: int | None = None
