@@ -39,6 +39,13 @@ class RunDirectory:
         Evaluations that were written before that checkpoint; later ones are dropped, also those of
         the same step.
 
+    Attributes
+    ----------
+    path
+        As it was given.
+    place
+        The same, absolute: a task may change the working directory.
+
     Raises
     ------
     UsageError
@@ -47,7 +54,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, *, after: int = 0, evaluations: int = 0) -> None:
         self.path = path
-        self._place = place = path.absolute()  # a task may change the working directory
+        self.place = place = path.absolute()
         self._lock = _lock(path)
 
         def made_before(row: Row, _: int) -> bool:
@@ -150,7 +157,7 @@ class RunDirectory:
         name, content
             Its name, and its object.
         """
-        _write_json(self._place / name, content)
+        _write_json(self.place / name, content)
 
     def save_checkpoint(self, state: Mapping[str, Any], name: str = LAST) -> None:
         """Write a checkpoint: see :func:`rl_plugins.runs.checkpoint.save_checkpoint`.
@@ -160,7 +167,7 @@ class RunDirectory:
         state, name
             Its parts, and its file.
         """
-        save_checkpoint(self._place, name, state)
+        save_checkpoint(self.place, name, state)
 
 
 def _counts(path: Path) -> bool:

@@ -161,11 +161,11 @@ class TrainingLoop:
                 "episodes": len(final.returns) if final else 0,
             },
         )
-        path, plan = self._directory.path, self._plan
+        path, place, plan = self._directory.path, self._directory.place, self._plan
         if self._steps:
             title = f"{plan.algorithm} on {plan.task}, seed {plan.run.seed}"
             try:
-                draw_curve(path, path / "curve.png", title)
+                draw_curve(place, place / "curve.png", title)
             except ValueError as error:  # the run is in order without its picture
                 self._display.line(f"no curve.png: {error}")
         return Run(
@@ -294,5 +294,5 @@ class TrainingLoop:
             self._evaluation,
             self._best,
             self._agent,
-            self._directory.path,
+            self._directory.place,
         )

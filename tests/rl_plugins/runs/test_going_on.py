@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -294,3 +295,18 @@ def test_an_episode_without_end_is_cut_and_said_to_be(tmp_path):
     assert (run.evaluation.lengths, run.evaluation.cut) == ((30, 30), 2)
     assert "2 of them cut after 30 steps" in str(run.evaluation)
     assert [row["cut"] for row in table(run, "evaluations.csv")] == ["2", "2"]
+
+
+def test_a_task_that_changes_the_working_directory_is_borne(tmp_path, monkeypatch):
+    class Moving(Corner):
+        def step(self, action):
+            os.chdir(tmp_path / "elsewhere")
+            return super().step(action)
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = {**QUICK, "stop_plateau": 5}
+    run = train("ppo", Moving, run_dir="run", **settings)
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"curve.png", "outcome.json"}
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert str(run.directory) == "run"
