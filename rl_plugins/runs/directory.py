@@ -38,13 +38,15 @@ class RunDirectory:
     evaluations
         Evaluations that were written before that checkpoint; later ones are dropped, also those of
         the same step.
+    shown
+        Its name to the user; None: ``path``.
 
     Attributes
     ----------
     path
-        As it was given.
+        Its name to the user.
     place
-        The same, absolute: a task may change the working directory.
+        The directory, absolute: a task may change the working directory.
 
     Raises
     ------
@@ -52,8 +54,10 @@ class RunDirectory:
         Where it cannot be written, or another process is writing it.
     """
 
-    def __init__(self, path: Path, *, after: int = 0, evaluations: int = 0) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, *, after: int = 0, evaluations: int = 0, shown: Path | None = None
+    ) -> None:
+        self.path = path if shown is None else shown
         self.place = place = path.absolute()
         self._lock = _lock(path)
 
@@ -77,7 +81,9 @@ class RunDirectory:
             raise
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
+    def create(
+        cls, path: Path, config: Mapping[str, Any], shown: Path | None = None
+    ) -> RunDirectory:
         """Make the directory of a new run.
 
         Parameters
@@ -86,6 +92,8 @@ class RunDirectory:
             The directory; it may exist if it is empty.
         config
             The content of ``config.json``.
+        shown
+            Its name to the user; None: ``path``.
 
         Raises
         ------
@@ -107,7 +115,7 @@ class RunDirectory:
             _write_json(path / "config.json", config)
         except OSError as error:
             raise UsageError(f"cannot make the run directory {path}: {error.strerror}") from error
-        return cls(path)
+        return cls(path, shown=shown)
 
     def __enter__(self) -> RunDirectory:
         return self

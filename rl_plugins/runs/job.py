@@ -42,7 +42,7 @@ class Job:
     task
         What the copies are made from.
     path
-        The run's directory.
+        The run's directory, as the caller named it.
     console
         Shows progress.
     callbacks
@@ -78,6 +78,7 @@ def run_job(job: Job) -> Run:
         What to run.
     """
     plan, run = job.plan, job.plan.run
+    place = job.path.absolute()  # a task may change the working directory
     own = list(job.callbacks)
     if run.record:
         own.append(FilmEvaluations(job.task, run.seed, run.evaluation_step_limit))
@@ -101,13 +102,9 @@ def run_job(job: Job) -> Run:
             generator=generator,
             patience=run.worker_timeout,
         )
-        if job.checkpoint is None:
-            directory = _directory(job)
-        else:
+        if job.checkpoint is not None:
             restore(plugin, job.checkpoint, job.path)
-            directory = RunDirectory(
-                job.path, after=job.checkpoint["steps"], evaluations=job.checkpoint["evaluations"]
-            )
+        directory = _directory(job, place)
         with directory, ProgressDisplay(job.console, run.total_steps) as display:
             display.line(_headline(plan, job.checkpoint))
             if (features := getattr(getattr(plugin, "policy", None), "features", None)) is not None:
@@ -135,11 +132,13 @@ def run_job(job: Job) -> Run:
             close(environments)
 
 
-def _directory(job: Job) -> RunDirectory:
-    """A new one, or that of a run which was killed before its first checkpoint."""
-    if job.config is None:
-        return RunDirectory(job.path)
-    return RunDirectory.create(job.path, job.config)
+def _directory(job: Job, place: Path) -> RunDirectory:
+    """A new one, or that of a run that goes on, or that was killed before its first checkpoint."""
+    if job.config is not None:
+        return RunDirectory.create(place, job.config, job.path)
+    kept = job.checkpoint or {"steps": 0, "evaluations": 0}
+    after, evaluations = kept["steps"], kept["evaluations"]
+    return RunDirectory(place, after=after, evaluations=evaluations, shown=job.path)
 
 
 def _start_from(
