@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import signal
 import warnings
@@ -22,12 +21,11 @@ from gymnasium.vector import (
 
 from rl_plugins.data.guarded import Guarded
 from rl_plugins.data.masks import ChoiceLeft, MaskedObservation
+from rl_plugins.data.mujoco_warnings import quieten_mujoco
 from rl_plugins.data.task import Task, as_task
 from rl_plugins.data.task_check import TaskCheck, check_task
 from rl_plugins.errors import UsageError
 from rl_plugins.policies.spaces import ACTION_MASK
-
-logger = logging.getLogger(__name__)
 
 
 class Backend(Enum):
@@ -158,15 +156,3 @@ def _envpool(wanted: Task, count: int, seed: int) -> VectorEnv:
         environments: Any = envpool.make_gymnasium(task, num_envs=count, seed=seed % 2**31)
         _ = environments.observation_space, environments.action_space
     return SeededWhenMade(environments)
-
-
-def quieten_mujoco() -> None:
-    """Send MuJoCo's warnings to a logger, where it is installed."""
-    # MuJoCo 4 prints a deprecation of Gymnasium's own model files for every environment, on stderr
-    # and into a file in the working directory. On stderr it would cut through the progress line.
-    try:
-        import mujoco
-    except ImportError:
-        return
-    if mujoco.get_mju_user_warning() is None:
-        mujoco.set_mju_user_warning(lambda message: logger.info("mujoco: %s", message))

@@ -18,6 +18,7 @@ from gymnasium.utils.passive_env_checker import (
 
 from rl_plugins.data.guarded import Guarded
 from rl_plugins.data.masks import flat_mask
+from rl_plugins.data.mujoco_warnings import quieten_mujoco
 from rl_plugins.data.task import Task
 from rl_plugins.errors import ExperienceError, UsageError
 from rl_plugins.policies.spaces import ACTION_MASK
@@ -52,6 +53,7 @@ def check_task(task: Task) -> TaskCheck:
     UsageError
         Where it cannot be made, or breaks Gymnasium's interface.
     """
+    quieten_mujoco()
     made = task.make()
     try:
         return _check(made, task.name)
