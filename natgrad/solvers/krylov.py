@@ -112,7 +112,8 @@ class Krylov(Generic[V]):
         def on_radius(cotangent: Tensor, x: Tensor) -> Solution[Tensor]:
             assert problem.given is not None
             A = problem.multiply.with_graph
-            return solve_in_tangent(A, problem.given, x, cotangent, rtol=self._rtol)
+            rtol, limit = self._rtol, self._limit
+            return solve_in_tangent(A, problem.given, x, cotangent, rtol=rtol, max_iterations=limit)
 
         return problem.differentiable(solution, lambda rhs: self._again(rhs, damping), on_radius)
 

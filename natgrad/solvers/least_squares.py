@@ -186,7 +186,7 @@ class LeastSquares:
 
         def again(rhs: Tensor, x: Tensor) -> Solution[Tensor]:
             if on_radius:
-                return solve_in_tangent(product, J.mT @ r, x, rhs, rtol=rtol)
+                return solve_in_tangent(product, J.mT @ r, x, rhs, rtol=rtol, max_iterations=None)
             if J.shape[0] < J.shape[1]:  # n² memory for the matrix itself
                 return cg(product, rhs, damping=damping, rtol=rtol)
             return cholesky(J.mT @ J, rhs, damping=damping, rtol=rtol)

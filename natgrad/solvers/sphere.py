@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ def solve_in_tangent(
     cotangent: Tensor,
     *,
     rtol: float,
-    max_iterations: int | None = None,
+    max_iterations: int | None,
 ) -> Solution[Tensor]:
     """Solve T (A + μ I) T u = T x̄ for u in the tangent space, T = I − x xᵀ / ‖x‖².
 
@@ -73,5 +72,4 @@ def solve_in_tangent(
         found: Tensor = tangent(product(part) + mu * part) + beside * (v - part)
         return found
 
-    solution = cg(restricted, tangent(cotangent), rtol=rtol, max_iterations=max_iterations)
-    return replace(solution, x=tangent(solution.x))
+    return cg(restricted, tangent(cotangent), rtol=rtol, max_iterations=max_iterations)

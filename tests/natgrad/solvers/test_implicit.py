@@ -143,6 +143,51 @@ def test_one_in_the_parameters_of_A_costs_two_products_more(name, system):
     assert len(calls) - before <= plain.products + 2 + 2
 
 
+def spread(size=20):
+    """Of condition 100, and a right-hand side that one product solves for."""
+    A = torch.diag(torch.linspace(1, 100, size, dtype=DOUBLE))
+    b = torch.zeros(size, dtype=DOUBLE)
+    b[0] = 1.0
+    return A, b.requires_grad_()
+
+
+# name -> (A, b, settings) -> a solve with these settings
+SETTINGS = {
+    "cg": cg,
+    "minres": minres,
+    "lanczos": lambda A, b, **settings: lanczos(A, b, **settings).solve(),
+    "lanczos on a radius": lambda A, b, **settings: lanczos(A, b, **settings).solve(radius=0.5),
+    "steihaug": lambda A, b, **settings: steihaug(A, -b, 1e6, **settings),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_solve_of_a_derivative_has_the_settings_of_the_first(name):
+    A, b = spread()
+    counts = []
+    for rtol in (0.5, 1e-9):
+        multiply, calls = counted(A)
+        x = SETTINGS[name](multiply, b, rtol=rtol).x
+        calls.clear()
+        torch.autograd.grad(x.sum(), b)
+        counts.append(len(calls))
+    assert counts[0] < counts[1] / 2
+    x = SETTINGS[name](A, b, max_iterations=2).x
+    with pytest.raises(RuntimeError, match="another one, and that ended with MAX_ITERATIONS"):
+        x.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["cg", "minres", "steihaug"])
+def test_and_its_preconditioner(name):
+    A, b = spread()
+    inverse = torch.diag(1 / A.diagonal())
+    multiply, calls = counted(A)
+    x = SETTINGS[name](multiply, b, rtol=1e-9, preconditioner=inverse).x
+    calls.clear()
+    torch.autograd.grad(x.sum(), b)
+    assert len(calls) <= 4  # with it every right-hand side takes one iteration
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_nothing_is_recorded_where_nothing_is_asked_for(name, system):
     S, b = system
