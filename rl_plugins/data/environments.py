@@ -130,10 +130,12 @@ def _make(task: Task, masked: int, **options: Any) -> gym.Env[Any, Any]:
 
 
 def _make_in_worker(make: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
-    # A Ctrl-C in a terminal reaches every process; the parent ends its workers when it is done.
-    # Gymnasium makes one environment in the parent too, for its spaces.
+    # A Ctrl-C and the end of a terminal reach every process; the parent ends its workers when it is
+    # done. Gymnasium makes one environment in the parent too, for its spaces.
     if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for name in ("SIGINT", "SIGHUP"):
+            if (number := getattr(signal, name, None)) is not None:  # Windows has no SIGHUP
+                signal.signal(number, signal.SIG_IGN)
     return make()
 
 
