@@ -72,7 +72,7 @@ def watch_run(
     mode = "human" if out is None else "rgb_array"
     if out is not None:
         _draw_without_display()
-    environment = make_one(task_of(recorded, task), render_mode=mode)
+    environment = make_one(task_of(recorded, task).evaluated, render_mode=mode)
     try:
         agent = Agent(plugin, observed, acted)
         frames: list[NDArray[np.uint8]] | None = None if out is None else []
