@@ -163,6 +163,23 @@ def task_of(recorded: Recorded, task: Any) -> Task:
     )
 
 
+def shown_task(config: Mapping[str, Any]) -> str:
+    """The task's name with what else made it another task: runs that differ in it are no seeds of
+    one another.
+
+    Parameters
+    ----------
+    config
+        The content of a run's ``config.json``, whose task is a name.
+    """
+    run = config.get("run")
+    run = run if isinstance(run, dict) else {}
+    kwargs, wrappers = run.get("env_kwargs"), run.get("wrappers")
+    parts = [f"{k}={v}" for k, v in kwargs.items()] if isinstance(kwargs, dict) else []
+    parts += map(str, wrappers) if isinstance(wrappers, (list, tuple)) else []
+    return f"{config['task']} ({', '.join(parts)})" if parts else str(config["task"])
+
+
 def trusted_checkpoint(
     recorded: Recorded, which: Which = "last", *, accept_config: bool = False
 ) -> dict[str, Any]:
