@@ -112,7 +112,7 @@ class FilmEvaluations:
         if task.vector is not None:
             raise UsageError("a vector environment cannot be filmed; pass a task that is copied")
         _draw_without_display()
-        self._task, self._seed, self._step_limit = task, seed, step_limit
+        self._task, self._seed, self._step_limit = task.evaluated, seed, step_limit
         environment = self._made()
         environment.reset(seed=seed)
         _picture(environment)

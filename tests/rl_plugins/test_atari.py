@@ -42,15 +42,20 @@ class Whole(gym.Wrapper):
     """What an evaluation plays."""
 
 
+def sign(reward):
+    return float(np.sign(reward))
+
+
 class Trained(gym.Wrapper):
     evaluation_wrapper = Whole
 
     def __init__(self, env):
-        super().__init__(Lives(gym.wrappers.TransformReward(env, np.sign)))
+        super().__init__(Lives(gym.wrappers.TransformReward(env, sign)))
 
 
 def test_a_life_is_an_episode_and_the_game_goes_on():
-    env = Lives(ThreeLives())
+    game = ThreeLives()
+    env = Lives(game)
     observation, _ = env.reset(seed=0)
     for life in range(3):
         assert observation == [2 * life]
@@ -58,31 +63,34 @@ def test_a_life_is_an_episode_and_the_game_goes_on():
         observation, reward, terminated, truncated, _ = env.step(0)
         assert (reward, terminated, truncated) == (7.0, True, False)
         observation, _ = env.reset()
-    assert env.unwrapped.games == 2
+    assert game.games == 2
     assert observation == [0]
 
 
 def test_a_seed_begins_a_new_game():
-    env = Lives(ThreeLives())
+    game = ThreeLives()
+    env = Lives(game)
     env.reset(seed=0)
     env.step(0), env.step(0)
     assert env.reset(seed=1)[0] == [0]
-    assert env.unwrapped.games == 2
+    assert game.games == 2
 
 
 def test_fire_is_pressed_where_a_life_begins():
-    env = Fired(ThreeLives())
+    game = ThreeLives()
+    env = Fired(game)
     assert env.reset(seed=0)[0] == [1]
     rewards = [env.step(2)[1] for _ in range(2)]
-    assert env.unwrapped.actions == [1, 2, 1, 2, 1]
+    assert game.actions == [1, 2, 1, 2, 1]
     assert rewards == [7.0, 7.0]
 
 
 def test_fire_is_pressed_in_games_alone_that_have_it():
-    env = Fired(ThreeLives(second="UP"))
+    game = ThreeLives(second="UP")
+    env = Fired(game)
     assert env.reset(seed=0)[0] == [0]
     env.step(2), env.step(2)
-    assert env.unwrapped.actions == [2, 2]
+    assert game.actions == [2, 2]
 
 
 def test_evaluations_play_whole_games_for_their_own_scores(tmp_path):
@@ -98,6 +106,7 @@ def test_evaluations_play_whole_games_for_their_own_scores(tmp_path):
         evaluation_episodes=2,
         run_dir=tmp_path / "run",
     )
+    assert run.evaluation is not None
     assert run.evaluation.returns == (21.0, 21.0)
     assert run.evaluation.lengths == (6, 6)
     task = Task("game", ThreeLives, wrappers=(Trained,))
@@ -111,6 +120,6 @@ def test_evaluations_play_whole_games_for_their_own_scores(tmp_path):
 
 def test_a_task_that_skips_frames_itself_is_refused():
     env = ThreeLives()
-    env._frameskip = 4
+    setattr(env, "_frameskip", 4)  # noqa: B010 (as ale_py names it)
     with pytest.raises(UsageError, match="--env-kwargs frameskip=1"):
         Game(env)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import optree
@@ -149,7 +150,7 @@ def outcome(run):
 
 
 def write_prices(path):
-    import pandas
+    pandas: Any = pytest.importorskip("pandas")
 
     numbers = np.random.default_rng(0)
     close = 100 * np.exp(np.cumsum(0.01 * numbers.standard_normal(400)))
@@ -165,7 +166,7 @@ def real_observations(run, trusts, count):
     env = make_one(task_of(read_run(run, imports=[trusts]), None))
     env.action_space.seed(0)
     observation, _ = env.reset(seed=0)
-    found = []
+    found: list[object] = []
     while len(found) < count:
         found.append(observation)
         observation, _, terminated, truncated, _ = env.step(env.action_space.sample())

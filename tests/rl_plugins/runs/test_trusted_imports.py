@@ -1,6 +1,7 @@
 """Modules that a run's files name are imported only for a caller who names them too."""
 
 import sys
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from rl_plugins import UsageError, evaluate_run, load, resume, train
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "total_steps": 16,
     "environments": 1,
     "rollout_length": 16,
