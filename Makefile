@@ -7,10 +7,11 @@ SEED ?= 0
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+TASKS := .venv-tasks/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -c constraints-tasks.txt
 OLDEST := .venv-oldest/bin/python -m pip install -qq --disable-pip-version-check -c constraints-oldest.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train format lint type test test-fast test-slow test-machines mutation
+.PHONY: help train format lint type test test-fast test-slow test-tasks test-machines mutation
 .PHONY: bench bench-optimizers bench-compare compare docs clean
 
 help: ## print this list
@@ -44,6 +45,9 @@ test-machines: .venv/.dev ## the tests as other machines would run them; ROW= an
 
 test-slow: .venv/.dev ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+test-tasks: .venv-tasks/.dev ## tasks and trackers of other packages, in an environment of their own
+	.venv-tasks/bin/pytest -m tasks tests/tasks
 
 # An hour on one core.
 mutation: .venv/.mutation ## mutation tests: which injected errors do tests catch?
@@ -86,7 +90,7 @@ docs: .venv/.dev ## the site, into site/
 	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis site mutants
+	rm -rf .venv .venv-oldest .venv-tasks .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis site mutants
 
 .venv/.created:
 	$(PYTHON) -m venv .venv
@@ -119,4 +123,11 @@ clean: ## remove what the targets made
 	$(OLDEST) setuptools swig
 	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" $(OLDEST) --no-build-isolation box2d-py
 	$(OLDEST) --editable '.[rl,testing,dev]'
+	@touch $@
+
+# Third-party tasks bring packages, such as two of the name pygame, that .venv should not depend on.
+.venv-tasks/.dev: pyproject.toml constraints.txt constraints-tasks.txt
+	@echo "installing into .venv-tasks, once: the tasks and trackers that the tests train on"
+	$(PYTHON) -m venv .venv-tasks
+	$(TASKS) --editable '.[rl,testing,dev,tasks]'
 	@touch $@

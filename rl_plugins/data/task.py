@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
@@ -32,7 +32,8 @@ class Task:
     kwargs
         Arguments of the constructor.
     wrappers
-        Around each copy, the first one innermost.
+        Around each copy, the first one innermost. An attribute ``evaluation_wrapper`` of one names
+        what evaluations use in its place.
     frame_stack
         Observations shown at once, the last ones; 1: the newest alone.
     """
@@ -48,6 +49,12 @@ class Task:
     def is_named(self) -> bool:
         """Whether the name alone makes it again."""
         return self.constructor is None and self.vector is None
+
+    @property
+    def evaluated(self) -> Task:
+        """The same task as evaluations play it: with their wrappers where a wrapper has another."""
+        wrappers = tuple(getattr(each, "evaluation_wrapper", each) for each in self.wrappers)
+        return replace(self, wrappers=wrappers)
 
     def make(self, **options: Any) -> gym.Env[Any, Any]:
         """One copy, as the task's author and its wrappers made it.

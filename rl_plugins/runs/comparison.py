@@ -15,6 +15,7 @@ from scipy.stats import bootstrap, trim_mean
 
 from rl_plugins.errors import UsageError
 from rl_plugins.runs.files import read_json, replace_whole
+from rl_plugins.runs.recorded import shown_task
 from rl_plugins.runs.tables import numbers, read_rows
 
 LEVEL = 0.95
@@ -105,7 +106,8 @@ class Runs:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Runs]:
-    """Run directories by task and algorithm, in the order of the names.
+    """Run directories by task and algorithm, in the order of the names. Tasks of one name that were
+    made with other arguments or wrappers are other tasks.
 
     Parameters
     ----------
@@ -128,7 +130,8 @@ def read_runs(paths: Sequence[Path]) -> list[Runs]:
         table = path / "evaluations.csv"
         steps, returns = numbers(read_rows(table), table, "steps", "mean_return")
         if steps:
-            found[names].append((np.array(steps), np.array(returns)))  # type: ignore[index]
+            key = (shown_task(config), str(config["algorithm"]))
+            found[key].append((np.array(steps), np.array(returns)))
     if not found:
         raise UsageError("none of the runs has been evaluated yet: there is nothing to compare")
     return [Runs(*names, curves) for names, curves in sorted(found.items())]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rl_plugins.errors import UsageError
 from rl_plugins.runs.files import read_json, replace_whole
+from rl_plugins.runs.recorded import shown_task
 from rl_plugins.runs.tables import numbers, read_rows
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def draw_curves(runs: Sequence[Path], out: Path) -> None:
             raise UsageError(f"{run / 'config.json'} is damaged: it holds no run")
         steps, returns = _columns(run / "evaluations.csv", "steps", "mean_return")
         if len(steps):
-            curves[f"{config['algorithm']} on {config['task']}"].append((steps, returns))
+            curves[f"{config['algorithm']} on {shown_task(config)}"].append((steps, returns))
     if not curves:
         raise UsageError("none of the runs has been evaluated yet: there is nothing to draw")
     axes = _axes("evaluation, mode of the policy: mean, least and greatest run")

@@ -106,7 +106,7 @@ def evaluate(
     Evaluation or None
         None where ``stop`` was set before all episodes had ended.
     """
-    task = as_task(task)
+    task = as_task(task).evaluated
     most = MOST_ENVIRONMENTS if task.vector is None else task.vector.num_envs
     returns: list[float] = []
     lengths: list[int] = []

@@ -64,7 +64,7 @@ def export_policy(policy: Any, action_map: Any, observation_space: Any, out: Pat
     action_map
         An :class:`rl_plugins.policies.action_maps.ActionMap`.
     observation_space
-        The space of one environment.
+        The space of one environment. What is float64 there is float32 in the file.
     out
         The file.
 

@@ -72,7 +72,7 @@ def watch_run(
     mode = "human" if out is None else "rgb_array"
     if out is not None:
         _draw_without_display()
-    environment = make_one(task_of(recorded, task), render_mode=mode)
+    environment = make_one(task_of(recorded, task).evaluated, render_mode=mode)
     try:
         agent = Agent(plugin, observed, acted)
         frames: list[NDArray[np.uint8]] | None = None if out is None else []
@@ -112,7 +112,7 @@ class FilmEvaluations:
         if task.vector is not None:
             raise UsageError("a vector environment cannot be filmed; pass a task that is copied")
         _draw_without_display()
-        self._task, self._seed, self._step_limit = task, seed, step_limit
+        self._task, self._seed, self._step_limit = task.evaluated, seed, step_limit
         environment = self._made()
         environment.reset(seed=seed)
         _picture(environment)

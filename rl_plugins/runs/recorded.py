@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,8 @@ from rl_plugins.runs.settings import RunPlan, resolve
 
 Which = Literal["last", "best", "interruption"]
 FILES: Mapping[str, str] = {"last": LAST, "best": BEST, "interruption": INTERRUPTION}
+# Wrappers without side effects, which are installed in any case.
+OWN = ("gymnasium.wrappers", "rl_plugins.atari")
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -43,12 +45,15 @@ class Recorded:
         All settings.
     config
         The content of ``config.json``.
+    imports
+        Modules that the caller trusts.
     """
 
     path: Path
     plugin: type[Plugin]
     plan: RunPlan
     config: dict[str, Any]
+    imports: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -69,7 +74,8 @@ def read_run(path: Path, *, imports: Sequence[str] = ()) -> Recorded:
     Raises
     ------
     UsageError
-        Where there is no run, or its settings name a module that is not among ``imports``.
+        Where there is no run, or settings of its algorithm name a module that is not among
+        ``imports``. Those of its task are asked for by :func:`task_of`.
     """
     config = read_json(path, "config.json")
     import_all(imports)
@@ -86,26 +92,44 @@ def read_run(path: Path, *, imports: Sequence[str] = ()) -> Recorded:
         ) from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{path / 'config.json'} is damaged: it holds no run") from error
-    _require_trusted(path, plan, config, imports)
-    return Recorded(path, plugin, plan, config)
+    _require_trusted(path, _named_by_algorithm(plan, config), imports)
+    return Recorded(path, plugin, plan, config, tuple(imports))
 
 
-def _require_trusted(
-    path: Path, plan: RunPlan, config: Mapping[str, Any], imports: Sequence[str]
-) -> None:
-    """A file from a stranger may name any module, and an import runs its code."""
-    names = [plan.task, *plan.run.wrappers]
+def _named_by_algorithm(plan: RunPlan, config: Mapping[str, Any]) -> list[str]:
+    """The modules behind settings of the algorithm, an optimizer's for instance."""
     defaults = {f.name: f.default for f in dataclasses.fields(plan.config)}
-    for name, value in config["config"].items():
-        if isinstance(value, str) and _NAME.fullmatch(value) and value != defaults.get(name):
-            names.append(value)
-    for name in names:
-        module, colon, _ = name.partition(":")
-        if colon and module not in imports:
-            raise UsageError(
-                f"{path / 'config.json'} names the module {module!r}, which is imported only if "
-                f"you say so: --import {module}"
-            )
+    return [
+        value.partition(":")[0]
+        for name, value in config["config"].items()
+        if isinstance(value, str) and _NAME.fullmatch(value) and value != defaults.get(name)
+    ]
+
+
+def _named_by_task(plan: RunPlan, task: Any) -> list[str]:
+    """The modules that making the task imports, apart from those that the caller's own needs."""
+    names = [*plan.run.wrappers] if task is not None else [plan.task, *plan.run.wrappers]
+    modules = [module for module, colon, _ in (name.partition(":") for name in names) if colon]
+    return [*plan.run.imports, *modules]
+
+
+def _require_trusted(path: Path, modules: Iterable[str], imports: Sequence[str]) -> None:
+    """A file from a stranger may name any module, and an import runs its code.
+
+    A package that is trusted is trusted with the modules in it.
+    """
+    trusted = {*OWN, *imports}
+    missing = [
+        module
+        for module in dict.fromkeys(modules)
+        if not any(module == each or module.startswith(f"{each}.") for each in trusted)
+    ]
+    if missing:
+        names, options = ", ".join(map(repr, missing)), " --import ".join(missing)
+        raise UsageError(
+            f"{path / 'config.json'} names the module{'s'[: len(missing) - 1]} {names}, imported "
+            f"only if you say so: --import {options}"
+        )
 
 
 def task_of(recorded: Recorded, task: Any) -> Task:
@@ -121,9 +145,11 @@ def task_of(recorded: Recorded, task: Any) -> Task:
     Raises
     ------
     UsageError
-        Where the task was an object, and none is given.
+        Where the task was an object, and none is given, and where the settings name a module that
+        the caller does not trust.
     """
     run = recorded.plan.run
+    _require_trusted(recorded.path, _named_by_task(recorded.plan, task), recorded.imports)
     if task is None and recorded.config.get("object"):
         raise UsageError(
             f"the task of {recorded.path} was an object, {recorded.plan.task}, which a file cannot "
@@ -135,6 +161,23 @@ def task_of(recorded: Recorded, task: Any) -> Task:
         wrappers=run.wrappers,
         frame_stack=run.frame_stack,
     )
+
+
+def shown_task(config: Mapping[str, Any]) -> str:
+    """The task's name with what else made it another task: runs that differ in it are no seeds of
+    one another.
+
+    Parameters
+    ----------
+    config
+        The content of a run's ``config.json``, whose task is a name.
+    """
+    run = config.get("run")
+    run = run if isinstance(run, dict) else {}
+    kwargs, wrappers = run.get("env_kwargs"), run.get("wrappers")
+    parts = [f"{k}={v}" for k, v in kwargs.items()] if isinstance(kwargs, dict) else []
+    parts += map(str, wrappers) if isinstance(wrappers, (list, tuple)) else []
+    return f"{config['task']} ({', '.join(parts)})" if parts else str(config["task"])
 
 
 def trusted_checkpoint(
