@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from rl_plugins.data.task import Task, as_task
 from rl_plugins.errors import UsageError
+from rl_plugins.parts.optimizers import is_qualified
 from rl_plugins.plugin import Plugin, find_plugin
 from rl_plugins.runs.checkpoint import (
     BEST,
@@ -23,10 +23,10 @@ from rl_plugins.runs.checkpoint import (
 )
 from rl_plugins.runs.files import read_json
 from rl_plugins.runs.settings import RunPlan, resolve
+from rl_plugins.settings import settings_of
 
 Which = Literal["last", "best", "interruption"]
 FILES: Mapping[str, str] = {"last": LAST, "best": BEST, "interruption": INTERRUPTION}
-_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read_run(path: Path, *, imports: Sequence[str] = ()) -> Recorded:
         ) from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{path / 'config.json'} is damaged: it holds no run") from error
-    _require_trusted(path, plan, config, imports)
+    _require_trusted(path, plan, imports)
     return Recorded(path, plugin, plan, config)
 
 
@@ -115,14 +115,13 @@ def _import(module: str) -> None:
         raise UsageError(f"cannot import {module!r}: {type(error).__name__}: {text}") from error
 
 
-def _require_trusted(
-    path: Path, plan: RunPlan, config: Mapping[str, Any], imports: Sequence[str]
-) -> None:
+def _require_trusted(path: Path, plan: RunPlan, imports: Sequence[str]) -> None:
     """A file from a stranger may name any module, and an import runs its code."""
     names = [plan.task, *plan.run.wrappers]
     defaults = {f.name: f.default for f in dataclasses.fields(plan.config)}
-    for name, value in config["config"].items():
-        if isinstance(value, str) and _NAME.fullmatch(value) and value != defaults.get(name):
+    # Of the algorithm, wherever the file has put it: a setting counts in either of its tables.
+    for name, value in settings_of(plan.config).items():
+        if isinstance(value, str) and is_qualified(value) and value != defaults.get(name):
             names.append(value)
     for name in names:
         module, colon, _ = name.partition(":")
