@@ -73,7 +73,16 @@ def space_of(record: dict[str, Any]) -> Space[Any]:
     """
     try:
         return _space(record)
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         raise UsageError(f"a checkpoint's spaces are damaged: {error}") from error
 
 
@@ -87,7 +96,7 @@ def _space(record: dict[str, Any]) -> Space[Any]:
         return spaces.MultiBinary(record["shape"])
     dtype: Any = np.dtype(record["dtype"])
     if kind == "Box":
-        low, high = (record[name].numpy().astype(dtype) for name in ("low", "high"))
+        low, high = (_bound(record[name], dtype) for name in ("low", "high"))
         return spaces.Box(low, high, tuple(record["shape"]), dtype)
     if kind == "Discrete":
         return spaces.Discrete(record["n"], start=record["start"], dtype=dtype)
@@ -96,6 +105,12 @@ def _space(record: dict[str, Any]) -> Space[Any]:
             record["n"].numpy(), start=record["start"].numpy(), dtype=dtype.type
         )
     raise ValueError(f"unknown kind {kind!r}")
+
+
+def _bound(bound: torch.Tensor, dtype: Any) -> Any:
+    if bound.is_complex():
+        raise ValueError("a bound is complex")
+    return bound.numpy().astype(dtype)
 
 
 def _tensor(array: Any) -> torch.Tensor:

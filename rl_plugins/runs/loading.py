@@ -55,7 +55,7 @@ def trained(
     checkpoint = trusted_checkpoint(recorded, which, accept_config=accept_config)
     spaces = checkpoint["spaces"]
     if spaces:
-        observed, acted = space_of(spaces["observation"]), space_of(spaces["action"])
+        observed, acted = (space_of(spaces.get(name, {})) for name in ("observation", "action"))
     else:
         environments = make_environments(task_of(recorded, task), 1)
         observed = environments.single_observation_space
