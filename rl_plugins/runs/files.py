@@ -112,6 +112,8 @@ def keep_as(path: Path, other: Path) -> None:
     try:
         os.link(path, beside, follow_symlinks=False)
         os.replace(beside, other)
+        # Where they were one file already, as after a crash, the move has done nothing.
+        beside.unlink(missing_ok=True)
     except OSError:  # a file system without hard links
         beside.unlink(missing_ok=True)
         with open_regular(path) as file:
