@@ -96,7 +96,7 @@ def _space(record: dict[str, Any]) -> Space[Any]:
         return spaces.MultiBinary(record["shape"])
     dtype: Any = np.dtype(record["dtype"])
     if kind == "Box":
-        low, high = (_bound(record[name], dtype) for name in ("low", "high"))
+        low, high = (record[name].numpy().astype(dtype) for name in ("low", "high"))
         return spaces.Box(low, high, tuple(record["shape"]), dtype)
     if kind == "Discrete":
         return spaces.Discrete(record["n"], start=record["start"], dtype=dtype)
@@ -105,12 +105,6 @@ def _space(record: dict[str, Any]) -> Space[Any]:
             record["n"].numpy(), start=record["start"].numpy(), dtype=dtype.type
         )
     raise ValueError(f"unknown kind {kind!r}")
-
-
-def _bound(bound: torch.Tensor, dtype: Any) -> Any:
-    if bound.is_complex():
-        raise ValueError("a bound is complex")
-    return bound.numpy().astype(dtype)
 
 
 def _tensor(array: Any) -> torch.Tensor:

@@ -20,6 +20,7 @@ from rl_plugins.runs.evaluation import Evaluation, evaluate
 from rl_plugins.runs.recorded import (
     Recorded,
     Which,
+    built,
     read_run,
     restore,
     task_of,
@@ -61,7 +62,7 @@ def trained(
         observed = environments.single_observation_space
         acted = environments.single_action_space
         close(environments)
-    plugin = recorded.plugin.build(observed, acted, recorded.plan.config, torch.Generator())
+    plugin = built(recorded.plugin, observed, acted, recorded.plan.config, torch.Generator())
     restore(plugin, checkpoint, path)
     return plugin, recorded, observed, acted
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
+from gymnasium import Space
 
 from rl_plugins.data.task import Task, as_task
 from rl_plugins.errors import UsageError
@@ -196,6 +200,35 @@ def _checkpoint(path: Path, which: Which) -> dict[str, Any]:
     if which == "last" and not has_checkpoint(path) and (path / INTERRUPTION).exists():
         return load_checkpoint(path, INTERRUPTION)
     return load_checkpoint(path, FILES[which])
+
+
+def built(
+    plugin: type[Plugin],
+    observed: Space[Any],
+    acted: Space[Any],
+    config: Any,
+    generator: torch.Generator,
+) -> Plugin:
+    """An agent with fresh networks: see :meth:`rl_plugins.plugin.Plugin.build`.
+
+    Parameters
+    ----------
+    plugin, observed, acted, config, generator
+        The class of the algorithm, and what it is built from.
+
+    Raises
+    ------
+    UsageError
+        Where its networks do not fit into memory, besides what ``build`` refuses.
+    """
+    try:
+        return plugin.build(observed, acted, config, generator)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        # torch has a plain RuntimeError for them.
+        if isinstance(error, RuntimeError) and not re.search("memory|overflow|too large", text):
+            raise
+        raise UsageError(f"the networks do not fit into memory: {text[:200]}") from error
 
 
 def restore(plugin: Plugin, checkpoint: Mapping[str, Any], path: Path) -> None:

@@ -218,7 +218,7 @@ def test_an_edited_state_is_refused(count, originals, run):
 
 
 @sizes(60, 1_000)
-@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:Casting complex")
 @pytest.mark.parametrize("algorithm", ["trpo", "td3"])
 def test_an_edited_state_with_a_checksum_of_its_own_is_no_traceback(
     algorithm, count, originals, tmp_path
@@ -298,6 +298,9 @@ def mutated_config(text: str, draw: random.Random) -> bytes:
 
 def checked_command(arguments, capsys, allowed=(0, 2)) -> int:
     """The status of a command that ends without a traceback, in one line where it fails."""
+    # As rl_plugins.__main__ and Python itself set them; pytest's refuse what they cannot encode.
+    sys.stdout.reconfigure(errors="replace")
+    sys.stderr.reconfigure(errors="backslashreplace")
     with bounded():
         status = main([str(argument) for argument in arguments])
     err = capsys.readouterr().err
