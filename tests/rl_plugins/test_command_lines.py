@@ -1,4 +1,4 @@
-"""Command lines of odd, wrong and extreme arguments: an exit status and at most one line of error."""
+"""Command lines of odd, wrong and extreme arguments: an exit status and one line at most."""
 
 import dataclasses
 import random
