@@ -269,5 +269,5 @@ def with_steps(plan: RunPlan, total_steps: int) -> RunPlan:
     """
     try:
         return replace(plan, run=replace(plan.run, total_steps=int(total_steps)))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(str(error)) from error
