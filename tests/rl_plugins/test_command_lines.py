@@ -31,6 +31,7 @@ WORDS = ["", " ", "-", "--", "-1", "0", "1", "2", "3", "-0.0", "0.5", "1.5", "1e
          "natgrad.optim:NonlinearCG", "CartPole-v1", "NoSuch-v0", "/", ".", "..", "/dev/null",
          "/dev/null/x", "run", "run/config.json", "missing", "x=1", "=", "render_mode=human",
          "gravity=1e400", "--help", "-h", "--seed", "--no-such"]  # fmt: skip
+PLAUSIBLE = ["0", "1", "2", "3", "0.5", "0.9", "1e-3", "True", "False", "None"]
 OPTIONS = {
     "resume": ["--total-steps", "--from-interruption", "--accept-config", "--import"],
     "evaluate": ["--episodes", "--json", "--checkpoint", "--task", "--step-limit",
@@ -41,6 +42,11 @@ OPTIONS = {
     "export": ["--checkpoint", "--accept-config", "--import"],
     "list": [],
 }  # fmt: skip
+
+
+def words(draw: random.Random, count: int) -> list[str]:
+    """Half of them such as an option may well take."""
+    return [draw.choice(PLAUSIBLE if draw.random() < 0.6 else WORDS) for _ in range(count)]
 
 
 def options_of(algorithm: str) -> list[str]:
@@ -58,7 +64,7 @@ def options_of(algorithm: str) -> list[str]:
 
 
 def training(draw: random.Random) -> list[str]:
-    algorithm = draw.choice([*TASKS, draw.choice(WORDS)])
+    algorithm = draw.choice([*TASKS, *TASKS, draw.choice(WORDS)])
     task = TASKS.get(algorithm, "CartPole-v1") if draw.random() < 0.9 else draw.choice(WORDS)
     line = ["train", algorithm, task, *SMALL]
     if algorithm in OFF_POLICY:
@@ -66,25 +72,28 @@ def training(draw: random.Random) -> list[str]:
     known = options_of(algorithm if algorithm in TASKS else "trpo")
     for _ in range(draw.choice([1, 1, 1, 2, 3])):
         option = draw.choice(known)
-        line.append(draw.choice([option] * 9 + [option[:-1], f"{option}=", f"--no-{option[2:]}"]))
-        line += draw.choices(WORDS, k=draw.choice([0, 1, 1, 1, 1, 2]))
+        line.append(draw.choice([option] * 20 + [option[:-1], f"{option}=", f"--no-{option[2:]}"]))
+        line += words(draw, draw.choice([0, 1, 1, 1, 1, 1, 1, 2]))
     return line
 
 
 def acting(draw: random.Random) -> list[str]:
     command = draw.choice(list(OPTIONS))
-    place = draw.choice(["run"] * 6 + WORDS)
+    place = "run" if draw.random() < 0.8 else draw.choice(WORDS)
     line = [command] if command == "list" else [command, place]
     if command == "export":
-        line.append(draw.choice(["policy.onnx", *WORDS]))
+        line.append(draw.choice(["policy.onnx", "x", *words(draw, 1)]))
     if command in ("plot", "compare"):
-        line += draw.choices(["run", *WORDS], k=draw.randrange(3))
+        line += draw.choices(["run"] * 50 + WORDS, k=draw.randrange(3))
     if command in ("evaluate", "watch"):
         line += ["--episodes", "1", "--step-limit", "3"]
     if command == "watch":
         line += ["--out", draw.choice(["film.gif", "film.mp4", "missing/film.gif", "film"])]
     for option in draw.sample(OPTIONS[command], k=min(len(OPTIONS[command]), draw.randrange(3))):
-        line += [option, *draw.choices([*WORDS, "best", "last", "interruption"], k=1)]
+        values = draw.choice([words(draw, 1), [], ["best"], ["last"]])
+        if option in ("--episodes", "--step-limit") and any(len(v) > 3 for v in values):
+            continue  # so many would be played
+        line += [option, *values]
     return line
 
 
