@@ -57,7 +57,7 @@ def configure(kind: type[SettingsType], settings: Mapping[str, Any]) -> Settings
         return kind(
             **{name: _typed(name, value, types_of[name]) for name, value in settings.items()}
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # an int that no float can hold
         raise UsageError(str(error)) from error
 
 

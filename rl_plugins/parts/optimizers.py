@@ -33,7 +33,9 @@ def make_optimizer(
         For an unknown name, a class that is no optimizer, and one that cannot work on these
         parameters or needs a closure.
     """
-    module_name, _, class_name = name.rpartition(":")
+    module_name, colon, class_name = name.rpartition(":")
+    if colon and not is_qualified(name):
+        raise UsageError(f"optimizer {name!r}: expected package.module:Class")
     try:
         module = importlib.import_module(module_name or "torch.optim")
     except (ImportError, TypeError) as error:
@@ -52,6 +54,20 @@ def make_optimizer(
     except (TypeError, ValueError) as error:
         raise UsageError(f"optimizer {name!r}: {error}") from error
     return optimizer
+
+
+def is_qualified(name: str) -> bool:
+    """Whether a name is of the form "package.module:Class", so that looking it up imports a module.
+
+    Parameters
+    ----------
+    name
+        Any text.
+    """
+    module_name, colon, class_name = name.rpartition(":")
+    return bool(colon) and all(
+        part.isidentifier() for part in (*module_name.split("."), class_name)
+    )
 
 
 def _is_optimizer(value: Any) -> bool:

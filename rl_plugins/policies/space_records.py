@@ -74,7 +74,16 @@ def space_of(record: dict[str, Any]) -> Space[Any]:
     """
     try:
         return _space(record)
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         raise UsageError(f"a checkpoint's spaces are damaged: {error}") from error
 
 

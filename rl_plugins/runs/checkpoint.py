@@ -141,6 +141,9 @@ def _load(file: Path) -> dict[str, Any]:
             raise ValueError("seconds is out of range")
         if state.pop("checksum") != _checksum(state):
             raise ValueError("its checksum is another")
+        torch.Generator().set_state(state["generator"])  # raises where it is no such state
+        if broken := _not_finite(state["agent"]):
+            raise ValueError(f"{broken} holds a NaN or an infinity")
     except UsageError:
         raise
     except FileNotFoundError as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +66,22 @@ class RunDirectory:
             steps = str(row.get("steps") or "")
             return steps.isdecimal() and len(steps) < 20 and int(steps) <= after
 
-        try:
-            sweep(path)
-            self._progress = Table(place / "progress.csv", made_before)
-            self._evaluations = Table(
-                place / "evaluations.csv",
-                lambda row, number: made_before(row, number) and number < evaluations,
-            )
-            self._events = Events(place, after)
-        except OSError as error:
-            self._unlock()
-            raise UsageError(f"cannot write the run directory {path}: {error.strerror}") from error
-        except UsageError:
-            self._unlock()
-            raise
+        with ExitStack() as opened:  # what is open when the rest fails is closed
+            opened.callback(self._unlock)
+            try:
+                sweep(path)
+                self._progress = Table(place / "progress.csv", made_before)
+                opened.callback(self._progress.close)
+                self._evaluations = Table(
+                    place / "evaluations.csv",
+                    lambda row, number: made_before(row, number) and number < evaluations,
+                )
+                opened.callback(self._evaluations.close)
+                self._events = Events(place, after)
+            except OSError as error:
+                text = error.strerror
+                raise UsageError(f"cannot write the run directory {path}: {text}") from error
+            opened.pop_all()
 
     @classmethod
     def create(

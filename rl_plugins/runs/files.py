@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from rl_plugins.errors import UsageError
 
 UNFINISHED = ".part"
+DEEPEST = 100
 # Windows has neither links that open follows unasked, nor these flags.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
@@ -111,6 +112,8 @@ def keep_as(path: Path, other: Path) -> None:
     try:
         os.link(path, beside, follow_symlinks=False)
         os.replace(beside, other)
+        # Where they were one file already, as after a crash, the move has done nothing.
+        beside.unlink(missing_ok=True)
     except OSError:  # a file system without hard links
         beside.unlink(missing_ok=True)
         with open_regular(path) as file:
@@ -174,4 +177,13 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
         raise UsageError(f"{path / name} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path / name} is damaged: expected a JSON object")
+    if _is_deeper(content, DEEPEST):
+        raise UsageError(f"{path / name} is damaged: it is nested more than {DEEPEST} times")
     return content
+
+
+def _is_deeper(value: Any, than: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return than == 0 or any(_is_deeper(part, than - 1) for part in parts)

@@ -218,7 +218,8 @@ def write_film(frames: Sequence[NDArray[np.uint8]], out: Path, rate: float) -> N
     import imageio.v3 as imageio
 
     rate = float(rate or FRAMES_PER_SECOND)
-    options: dict[str, Any] = {"fps": rate, "macro_block_size": 2}
+    # Named: imageio would try another that cannot, and print its traceback when it is collected.
+    options: dict[str, Any] = {"fps": rate, "macro_block_size": 2, "plugin": "FFMPEG"}
     if out.suffix == ".gif":
         options = {"duration": 1000 / rate, "loop": 0}
     try:

@@ -24,7 +24,7 @@ from rl_plugins.runs.directory import RunDirectory
 from rl_plugins.runs.film import FilmEvaluations
 from rl_plugins.runs.loop import TrainingLoop
 from rl_plugins.runs.progress import ProgressDisplay
-from rl_plugins.runs.recorded import restore
+from rl_plugins.runs.recorded import built, restore
 from rl_plugins.runs.run import Run
 from rl_plugins.runs.schedule import Schedule
 from rl_plugins.runs.settings import RunPlan
@@ -92,7 +92,7 @@ def run_job(job: Job) -> Run:
     )
     try:
         observed, acted = environments.single_observation_space, environments.single_action_space
-        plugin = job.plugin.build(observed, acted, plan.config, generator)
+        plugin = built(job.plugin, observed, acted, plan.config, generator)
         if job.start_from is not None:
             _start_from(plugin, job.start_from, observed, acted)
         collector = RolloutCollector(

@@ -20,6 +20,7 @@ from rl_plugins.runs.evaluation import Evaluation, evaluate
 from rl_plugins.runs.recorded import (
     Recorded,
     Which,
+    built,
     read_run,
     restore,
     task_of,
@@ -55,13 +56,13 @@ def trained(
     checkpoint = trusted_checkpoint(recorded, which, accept_config=accept_config)
     spaces = checkpoint["spaces"]
     if spaces:
-        observed, acted = space_of(spaces["observation"]), space_of(spaces["action"])
+        observed, acted = (space_of(spaces.get(name, {})) for name in ("observation", "action"))
     else:
         environments = make_environments(task_of(recorded, task), 1)
         observed = environments.single_observation_space
         acted = environments.single_action_space
         close(environments)
-    plugin = recorded.plugin.build(observed, acted, recorded.plan.config, torch.Generator())
+    plugin = built(recorded.plugin, observed, acted, recorded.plan.config, torch.Generator())
     restore(plugin, checkpoint, path)
     return plugin, recorded, observed, acted
 

@@ -9,9 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from gymnasium import Space
+
 from rl_plugins.data.task import Task, as_task
 from rl_plugins.errors import UsageError
 from rl_plugins.imports import import_all
+from rl_plugins.parts.optimizers import is_qualified
 from rl_plugins.plugin import Plugin, find_plugin
 from rl_plugins.runs.checkpoint import (
     BEST,
@@ -23,12 +27,12 @@ from rl_plugins.runs.checkpoint import (
 )
 from rl_plugins.runs.files import read_json
 from rl_plugins.runs.settings import RunPlan, resolve
+from rl_plugins.settings import settings_of
 
 Which = Literal["last", "best", "interruption"]
 FILES: Mapping[str, str] = {"last": LAST, "best": BEST, "interruption": INTERRUPTION}
 # Wrappers without side effects, which are installed in any case.
 OWN = ("gymnasium.wrappers", "rl_plugins.atari")
-_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True)
@@ -92,17 +96,18 @@ def read_run(path: Path, *, imports: Sequence[str] = ()) -> Recorded:
         ) from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{path / 'config.json'} is damaged: it holds no run") from error
-    _require_trusted(path, _named_by_algorithm(plan, config), imports)
+    _require_trusted(path, _named_by_algorithm(plan), imports)
     return Recorded(path, plugin, plan, config, tuple(imports))
 
 
-def _named_by_algorithm(plan: RunPlan, config: Mapping[str, Any]) -> list[str]:
-    """The modules behind settings of the algorithm, an optimizer's for instance."""
+def _named_by_algorithm(plan: RunPlan) -> list[str]:
+    """The modules behind settings of the algorithm, an optimizer's for instance, wherever the file
+    has put them: a setting counts in either of its tables."""
     defaults = {f.name: f.default for f in dataclasses.fields(plan.config)}
     return [
         value.partition(":")[0]
-        for name, value in config["config"].items()
-        if isinstance(value, str) and _NAME.fullmatch(value) and value != defaults.get(name)
+        for name, value in settings_of(plan.config).items()
+        if isinstance(value, str) and is_qualified(value) and value != defaults.get(name)
     ]
 
 
@@ -217,6 +222,35 @@ def _checkpoint(path: Path, which: Which) -> dict[str, Any]:
     return load_checkpoint(path, FILES[which])
 
 
+def built(
+    plugin: type[Plugin],
+    observed: Space[Any],
+    acted: Space[Any],
+    config: Any,
+    generator: torch.Generator,
+) -> Plugin:
+    """An agent with fresh networks: see :meth:`rl_plugins.plugin.Plugin.build`.
+
+    Parameters
+    ----------
+    plugin, observed, acted, config, generator
+        The class of the algorithm, and what it is built from.
+
+    Raises
+    ------
+    UsageError
+        Where its networks do not fit into memory, besides what ``build`` refuses.
+    """
+    try:
+        return plugin.build(observed, acted, config, generator)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        # torch has a plain RuntimeError for them.
+        if isinstance(error, RuntimeError) and not re.search("memory|overflow|too large", text):
+            raise
+        raise UsageError(f"the networks do not fit into memory: {text[:200]}") from error
+
+
 def restore(plugin: Plugin, checkpoint: Mapping[str, Any], path: Path) -> None:
     """Put a checkpoint's state into an agent that was built alike.
 
@@ -255,5 +289,5 @@ def with_steps(plan: RunPlan, total_steps: int) -> RunPlan:
     """
     try:
         return replace(plan, run=replace(plan.run, total_steps=int(total_steps)))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(str(error)) from error

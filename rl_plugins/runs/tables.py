@@ -16,6 +16,8 @@ from rl_plugins.errors import UsageError
 from rl_plugins.runs.files import open_appending, open_regular, replace_whole
 
 Row = Mapping[str, Any]
+# More than returns and steps can be, and still far from what a picture's arithmetic overflows at.
+LARGEST = 1e100
 
 
 class Table:
@@ -97,13 +99,18 @@ def numbers(rows: list[dict[str, str]], path: Path, *names: str) -> list[list[fl
     Raises
     ------
     UsageError
-        Where a cell is no number.
+        Where a cell is no number, or one that no run writes: not finite, or beyond ``LARGEST``.
     """
     whole = [row for row in rows if all(row.get(name) for name in names)]
     try:
-        return [[float(row[name]) for row in whole] for name in names]
+        found = [[float(row[name]) for row in whole] for name in names]
     except ValueError as error:
-        raise UsageError(f"{path} is damaged: {error}") from error
+        raise UsageError(f"{path} is damaged: {str(error)[:200]}") from error
+    for name, column in zip(names, found, strict=True):
+        for value in column:
+            if not abs(value) <= LARGEST:  # NaN too
+                raise UsageError(f"{path} is damaged: {name} is {value}")
+    return found
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
