@@ -365,8 +365,10 @@ def test_no_setting_of_a_file_imports_a_module(
     for number, case in enumerate(cases):
         (run / "config.json").write_text(json.dumps(case))
         for call in (load, evaluate_run, resume):
+            # The second names the task's module, which `load` has no need of.
+            must = number < 3 and not (number == 1 and call is load)
             refused = pytest.raises(UsageError)
-            with refused if number < 3 else contextlib.suppress(UsageError), bounded():
+            with refused if must else contextlib.suppress(UsageError), bounded():
                 call(run, accept_config=True)
             assert not {evil, "évil", " evil"} & sys.modules.keys(), (call, case)
 
