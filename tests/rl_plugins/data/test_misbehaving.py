@@ -84,7 +84,7 @@ class Misbehaving(gym.Env):
     def step(self, action):
         self.count += 1
         self.now += 1
-        given = (self.observe(), float(-abs(action[0])), False, self.now == 7, {})
+        given: Any = (self.observe(), float(-abs(action[0])), False, self.now == 7, {})
         if self.due:
             if self.fault in STEPS:
                 return STEPS[self.fault](self, given)
