@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import signal
 import warnings
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from rl_plugins.data.masks import ChoiceLeft, MaskedObservation
 from rl_plugins.data.mujoco_warnings import quieten_mujoco
 from rl_plugins.data.task import Task, as_task
 from rl_plugins.data.task_check import TaskCheck, check_task
-from rl_plugins.errors import UsageError
+from rl_plugins.data.workers import fault
+from rl_plugins.errors import ExperienceError, UsageError
 from rl_plugins.policies.spaces import ACTION_MASK
 
 
@@ -83,11 +85,17 @@ def make_environments(
     make = partial(_make, task, masked=(found or check_task(task)).choices)
     if backend is Backend.ASYNC:
         # Not shared memory: it cannot hold spaces of every kind.
-        return AsyncVectorEnv(
-            [partial(_make_in_worker, make)] * count,
-            shared_memory=False,
-            autoreset_mode=AutoresetMode.SAME_STEP,
-        )
+        try:
+            return AsyncVectorEnv(
+                [partial(_make_in_worker, make)] * count,
+                shared_memory=False,
+                autoreset_mode=AutoresetMode.SAME_STEP,
+            )
+        except (EOFError, ConnectionError) as error:
+            raise ExperienceError(
+                "a worker process died while it made the task: out of memory, killed, or ended by "
+                "the task"
+            ) from error
     return SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
@@ -136,7 +144,35 @@ def _make_in_worker(make: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
         for name in ("SIGINT", "SIGHUP"):
             if (number := getattr(signal, name, None)) is not None:  # Windows has no SIGHUP
                 signal.signal(number, signal.SIG_IGN)
+        return _Told(make())
     return make()
+
+
+class _Told(gym.Wrapper[Any, Any, Any, Any]):
+    """In a worker: an error that cannot be pickled is raised as one that can.
+
+    Gymnasium sends errors through a queue, and would wait for one that never arrives.
+    """
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        try:
+            return self.env.reset(**options)
+        except Exception as error:
+            raise _picklable(error) from None
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        try:
+            return self.env.step(action)
+        except Exception as error:
+            raise _picklable(error) from None
+
+
+def _picklable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return ExperienceError(fault(error))
+    return error
 
 
 def _envpool(wanted: Task, count: int, seed: int) -> VectorEnv:

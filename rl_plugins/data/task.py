@@ -79,9 +79,9 @@ class Task:
                 made = wrapper(made)
             if self.frame_stack > 1:
                 made = gym.wrappers.FrameStackObservation(made, self.frame_stack)
-        except UsageError:
+        except (UsageError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: a task is any code
             text = " ".join(str(error).split()) or type(error).__name__
             raise UsageError(f"cannot make the task {self.name!r}: {text}{_hint(error)}") from error
         if not isinstance(made, gym.Env):
@@ -171,7 +171,7 @@ def _copies(environment: gym.Env[Any, Any]) -> Constructor:
     return copied
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: BaseException) -> str:
     if isinstance(error, gym.error.UnregisteredEnv):
         return (
             " Name the module that registers it, as in module:Task-v0 or --import module, or pass "

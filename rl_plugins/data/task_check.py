@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +68,8 @@ def check_task(task: Task) -> TaskCheck:
             f"the task {task.name!r} breaks Gymnasium's interface: {type(error).__name__}: {text}"
         ) from error
     finally:
-        made.close()
+        with suppress(Exception, SystemExit):  # it does not hide what went before
+            made.close()
 
 
 def _check(made: gym.Env[Any, Any], name: str) -> TaskCheck:

@@ -69,7 +69,7 @@ def close(vector: VectorEnv) -> None:
     vector
         The environments.
     """
-    with warnings.catch_warnings(), contextlib.suppress(Exception):
+    with warnings.catch_warnings(), contextlib.suppress(Exception, SystemExit):
         warnings.simplefilter("ignore")
         if isinstance(vector, AsyncVectorEnv):
             _end(vector)

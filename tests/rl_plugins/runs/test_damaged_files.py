@@ -299,8 +299,8 @@ def mutated_config(text: str, draw: random.Random) -> bytes:
 def checked_command(arguments, capsys, allowed=(0, 2)) -> int:
     """The status of a command that ends without a traceback, in one line where it fails."""
     # As rl_plugins.__main__ and Python itself set them; pytest's refuse what they cannot encode.
-    sys.stdout.reconfigure(errors="replace")
-    sys.stderr.reconfigure(errors="backslashreplace")
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     with bounded():
         status = main([str(argument) for argument in arguments])
     err = capsys.readouterr().err
