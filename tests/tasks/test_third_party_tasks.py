@@ -46,7 +46,7 @@ ROWS = {
     "atari": Row(
         "ale_py",
         "ppo ALE/Breakout-v5 --import ale_py --env-kwargs frameskip=1 --frame-stack 4 "
-        "--wrapper rl_plugins.atari:Preprocessed --epochs 1",
+        "--wrapper rl_plugins.atari:Preprocessed --epochs 1 --critic adam --critic-epochs 4",
         "ale_py",
     ),
     "flappy-bird": Row(
@@ -86,7 +86,8 @@ ROWS = {
     ),
     "pusht-pixels": Row(
         "gym_pusht",
-        "ppo gym_pusht:gym_pusht/PushT-v0 --env-kwargs obs_type=pixels --epochs 1",
+        "ppo gym_pusht:gym_pusht/PushT-v0 --env-kwargs obs_type=pixels --epochs 1 "
+        "--critic adam --critic-epochs 4",
         "gym_pusht",
     ),
     "2048": Row(
