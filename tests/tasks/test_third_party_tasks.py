@@ -90,6 +90,7 @@ ROWS = {
         "--critic adam --critic-epochs 4",
         "gym_pusht",
     ),
+    # Not in the extra: the package asks for an older gymnasium, and works with ours.
     "2048": Row(
         "gymnasium_2048",
         "trpo gymnasium_2048:gymnasium_2048/TwentyFortyEight-v0",
