@@ -83,7 +83,9 @@ class Task:
             raise
         except BaseException as error:  # SystemExit too: a task is any code
             text = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"cannot make the task {self.name!r}: {text}{_hint(error)}") from error
+            raise UsageError(
+                f"cannot make the task {self.name!r}: {text}{_hint(error, options)}"
+            ) from error
         if not isinstance(made, gym.Env):
             raise UsageError(
                 f"the task {self.name!r} makes a {type(made).__name__}, expected a gymnasium.Env"
@@ -171,10 +173,15 @@ def _copies(environment: gym.Env[Any, Any]) -> Constructor:
     return copied
 
 
-def _hint(error: BaseException) -> str:
+def _hint(error: BaseException, options: Mapping[str, Any]) -> str:
     if isinstance(error, gym.error.UnregisteredEnv):
         return (
             " Name the module that registers it, as in module:Task-v0 or --import module, or pass "
             "the class from Python"
+        )
+    if "render_mode" in options:
+        mode = options["render_mode"]
+        return (
+            f". It was to be made with render_mode={mode!r}, which a task without pictures refuses"
         )
     return ""

@@ -46,7 +46,7 @@ ROWS = {
     "atari": Row(
         "ale_py",
         "ppo ALE/Breakout-v5 --import ale_py --env-kwargs frameskip=1 --frame-stack 4 "
-        "--wrapper rl_plugins.atari:Preprocessed --epochs 1",
+        "--wrapper rl_plugins.atari:Preprocessed --epochs 1 --critic adam --critic-epochs 4",
         "ale_py",
     ),
     "flappy-bird": Row(
@@ -86,9 +86,11 @@ ROWS = {
     ),
     "pusht-pixels": Row(
         "gym_pusht",
-        "ppo gym_pusht:gym_pusht/PushT-v0 --env-kwargs obs_type=pixels --epochs 1",
+        "ppo gym_pusht:gym_pusht/PushT-v0 --env-kwargs obs_type=pixels --epochs 1 "
+        "--critic adam --critic-epochs 4",
         "gym_pusht",
     ),
+    # Not in the extra: the package asks for an older gymnasium, and works with ours.
     "2048": Row(
         "gymnasium_2048",
         "trpo gymnasium_2048:gymnasium_2048/TwentyFortyEight-v0",

@@ -145,6 +145,19 @@ def test_a_task_without_pictures_is_refused_in_a_sentence(tmp_path):
     assert not (tmp_path / "film.gif").exists()
 
 
+class Modeless(Bar):
+    """Asserts a mode that it knows."""
+
+    def __init__(self, render_mode="logs"):
+        assert render_mode in ("logs", None)
+
+
+def test_a_task_that_refuses_the_mode_is_told_from_a_broken_one(tmp_path):
+    run = trained_on(Modeless, tmp_path / "run")
+    with pytest.raises(UsageError, match="with render_mode='rgb_array', which a task without pict"):
+        watch_run(run, out=tmp_path / "film.gif", task=Modeless)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
