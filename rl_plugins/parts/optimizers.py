@@ -35,7 +35,9 @@ def make_optimizer(
     """
     module_name, colon, class_name = name.rpartition(":")
     if colon and not is_qualified(name):
-        raise UsageError(f"optimizer {name!r}: expected package.module:Class")
+        raise UsageError(
+            f"optimizer {name!r}: cannot import {module_name!r}: expected package.module:Class"
+        )
     try:
         module = importlib.import_module(module_name or "torch.optim")
     except (ImportError, TypeError) as error:

@@ -115,7 +115,7 @@ def original(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
 def test_no_command_line_ends_in_a_traceback(count, original, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(original, tmp_path / "run")

@@ -288,7 +288,7 @@ def assert_ends_well(algorithm, fault, after, path, **more):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize(("fault", "after"), chosen(16))
+@pytest.mark.parametrize(("fault", "after"), chosen(8))
 def test_a_misbehaving_task_ends_in_a_sentence_or_trains(algorithm, fault, after, tmp_path):
     assert_ends_well(algorithm, fault, after, tmp_path / "run")
 

@@ -45,6 +45,7 @@ def whole(tmp_path_factory):
     return train("trpo", "CartPole-v1", run_dir=path, **QUICK).directory
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_program_with_its_own_status(tmp_path):
     path = tmp_path / "x"
     process = subprocess.Popen(
@@ -100,6 +101,7 @@ def test_what_the_caller_ignores_stays_ignored(tmp_path):
     assert run.outcome is RunOutcome.FINISHED
 
 
+@pytest.mark.slow
 def test_a_run_outlives_the_reader_of_its_output(tmp_path):
     path = tmp_path / "x"
     process = subprocess.Popen(
