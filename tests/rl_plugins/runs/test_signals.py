@@ -16,6 +16,16 @@ from rl_plugins.runs import RunOutcome, callbacks
 from rl_plugins.runs.checkpoint import load_checkpoint
 from rl_plugins.runs.interruption import signals_as_request
 
+
+@pytest.fixture(autouse=True)
+def _not_ignored():
+    """As for a program in the foreground; a shell has those in the background ignore Ctrl-C."""
+    before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 QUICK: dict[str, Any] = {
     "total_steps": 1200, "environments": 2, "rollout_length": 50, "hidden_sizes": (8,),
     "evaluations": 0, "evaluation_episodes": 2, "checkpoints": 1,

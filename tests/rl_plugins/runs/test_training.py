@@ -190,17 +190,23 @@ def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(tmp_path, ca
 
 def test_ctrl_c_leaves_a_valid_run_directory(tmp_path):
     directory = tmp_path / "run"
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and their children too.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
         [sys.executable, "-m", "rl_plugins", "train", "trpo", "CartPole-v1",
          "--total-steps", "100000000", "--run-dir", str(directory)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
     progress = directory / "progress.csv"
     while time.monotonic() < deadline and not (progress.exists() and len(rows(progress)) > 3):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    try:
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert "interrupted after" in output
