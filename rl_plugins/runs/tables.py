@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_plugins.errors import UsageError
+from rl_plugins.errors import DamageWarning, UsageError
 from rl_plugins.runs.files import open_appending, open_regular, replace_whole
 
 Row = Mapping[str, Any]
@@ -51,6 +52,8 @@ class Table:
         UsageError
             For other columns than the table's.
         """
+        if self._is_gone():
+            self._reopen()
         if self._writer is None:
             self._writer = csv.DictWriter(self._file, list(row))
             self._writer.writeheader()
@@ -62,6 +65,26 @@ class Table:
         self._writer.writerow({name: _cell(value) for name, value in row.items()})
         self._file.flush()
         self.rows += 1
+
+    def _is_gone(self) -> bool:
+        """Whether the file was deleted, or another one put in its place, while it was written."""
+        try:
+            return not os.path.samestat(os.fstat(self._file.fileno()), os.lstat(self._path))
+        except FileNotFoundError:
+            return True
+
+    def _reopen(self) -> None:
+        warnings.warn(
+            f"{self._path} was deleted or replaced while the run wrote it: its rows are lost, and "
+            "the next ones go into a new file",
+            DamageWarning,
+            stacklevel=3,
+        )
+        self._file.close()
+        if os.path.lexists(self._path):
+            replace_whole(self._path, lambda file: file.write(b""))
+        self._file = os.fdopen(open_appending(self._path), "a", newline="", encoding="utf-8")
+        self._writer = None
 
     def close(self) -> None:
         """Close the file."""

@@ -15,6 +15,7 @@ from gymnasium.vector import SyncVectorEnv
 
 import rl_plugins
 from rl_plugins import Callback, UsageError, evaluate_run, resume, train
+from rl_plugins.errors import DamageWarning
 from rl_plugins.plugin import find_plugin
 from rl_plugins.runs import RunOutcome, callbacks
 from rl_plugins.runs.checkpoint import load_checkpoint
@@ -310,3 +311,22 @@ def test_a_task_that_changes_the_working_directory_is_borne(tmp_path, monkeypatc
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"curve.png", "outcome.json"}
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert str(run.directory) == "run"
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_table_that_is_deleted_while_it_is_written_is_told_and_begun_anew(replaced, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("data")
+
+    class Delete(Callback):
+        def on_update(self, moment):
+            if moment.steps == 200:
+                (moment.directory / "progress.csv").unlink()
+                if replaced:
+                    (moment.directory / "progress.csv").symlink_to(precious)
+
+    with pytest.warns(DamageWarning, match=r"progress\.csv was deleted or replaced"):
+        run = train("ppo", Corner, run_dir=tmp_path / "x", callbacks=[Delete()], **QUICK)
+    assert run.outcome is RunOutcome.FINISHED
+    assert [row["steps"] for row in table(run, "progress.csv")] == ["300", "400"]
+    assert precious.read_text() == "data"
