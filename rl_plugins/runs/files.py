@@ -40,13 +40,7 @@ def open_regular(path: Path) -> BinaryIO:
     OSError
         Where it is absent or may not be read.
     """
-    if path.is_symlink():
-        raise UsageError(f"{path} is a link; a run's files are files of its own directory")
-    descriptor = os.open(path, os.O_RDONLY | _NO_LINK | _NO_WAIT | _BINARY)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UsageError(f"{path} is no regular file")
-    return os.fdopen(descriptor, "rb")
+    return os.fdopen(_opened(path, os.O_RDONLY), "rb")
 
 
 def open_appending(path: Path) -> int:
@@ -62,10 +56,13 @@ def open_appending(path: Path) -> int:
     UsageError, OSError
         As :func:`open_regular`.
     """
+    return _opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+
+def _opened(path: Path, flags: int) -> int:
     if path.is_symlink():
         raise UsageError(f"{path} is a link; a run's files are files of its own directory")
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK | _NO_WAIT | _BINARY
-    descriptor = os.open(path, flags, 0o666)
+    descriptor = os.open(path, flags | _NO_LINK | _NO_WAIT | _BINARY, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UsageError(f"{path} is no regular file")
