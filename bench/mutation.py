@@ -45,6 +45,11 @@ BY_ENTRIES = (
     "More singular values are judged by their entries. They part only where a row and a column are "
     "both small by some eps of float32."
 )
+DERIVATIVE = "A setting of the solve that a derivative is. The tests of most of them are newer than this table."
+GRAPH = "The search of a graph for parameters: what is visited twice, kept alive, or a zero for nothing."
+SOLVER = (
+    "How a solver's arguments are read: none of the tests has one that would be read otherwise."
+)
 # In "file function: line -> the line in its place"; the first found is the reason.
 REASONS = {
     r"device=(\w+(\._\w)?\.)?device\b.* -> (?!.*device=(\w+(\._\w)?\.)device)": DEVICE,
@@ -66,6 +71,11 @@ REASONS = {
     r"to_boundary: |\(radius \* length\)|(claim|shift).*\.to\(None\)|small = ": ROUNDING,
     r"cg_recurrence\.py .*amping\) or True|euclidean=None|BOUNDARY and": ROUNDING,
     r"ratios = |direction = vectors|rz > 0|101 \* self|3 \* torch": GUARD,
+    r"(cg|minres|lanczos|cholesky)\.py (cg|minres|lanczos|cholesky): ": DERIVATIVE,
+    r"sphere\.py|SteihaugPath\.__init__: |LeastSquares\._differentiable: ": DERIVATIVE,
+    r"implicit\.py ": GRAPH,
+    r"_takes_damping: ": SOLVER,
+    r"\.to\(None\) if status|rise - curvature": HIDDEN,
     r"minres\.py .*(flat|patience|error|torch\.where\(last)|\._bound: ": CHOICE,
 }
 
