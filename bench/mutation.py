@@ -45,8 +45,11 @@ BY_ENTRIES = (
     "More singular values are judged by their entries. They part only where a row and a column are "
     "both small by some eps of float32."
 )
-DERIVATIVE = "A setting of the solve that a derivative is. The tests of most of them are newer than this table."
-GRAPH = "The search of a graph for parameters: what is visited twice, kept alive, or a zero for nothing."
+DERIVATIVE = (
+    "A setting of the solve that a derivative is. The tests of most of them are newer than this "
+    "table."
+)
+GRAPH = "The search of a graph for parameters: visited twice, kept alive, or a zero for nothing."
 SOLVER = (
     "How a solver's arguments are read: none of the tests has one that would be read otherwise."
 )
