@@ -10,6 +10,20 @@ from typing import Any
 from rl_plugins.errors import UsageError
 
 
+def is_qualified(name: str) -> bool:
+    """Whether a name is of the form "package.module:Class", so that looking it up imports a module.
+
+    Parameters
+    ----------
+    name
+        Any text.
+    """
+    module_name, colon, class_name = name.rpartition(":")
+    return bool(colon) and all(
+        part.isidentifier() for part in (*module_name.split("."), class_name)
+    )
+
+
 def imported(name: str) -> Any:
     """The object that "module:name" stands for.
 
@@ -21,11 +35,12 @@ def imported(name: str) -> Any:
     Raises
     ------
     UsageError
-        Where there is no such module or object.
+        Where there is no such module or object, and for a name of another form: what asks whether a
+        module may be imported, and this, read names alike.
     """
-    module, _, attribute = name.partition(":")
-    if not (module and attribute):
+    if not is_qualified(name):
         raise UsageError(f"expected module:Class, got {name!r}")
+    module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
@@ -43,18 +58,12 @@ def name_of(value: Any) -> str:
     Raises
     ------
     UsageError
-        Where it has no such name: one that is defined inside a function, or by a lambda.
+        Where it has no such name: one that is defined inside a function or a class, or by a lambda.
     """
-    name = f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', '')}"
-    found = None
-    if "<" not in name:
-        module, _, path = name.partition(":")
-        found = sys.modules.get(module)
-        for part in path.split("."):
-            found = getattr(found, part, None)
-    if found is not value:
+    module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
+    if getattr(sys.modules.get(module), name, None) is not value:
         raise UsageError(f"{value!r} cannot be found again; define it at the top of a module")
-    return name
+    return f"{module}:{name}"
 
 
 def import_all(modules: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rl_plugins.errors import UsageError, suggestion
+from rl_plugins.imports import is_qualified
 
 
 def make_optimizer(
@@ -56,20 +57,6 @@ def make_optimizer(
     except (TypeError, ValueError) as error:
         raise UsageError(f"optimizer {name!r}: {error}") from error
     return optimizer
-
-
-def is_qualified(name: str) -> bool:
-    """Whether a name is of the form "package.module:Class", so that looking it up imports a module.
-
-    Parameters
-    ----------
-    name
-        Any text.
-    """
-    module_name, colon, class_name = name.rpartition(":")
-    return bool(colon) and all(
-        part.isidentifier() for part in (*module_name.split("."), class_name)
-    )
 
 
 def _is_optimizer(value: Any) -> bool:

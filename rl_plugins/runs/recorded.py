@@ -14,8 +14,7 @@ from gymnasium import Space
 
 from rl_plugins.data.task import Task, as_task
 from rl_plugins.errors import UsageError
-from rl_plugins.imports import import_all
-from rl_plugins.parts.optimizers import is_qualified
+from rl_plugins.imports import import_all, is_qualified
 from rl_plugins.plugin import Plugin, find_plugin
 from rl_plugins.runs.checkpoint import (
     BEST,

@@ -345,9 +345,10 @@ def test_a_changed_config_is_refused_or_harmless(accept, count, run, evil, capsy
 @pytest.mark.parametrize(
     "value", ["evil:Adam", " evil:Adam", "evil:Adam ", "évil:Adam", "evil:A:B"]
 )
+@pytest.mark.parametrize("setting", ["optimizer", "body"])
 @pytest.mark.parametrize("where", ["run", "config"])
 def test_no_setting_of_a_file_imports_a_module(
-    where, value, has_checkpoint, originals, tmp_path, evil
+    where, setting, value, has_checkpoint, originals, tmp_path, evil
 ):
     """Also before the first checkpoint, where no digest says that the settings were changed."""
     run = shutil.copytree(originals / "ppo", tmp_path / "run")
@@ -356,8 +357,8 @@ def test_no_setting_of_a_file_imports_a_module(
     if not has_checkpoint:
         for name in ("checkpoint.pt", "best.pt"):
             (run / name).unlink()
-    del config["config"]["optimizer"]
-    changed = {**config, where: {**config[where], "optimizer": value}}
+    del config["config"][setting]
+    changed = {**config, where: {**config[where], setting: value}}
     cases = [changed]
     cases += [{**config, "task": "evil:X-v0"}, {**config, "algorithm": "evil:X"}]
     for name, named in (("wrappers", "evil:X"), ("imports", "evil"), ("callbacks", "evil:X")):
