@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table as RichTable
-from scipy.stats import bootstrap, trim_mean
 
-from rl_plugins.errors import UsageError
-from rl_plugins.runs.files import read_json, replace_whole
-from rl_plugins.runs.recorded import shown_task
-from rl_plugins.runs.tables import numbers, read_rows
+from rl_plugins.runs.curve import save_figure
+from rl_plugins.runs.evaluated import Column, Runs, group_runs
 
 LEVEL = 0.95
 RESAMPLES = 2_000
-Column = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -62,6 +56,9 @@ def interquartile_mean(values: Column) -> Estimate:
     Source: Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice",
     2021, section 4.3. scipy's bootstrap, percentile method, of a fixed seed.
     """
+    # Imported here: it takes longer than the start of most commands.
+    from scipy.stats import bootstrap, trim_mean
+
     middle = float(trim_mean(values, 0.25))
     if len(values) < 2 or np.ptp(values) == 0:
         bound = middle if len(values) > 1 else float("nan")
@@ -79,62 +76,15 @@ def interquartile_mean(values: Column) -> Estimate:
     return Estimate(middle, float(interval.low), float(interval.high), len(values))
 
 
-@dataclass(frozen=True)
-class Runs:
-    """The runs of one algorithm on one task: steps and returns of each one's evaluations."""
-
-    task: str
-    algorithm: str
-    curves: list[tuple[Column, Column]]
-
-    @property
-    def last(self) -> Estimate:
-        """Of the last evaluation of each."""
-        return interquartile_mean(np.array([returns[-1] for _, returns in self.curves]))
-
-    @property
-    def best(self) -> Estimate:
-        """Of the best evaluation of each."""
-        return interquartile_mean(np.array([returns.max() for _, returns in self.curves]))
-
-    def on_grid(self) -> tuple[Column, list[Estimate]]:
-        """Steps that all of them reached, and the mean over the runs at each."""
-        last = min(steps[-1] for steps, _ in self.curves)
-        grid = next(steps for steps, _ in self.curves if steps[-1] == last)
-        values = np.stack([np.interp(grid, steps, returns) for steps, returns in self.curves])
-        return grid, [interquartile_mean(column) for column in values.T]
-
-
 def read_runs(paths: Sequence[Path]) -> list[Runs]:
-    """Run directories by task and algorithm, in the order of the names. Tasks of one name that were
-    made with other arguments or wrappers are other tasks.
+    """Run directories by task and algorithm, in the order of the names: see :func:`group_runs`.
 
     Parameters
     ----------
     paths
         Their directories.
-
-    Raises
-    ------
-    UsageError
-        Where one holds no run, or none of them has been evaluated.
     """
-    if not paths:
-        raise UsageError("name at least one run directory")
-    found: dict[tuple[str, str], list[tuple[Column, Column]]] = defaultdict(list)
-    for path in paths:
-        config = read_json(path, "config.json")
-        names = (config.get("task"), config.get("algorithm"))
-        if not all(isinstance(name, str) for name in names):
-            raise UsageError(f"{path / 'config.json'} is damaged: it holds no run")
-        table = path / "evaluations.csv"
-        steps, returns = numbers(read_rows(table), table, "steps", "mean_return")
-        if steps:
-            key = (shown_task(config), str(config["algorithm"]))
-            found[key].append((np.array(steps), np.array(returns)))
-    if not found:
-        raise UsageError("none of the runs has been evaluated yet: there is nothing to compare")
-    return [Runs(*names, curves) for names, curves in sorted(found.items())]
+    return sorted(group_runs(paths), key=lambda each: (each.task, each.algorithm))
 
 
 def compare_runs(paths: Sequence[Path], out: Path | None = None) -> RichTable:
@@ -155,13 +105,15 @@ def compare_runs(paths: Sequence[Path], out: Path | None = None) -> RichTable:
     runs = read_runs(paths)
     table = RichTable("task", "algorithm", "seeds", "last return", "best return", "steps")
     for each in runs:
+        last = np.array([returns[-1] for _, returns in each.curves])
+        best = np.array([returns.max() for _, returns in each.curves])
         steps = max(steps[-1] for steps, _ in each.curves)
         table.add_row(
             each.task,
             each.algorithm,
             str(len(each.curves)),
-            str(each.last),
-            str(each.best),
+            str(interquartile_mean(last)),
+            str(interquartile_mean(best)),
             f"{steps:,.0f}",
         )
     table.caption = f"interquartile mean over seeds [{LEVEL:.0%} bootstrap interval]"
@@ -180,7 +132,8 @@ def _draw(runs: list[Runs], out: Path) -> None:
     panels = dict(zip(tasks, figure.subplots(rows, columns, squeeze=False).flat, strict=False))
     for each in runs:
         panel = panels[each.task]
-        grid, estimates = each.on_grid()
+        grid, values = each.on_grid()
+        estimates = [interquartile_mean(column) for column in values.T]
         label = f"{each.algorithm} ({len(each.curves)})"
         (line,) = panel.plot(grid, [e.value for e in estimates], marker="o", label=label)
         if len(each.curves) > 1:
@@ -193,8 +146,4 @@ def _draw(runs: list[Runs], out: Path) -> None:
         panel.legend(title="algorithm (seeds)")
     for empty in figure.axes[len(tasks) :]:
         empty.set_visible(False)
-    try:
-        form = out.suffix[1:] or "png"
-        replace_whole(out, lambda file: figure.savefig(file, dpi=150, format=form))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot draw into {out}: {error}") from error
+    save_figure(figure, out)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rl_plugins.errors import UsageError
-from rl_plugins.runs.files import read_json, replace_whole
-from rl_plugins.runs.recorded import shown_task
+from rl_plugins.runs.evaluated import Column, group_runs
+from rl_plugins.runs.files import replace_whole
 from rl_plugins.runs.tables import numbers, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Column = NDArray[np.float64]
+    from matplotlib.figure import Figure
 
 
 def draw_curve(run: Path, out: Path, title: str) -> None:
@@ -68,25 +65,12 @@ def draw_curves(runs: Sequence[Path], out: Path) -> None:
     UsageError
         Where a directory holds no run, none has been evaluated, or the picture cannot be written.
     """
-    if not runs:
-        raise UsageError("name at least one run directory to plot")
-    curves: dict[str, list[tuple[Column, Column]]] = defaultdict(list)
-    for run in runs:
-        config = read_json(run, "config.json")
-        if not {"algorithm", "task"} <= config.keys():
-            raise UsageError(f"{run / 'config.json'} is damaged: it holds no run")
-        steps, returns = _columns(run / "evaluations.csv", "steps", "mean_return")
-        if len(steps):
-            curves[f"{config['algorithm']} on {shown_task(config)}"].append((steps, returns))
-    if not curves:
-        raise UsageError("none of the runs has been evaluated yet: there is nothing to draw")
+    groups = group_runs(runs)
     axes = _axes("evaluation, mode of the policy: mean, least and greatest run")
-    for name, seeds in curves.items():
-        # Only the steps that all of them have reached, where the shortest run was evaluated.
-        last = min(steps[-1] for steps, _ in seeds)
-        grid = next(steps for steps, _ in seeds if steps[-1] == last)
-        values = np.stack([np.interp(grid, steps, returns) for steps, returns in seeds])
-        count = f"{len(seeds)} run{'s' * (len(seeds) > 1)}"
+    for each in groups:
+        grid, values = each.on_grid()
+        name = f"{each.algorithm} on {each.task}"
+        count = f"{len(values)} run{'s' * (len(values) > 1)}"
         (line,) = axes.plot(grid, values.mean(axis=0), marker="o", label=f"{name} ({count})")
         axes.fill_between(
             grid, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2
@@ -110,6 +94,24 @@ def _save(axes: Axes, out: Path) -> None:
     axes.legend()
     figure = axes.get_figure(root=True)
     assert figure is not None
+    save_figure(figure, out)
+
+
+def save_figure(figure: Figure, out: Path) -> None:
+    """Write a figure, whole or not at all.
+
+    Parameters
+    ----------
+    figure
+        The figure.
+    out
+        The picture; its format is that of the suffix.
+
+    Raises
+    ------
+    UsageError
+        Where it cannot be written.
+    """
     try:
         # The format is named: matplotlib would add a suffix to a name that has none.
         form = out.suffix[1:] or "png"
