@@ -31,7 +31,7 @@ from rl_plugins.commands import (
     Train,
     Watch,
 )
-from rl_plugins.errors import DamageWarning, ExperienceError, UsageError
+from rl_plugins.errors import DamageWarning, ExperienceError, UsageError, one_line
 from rl_plugins.plugin import find_plugin, registered_plugins
 from rl_plugins.runs import (
     Run,
@@ -59,8 +59,7 @@ class PatientConsole(Console):
     def on_broken_pipe(self) -> None:
         """Go on in silence; rich would end the program."""
         self.quiet = True
-        # What is buffered would fail again when Python flushes it at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain(error)
             return FAILURE_STATUS
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return FAILURE_STATUS
         except OSError as error:
             _complain(error)  # a full disk, a directory that is gone
@@ -108,8 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = shown
 
 
+def _drop_output() -> None:
+    # What is buffered would fail again when Python flushes it at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(error: Exception) -> None:
-    print(f"rl-plugins: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"rl-plugins: {one_line(error)}", file=sys.stderr)
 
 
 def _show_warning(
@@ -259,12 +263,12 @@ def _parse(target: Any, arguments: list[str], prog: str, **options: Any) -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UsageError(_one_line(report.getvalue())) from None
+        raise UsageError(_unframed(report.getvalue())) from None
     except (ValueError, OverflowError) as error:  # of a settings dataclass that checks itself
-        raise UsageError(" ".join(str(error).split())) from None
+        raise UsageError(one_line(error)) from None
 
 
-def _one_line(report: str) -> str:
+def _unframed(report: str) -> str:
     # tyro draws a frame with the title on top, and rules between paragraphs; on a terminal without
     # box-drawing characters no frame, and rules of dashes.
     lines = [line.strip("│ ") for line in report.splitlines() if not line.startswith(("╭", "╰"))]

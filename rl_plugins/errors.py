@@ -18,6 +18,17 @@ class DamageWarning(UserWarning):
     """A file of a run is damaged, and another one was taken in its place."""
 
 
+def one_line(error: BaseException) -> str:
+    """The text of an error without its line breaks, or its kind where it has none.
+
+    Parameters
+    ----------
+    error
+        Any.
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?``, or the list of the known names.
 

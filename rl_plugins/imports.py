@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from rl_plugins.errors import UsageError
+from rl_plugins.errors import UsageError, one_line
 
 
 def is_qualified(name: str) -> bool:
@@ -87,5 +87,5 @@ def _import(module: str) -> None:
     try:
         importlib.import_module(module)
     except Exception as error:  # a module is any code
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise UsageError(f"cannot import {module!r}: {type(error).__name__}: {text}") from error

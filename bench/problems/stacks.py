@@ -1,7 +1,7 @@
 """Losses and networks as people train them, at a size at which twenty steps of anything are quick.
 
 A :class:`Stack` names what an optimizer needs of one: the network, its batches, the loss, the
-likelihood. Those that need a library of their own import it when they are asked for.
+likelihood. Those of libraries are in ``library_stacks``.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from gymnasium.vector import (
 
 from rl_plugins.data.guarded import Guarded
 from rl_plugins.data.masks import ChoiceLeft, MaskedObservation
-from rl_plugins.data.mujoco_warnings import quieten_mujoco
 from rl_plugins.data.task import Task, as_task
 from rl_plugins.data.task_check import TaskCheck, check_task
 from rl_plugins.data.workers import fault
@@ -81,7 +80,6 @@ def make_environments(
         raise UsageError(f"environments must be at least 1, got {count}")
     if backend is Backend.ENVPOOL:
         return _envpool(task, count, seed)
-    quieten_mujoco()
     make = partial(_make, task, masked=(found or check_task(task)).choices)
     if backend is Backend.ASYNC:
         # Not shared memory: it cannot hold spaces of every kind.
@@ -99,13 +97,15 @@ def make_environments(
     return SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
-def make_one(task: Task, **options: Any) -> gym.Env[Any, Any]:
+def make_one(task: Task, *, found: TaskCheck | None = None, **options: Any) -> gym.Env[Any, Any]:
     """One copy, with the mask in its observations where the task hands one out.
 
     Parameters
     ----------
     task
         A task that makes its copies.
+    found
+        The result of :func:`check_task`; None: the task is checked here.
     **options
         Further arguments of its constructor, such as ``render_mode``.
 
@@ -114,8 +114,7 @@ def make_one(task: Task, **options: Any) -> gym.Env[Any, Any]:
     UsageError
         As :func:`make_environments` does.
     """
-    quieten_mujoco()
-    return _make(task, masked=check_task(task).choices, **options)
+    return _make(task, masked=(found or check_task(task)).choices, **options)
 
 
 class SeededWhenMade(VectorWrapper):

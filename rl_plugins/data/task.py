@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
-from rl_plugins.errors import UsageError
+from rl_plugins.errors import UsageError, one_line
 from rl_plugins.imports import imported
 
 Constructor = Callable[..., gym.Env[Any, Any]]
@@ -82,7 +82,7 @@ class Task:
         except (UsageError, KeyboardInterrupt):
             raise
         except BaseException as error:  # SystemExit too: a task is any code
-            text = " ".join(str(error).split()) or type(error).__name__
+            text = one_line(error)
             raise UsageError(
                 f"cannot make the task {self.name!r}: {text}{_hint(error, options)}"
             ) from error

@@ -21,7 +21,7 @@ from rl_plugins.data.guarded import Guarded
 from rl_plugins.data.masks import flat_mask
 from rl_plugins.data.mujoco_warnings import quieten_mujoco
 from rl_plugins.data.task import Task
-from rl_plugins.errors import ExperienceError, UsageError
+from rl_plugins.errors import ExperienceError, UsageError, one_line
 from rl_plugins.policies.spaces import ACTION_MASK
 
 
@@ -63,7 +63,7 @@ def check_task(task: Task) -> TaskCheck:
     except ExperienceError as error:
         raise UsageError(f"{task.name!r}: {error}") from error
     except BaseException as error:  # SystemExit too: a task is any code
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(error)
         raise UsageError(
             f"the task {task.name!r} breaks Gymnasium's interface: {type(error).__name__}: {text}"
         ) from error

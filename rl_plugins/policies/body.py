@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_plugins.errors import UsageError
+from rl_plugins.errors import UsageError, one_line
 from rl_plugins.policies.networks import mlp
 
 MakeBody = Callable[[int, Mapping[str, tuple[int, int, int]]], nn.Module]
@@ -85,7 +85,7 @@ def _made(
         body = make_body(vector, images)
     except TypeError as error:
         raise UsageError(
-            f"a body is made by a function of (width, images): {' '.join(str(error).split())}"
+            f"a body is made by a function of (width, images): {one_line(error)}"
         ) from error
     if not isinstance(body, nn.Module):
         raise UsageError(f"a body must be a torch.nn.Module, got {type(body).__name__}")
@@ -102,7 +102,7 @@ def _width(body: nn.Module, vector: int, images: Mapping[str, tuple[int, int, in
         with torch.no_grad():
             found = body(example)
     except (RuntimeError, TypeError, ValueError, LookupError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error)[:200]
         raise UsageError(f"the body fails on two observations of zeros: {text}") from error
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

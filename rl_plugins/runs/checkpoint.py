@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_plugins.errors import DamageWarning, ExperienceError, UsageError
+from rl_plugins.errors import DamageWarning, ExperienceError, UsageError, one_line
 from rl_plugins.runs.files import keep_as, open_regular, replace_whole
 
 LAST, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
@@ -152,7 +152,7 @@ def _load(file: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read {file}: {error.strerror or error}") from error
     except Exception as error:
         # Whatever torch, pickle or zipfile raise for bytes that a stranger or a bad disk wrote.
-        text = " ".join(str(error).split())[:200] or type(error).__name__
+        text = one_line(error)[:200]
         raise UsageError(f"{file} is damaged: {text}") from error
     return state
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rl_plugins.errors import UsageError
+from rl_plugins.errors import UsageError, one_line
 
 UNFINISHED = ".part"
 DEEPEST = 100
@@ -171,7 +171,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # ValueError: also an int of 5,000 digits
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{path / name} is damaged: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path / name} is damaged: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path / name} is damaged: expected a JSON object")
     if _is_deeper(content, DEEPEST):

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from rl_plugins.data.environments import make_one
 from rl_plugins.data.task import Task
+from rl_plugins.data.task_check import check_task
 from rl_plugins.data.workers import fault
-from rl_plugins.errors import UsageError
+from rl_plugins.errors import UsageError, one_line
 from rl_plugins.runs.agent import Agent
 from rl_plugins.runs.callbacks import Moment
 from rl_plugins.runs.evaluation import Evaluation
@@ -83,7 +84,7 @@ def watch_run(
         if out is not None and frames is not None:
             write_film(frames, out, environment.metadata.get("render_fps", FRAMES_PER_SECOND))
     except gym.error.DependencyNotInstalled as error:
-        raise UsageError(f"the task cannot be shown: {' '.join(str(error).split())}") from error
+        raise UsageError(f"the task cannot be shown: {one_line(error)}") from error
     finally:
         environment.close()
     returns, lengths, cut = zip(*played, strict=True)
@@ -113,13 +114,14 @@ class FilmEvaluations:
             raise UsageError("a vector environment cannot be filmed; pass a task that is copied")
         _draw_without_display()
         self._task, self._seed, self._step_limit = task.evaluated, seed, step_limit
+        self._found = check_task(self._task)
         environment = self._made()
         environment.reset(seed=seed)
         _picture(environment)
         environment.close()
 
     def _made(self) -> gym.Env[Any, Any]:
-        return make_one(self._task, render_mode="rgb_array")
+        return make_one(self._task, found=self._found, render_mode="rgb_array")
 
     def on_evaluation(self, moment: Moment) -> None:
         """See :class:`rl_plugins.Callback`.
@@ -228,5 +230,5 @@ def write_film(frames: Sequence[NDArray[np.uint8]], out: Path, rate: float) -> N
             content = imageio.imwrite("<bytes>", np.stack(frames), extension=out.suffix, **options)
         replace_whole(out, lambda file: file.write(content))
     except (OSError, ValueError, ImportError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise UsageError(f"cannot write the film {out}: {text}") from error

@@ -16,7 +16,7 @@ from rl_plugins.data.environments import make_environments
 from rl_plugins.data.task import Task
 from rl_plugins.data.task_check import check_task
 from rl_plugins.data.workers import close
-from rl_plugins.errors import UsageError
+from rl_plugins.errors import UsageError, one_line
 from rl_plugins.plugin import Plugin
 from rl_plugins.runs.agent import Agent
 from rl_plugins.runs.callbacks import Callbacks
@@ -148,7 +148,7 @@ def _start_from(
     try:
         adopt(source["agent"])
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error)[:200]
         raise UsageError(
             f"the run to start from has other networks than this one, for {observed} and {acted}: "
             f"{text}"

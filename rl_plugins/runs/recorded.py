@@ -13,7 +13,7 @@ import torch
 from gymnasium import Space
 
 from rl_plugins.data.task import Task, as_task
-from rl_plugins.errors import UsageError
+from rl_plugins.errors import UsageError, one_line
 from rl_plugins.imports import import_all, is_qualified
 from rl_plugins.plugin import Plugin, find_plugin
 from rl_plugins.runs.checkpoint import (
@@ -243,7 +243,7 @@ def built(
     try:
         return plugin.build(observed, acted, config, generator)
     except (MemoryError, OverflowError, RuntimeError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         # torch has a plain RuntimeError for them.
         if isinstance(error, RuntimeError) and not re.search("memory|overflow|too large", text):
             raise

@@ -33,8 +33,7 @@ class Table:
     """
 
     def __init__(self, path: Path, keep: Callable[[Row, int], bool]) -> None:
-        columns = _drop_rows(path, keep) if path.exists() or path.is_symlink() else []
-        self.rows = len(read_rows(path)) if columns else 0
+        columns, self.rows = _drop_rows(path, keep) if os.path.lexists(path) else ([], 0)
         self._path = path
         self._file = os.fdopen(open_appending(path), "a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, columns) if columns else None
@@ -155,11 +154,12 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return columns, rows
 
 
-def _drop_rows(path: Path, keep: Callable[[Row, int], bool]) -> list[str]:
+def _drop_rows(path: Path, keep: Callable[[Row, int], bool]) -> tuple[list[str], int]:
+    """The columns, and the number of rows that stay."""
     columns, rows = _read(path)
     kept = [row for number, row in enumerate(rows) if keep(row, number)]
     if not columns:
-        return []
+        return [], 0
 
     def write(file: Any) -> None:
         text = io.StringIO(newline="")
@@ -169,7 +169,7 @@ def _drop_rows(path: Path, keep: Callable[[Row, int], bool]) -> list[str]:
         file.write(text.getvalue().encode("utf-8"))
 
     replace_whole(path, write)
-    return columns
+    return columns, len(kept)
 
 
 def _cell(value: Any) -> Any:
