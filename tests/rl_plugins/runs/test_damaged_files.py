@@ -21,6 +21,7 @@ import torch
 from rl_plugins import UsageError, evaluate_run, load, resume, train
 from rl_plugins.cli import main
 from rl_plugins.runs.checkpoint import _checksum, load_checkpoint
+from tests.rl_plugins.runs.same_runs import assert_same
 
 TINY: dict[str, Any] = {
     "total_steps": 60, "environments": 2, "rollout_length": 10, "hidden_sizes": (4,),
@@ -82,22 +83,6 @@ def evil(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(place))
     monkeypatch.chdir(place)
     return "evil"
-
-
-def assert_same(first, second):
-    if isinstance(first, torch.Tensor):
-        assert first.dtype == second.dtype
-        assert torch.equal(first, second)
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, (list, tuple)):
-        for a, b in zip(first, second, strict=True):
-            assert_same(a, b)
-    else:
-        assert type(first) is type(second)
-        assert first == second or (first != first and second != second)
 
 
 def mutated_bytes(content: bytes, draw: random.Random) -> bytes:

@@ -1,6 +1,5 @@
 """A run goes on with more steps or on another task, and ends where a rule says so."""
 
-import csv
 import json
 import os
 from importlib.metadata import EntryPoint
@@ -19,6 +18,7 @@ from rl_plugins.errors import DamageWarning
 from rl_plugins.plugin import find_plugin
 from rl_plugins.runs import RunOutcome, callbacks
 from rl_plugins.runs.checkpoint import load_checkpoint
+from tests.rl_plugins.runs.same_runs import untimed
 
 QUICK: dict[str, Any] = {
     "total_steps": 400, "environments": 2, "rollout_length": 50, "hidden_sizes": (8,),
@@ -47,9 +47,7 @@ class Corner(gym.Env):
 
 
 def table(run, name):
-    with (run.directory / name).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+    return untimed(run.directory / name)
 
 
 def weights(path):

@@ -1,6 +1,5 @@
 """A run that is killed, anywhere and more than once, is the run that was not, once resumed."""
 
-import csv
 import json
 import os
 import random
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rl_plugins import resume, train
 from rl_plugins.runs.checkpoint import load_checkpoint
+from tests.rl_plugins.runs.same_runs import assert_same, untimed
 
 SETTINGS: dict[str, Any] = {
     "total_steps": 240, "environments": 2, "rollout_length": 20, "hidden_sizes": (4,), "seed": 3,
@@ -145,26 +144,6 @@ def whole(driver, tmp_path_factory):
         assert answer["code"] == 0
         found[case] = (place / case, answer["seconds"], int(driver.passed.read_text()))
     return found
-
-
-def untimed(path):
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
-
-
-def assert_same(first, second):
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, (list, tuple)):
-        for a, b in zip(first, second, strict=True):
-            assert_same(a, b)
-    else:
-        assert first == second
 
 
 def assert_same_run(first, second):

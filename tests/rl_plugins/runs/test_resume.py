@@ -1,6 +1,5 @@
 """A run that was killed and resumed is the run that was not."""
 
-import csv
 import json
 from typing import Any
 
@@ -12,6 +11,7 @@ from rl_plugins.errors import DamageWarning
 from rl_plugins.plugin import find_plugin
 from rl_plugins.runs import RunOutcome, resume
 from rl_plugins.runs.directory import RunDirectory, load_checkpoint
+from tests.rl_plugins.runs.same_runs import assert_same, untimed
 
 ON_POLICY: dict[str, Any] = {
     "total_steps": 800, "environments": 2, "rollout_length": 50, "hidden_sizes": (8,),
@@ -31,26 +31,6 @@ CASES = [
     ("ddpg", "Pendulum-v1", {**OFF_POLICY, "noise": "ornstein-uhlenbeck"}),
     ("td3", "Pendulum-v1", OFF_POLICY),
 ]  # fmt: skip
-
-
-def untimed(path):
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
-
-
-def assert_same(first, second):
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, (list, tuple)):
-        for a, b in zip(first, second, strict=True):
-            assert_same(a, b)
-    else:
-        assert first == second
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A signal ends a run in good order, and it goes on from there or from the checkpoint before."""
 
-import csv
 import json
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from rl_plugins import UsageError, resume, train
 from rl_plugins.runs import RunOutcome, callbacks
 from rl_plugins.runs.checkpoint import load_checkpoint
 from rl_plugins.runs.interruption import signals_as_request
+from tests.rl_plugins.runs.same_runs import untimed
 
 
 @pytest.fixture(autouse=True)
@@ -30,12 +30,6 @@ QUICK: dict[str, Any] = {
     "total_steps": 1200, "environments": 2, "rollout_length": 50, "hidden_sizes": (8,),
     "evaluations": 0, "evaluation_episodes": 2, "checkpoints": 1,
 }  # fmt: skip
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        table = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if "second" not in k} for row in table]
 
 
 class Ask(callbacks.Callback):
@@ -97,7 +91,7 @@ def test_unasked_a_run_goes_on_from_the_planned_checkpoint_bitwise(steps, whole,
     run = train("trpo", "CartPole-v1", run_dir=tmp_path / "x", callbacks=[ask], **QUICK)
     assert resume(run.directory).outcome is RunOutcome.FINISHED
     for name in ("progress.csv", "evaluations.csv"):
-        assert rows(run.directory / name) == rows(whole / name)
+        assert untimed(run.directory / name) == untimed(whole / name)
 
 
 def test_what_the_caller_ignores_stays_ignored(tmp_path):
